@@ -1,0 +1,74 @@
+"""memfold: train any network inside a memory budget.
+
+import memfold
+
+model = memfold.compress(model, "stable_rps", ratio=0.01)
+...  # any training loop
+memfold.save(model, "small.safetensors")
+"""
+
+from collections.abc import Callable, Iterable
+
+from torch import Tensor, nn
+
+from memfold.artifact import load, save
+from memfold.errors import InputError
+from memfold.memory import Footprint, footprint
+from memfold.strategies import Context, Strategy, densify, strategy_names
+
+__all__ = [
+    "Footprint",
+    "InputError",
+    "Strategy",
+    "compress",
+    "densify",
+    "footprint",
+    "load",
+    "save",
+    "strategies",
+]
+
+
+def compress(
+    model: nn.Module,
+    strategy: str | Strategy,
+    *,
+    ratio: float | None = None,
+    budget_bytes: int | None = None,
+    seed: int | None = None,
+    data: Iterable[tuple[Tensor, Tensor]] | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    **options: object,
+) -> nn.Module:
+    """Make a model small, in place, before its optimizer (and DDP) exist.
+
+    Args:
+        model: Any module, on any one device, in one dtype.
+        strategy: A name from `strategies()`, or a built strategy with all of its options.
+        ratio: Stored learned values over compressible weights, in (0, 1]; 0.1 by default.
+        budget_bytes: Stored bytes of the whole model, instead of `ratio`.
+        seed: Everything random derives from it; 0 by default.
+        data: Batches of (input, target), for strategies that look at data.
+        loss: (output, target) -> scalar, for the same.
+        **options: Fields of the strategy, for example `exclude=["head"]`.
+
+    Returns:
+        The same object.
+
+    Raises:
+        InputError: Unknown strategy or option, a value out of range, or a model that the strategy
+            cannot compress. The model is then unchanged.
+    """
+    given = {"ratio": ratio, "budget_bytes": budget_bytes, "seed": seed, **options}
+    given = {key: value for key, value in given.items() if value is not None}
+    if isinstance(strategy, str):
+        strategy = Strategy.from_dict({"name": strategy, **given})
+    elif given:
+        raise InputError(f"{', '.join(given)}: give options by name or in the strategy, not both")
+    strategy.compress(model, Context(data, loss))
+    return model
+
+
+def strategies() -> tuple[str, ...]:
+    """Return the names of all strategies."""
+    return strategy_names()

@@ -1,0 +1,20 @@
+"""Seeds that depend on names and numbers alone, never on the process."""
+
+import hashlib
+
+__all__ = ["derive_seed"]
+
+
+def derive_seed(*parts: int | str) -> int:
+    """Hash `parts` into a seed in [0, 2**63).
+
+    Python's own `hash` differs between processes (PYTHONHASHSEED), so mappings, splits and
+    shuffles derive their seeds here: the same parts give the same seed on every rank, machine
+    and run.
+
+    Args:
+        parts: For example `(seed, "rotation", tensor_name)`. 1 and "1" are different parts.
+    """
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
