@@ -1,0 +1,162 @@
+"""Count bytes: what a model stores, what training keeps resident, what a step needs at its peak."""
+
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from memfold.strategies.accounting import state_tensors, tensor_bytes, unique_tensors
+from memfold.strategies.base import Compression, compression_of
+
+__all__ = ["Footprint", "PeakMeter", "footprint", "grad_sync_bytes", "train_state_bytes"]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that have to be stored to rebuild the inference function."""
+
+    dense_bytes: int
+    """The whole dense model: parameters and persistent buffers, each tensor once."""
+    value_bytes: int
+    """Learned values in place of the compressible weights."""
+    index_bytes: int
+    """Masks, indices, scales and seeds."""
+    untouched_bytes: int
+    """Everything else: biases, norms, buffers, excluded weights."""
+    stored_bytes: int
+    """Values, indices and untouched tensors together."""
+    ratio: float
+    """Stored learned values over compressible weights, as counts: the papers' meaning."""
+    stored_ratio: float
+    """Stored bytes over dense bytes: the honest one."""
+    num_weights: int
+    """Compressible weights of the dense model, n."""
+    num_values: int
+    """Learned values stored in their place, m."""
+
+    def to_dict(self) -> dict[str, int | float]:
+        """Return all fields by name."""
+        return asdict(self)
+
+
+def footprint(model: nn.Module) -> Footprint:
+    """Count the bytes that a model stores.
+
+    A model that no strategy has seen counts as dense, and all of its tensors as untouched.
+
+    Args:
+        model: A compressed model, or one that holds compressed models.
+    """
+    parts = _compressions(model)
+    owned: set[str] = set()
+    for prefix, part in parts:
+        owned |= {prefix + name for name in part.owned_names()}
+    untouched = tensor_bytes(state_tensors(model, leave_out=owned).values())
+    values = sum(part.value_bytes for _, part in parts)
+    indices = sum(part.index_bytes for _, part in parts)
+    stored = values + indices + untouched
+    dense = untouched + sum(_dense_weight_bytes(part) for _, part in parts)
+    num_weights = sum(part.num_weights for _, part in parts)
+    num_values = sum(part.num_values for _, part in parts)
+    return Footprint(
+        dense_bytes=dense,
+        value_bytes=values,
+        index_bytes=indices,
+        untouched_bytes=untouched,
+        stored_bytes=stored,
+        ratio=num_values / num_weights if num_weights else 1.0,
+        stored_ratio=stored / dense if dense else 1.0,
+        num_weights=num_weights,
+        num_values=num_values,
+    )
+
+
+def train_state_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:
+    """Count everything resident that is proportional to the model: bytes, each storage once.
+
+    Parameters, buffers (persistent or not), gradients as they are now, optimizer state, and what
+    a strategy keeps beside them. Call it after an optimizer step, before gradients are dropped.
+    """
+    tensors: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
+    tensors += [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
+    if optimizer is not None:
+        tensors += _optimizer_tensors(optimizer)
+    counted = tensor_bytes(tensor for _, tensor in unique_tensors(tensors))
+    return counted + sum(part.index_bytes for _, part in _compressions(model))
+
+
+def grad_sync_bytes(model: nn.Module) -> int:
+    """Count the bytes of gradients that DDP reduces in one step, on any number of ranks."""
+    return tensor_bytes(
+        parameter
+        for _, parameter in unique_tensors(model.named_parameters())
+        if parameter.requires_grad
+    )
+
+
+class PeakMeter:
+    """Peak memory since `start`.
+
+    On CUDA, the allocator's own peak. On the CPU, the largest resident size of the process above
+    what it was at `start`; where the system cannot reset that peak (outside Linux), memory that
+    was freed before `start` may hide a smaller later peak.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._baseline = 0
+
+    def start(self) -> None:
+        """Reset the peak and take the baseline."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._baseline = 0
+            return
+        with suppress(OSError):
+            # Resets VmHWM, the high-water mark (proc(5)).
+            Path("/proc/self/clear_refs").write_text("5")
+        self._baseline = psutil.Process().memory_info().rss
+
+    def peak_bytes(self) -> int:
+        """Return the peak so far, in bytes."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        return max(0, _resident_peak() - self._baseline)
+
+
+def _resident_peak() -> int:
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def _compressions(model: nn.Module) -> list[tuple[str, Compression]]:
+    found = []
+    for path, module in model.named_modules():
+        part = compression_of(module)
+        if part is not None:
+            found.append((f"{path}." if path else "", part))
+    return found
+
+
+def _dense_weight_bytes(part: Compression) -> int:
+    if part.num_values == part.num_weights:
+        return part.value_bytes
+    return part.num_weights * part.dtype.itemsize
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    for state in optimizer.state.values():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                yield str(key), value

@@ -1,0 +1,275 @@
+"""What every strategy is: options, a registry, and the state it leaves on a model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from dataclasses import asdict, dataclass, fields
+from math import prod
+from numbers import Integral, Real
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from memfold.errors import InputError
+from memfold.strategies.selection import CompressibleWeight, select_weights
+
+__all__ = [
+    "Compression",
+    "Context",
+    "Strategy",
+    "compression_of",
+    "densify",
+    "strategy_class",
+    "strategy_names",
+]
+
+DEFAULT_RATIO = 0.1
+_STATE = "_memfold_compression"
+_REGISTRY: dict[str, type["Strategy"]] = {}
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a strategy may look at while it compresses a model."""
+
+    data: Iterable[tuple[Tensor, Tensor]] | None = None
+    """Batches of (input, target); only data-informed strategies need them."""
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    """(output, target) -> scalar."""
+
+
+class Compression(ABC):
+    """The state that a strategy leaves on a model: what replaces the compressible weights.
+
+    It hangs on the root module as a plain attribute, so that `copy.deepcopy` and pickling take it
+    along. Everything that it trains or stores is registered on the root or returned by `packed`.
+    """
+
+    def __init__(
+        self, strategy: "Strategy", model: nn.Module, weights: tuple[CompressibleWeight, ...]
+    ) -> None:
+        self.strategy = strategy
+        self.model = model
+        self.names: list[str] = [weight.name for weight in weights]
+        self.shapes: list[torch.Size] = [weight.shape for weight in weights]
+
+    @property
+    def num_weights(self) -> int:
+        """Number n of compressible weights."""
+        return sum(prod(shape) for shape in self.shapes)
+
+    @property
+    @abstractmethod
+    def num_values(self) -> int:
+        """Number of learned values stored in their place."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Dtype in which the values are held."""
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of the learned values."""
+        return self.num_values * self.dtype.itemsize
+
+    @property
+    @abstractmethod
+    def index_bytes(self) -> int:
+        """Bytes of everything else needed to rebuild the weights: masks, indices, scales, seeds."""
+
+    @abstractmethod
+    def owned_names(self) -> frozenset[str]:
+        """State-dict names that hold the compressed weights; all others are untouched."""
+
+    @abstractmethod
+    def packed(self) -> dict[str, Tensor]:
+        """Tensors that an artifact stores: `value_bytes + index_bytes` bytes in all."""
+
+    @abstractmethod
+    def unpack(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `packed` returned.
+
+        Raises:
+            InputError: A tensor is missing or has another shape.
+        """
+
+    @abstractmethod
+    def restore_dense(self) -> None:
+        """Put plain dense parameters back, in place, and leave no trace of the compression."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy(ABC):
+    """What makes a model small. Subclasses register themselves: `class X(Strategy, name="x")`."""
+
+    ratio: float | None = None
+    """Stored learned values over compressible weights, in (0, 1]; 0.1 when no budget is given."""
+    budget_bytes: int | None = None
+    """Stored bytes of the whole model, instead of `ratio`."""
+    seed: int = 0
+    """Everything random derives from it."""
+    include: tuple[str, ...] = ("*",)
+    """Glob patterns of the tensors or modules to compress."""
+    exclude: tuple[str, ...] = ()
+    """Glob patterns of the tensors or modules to leave untouched."""
+    min_size: int = 0
+    """Tensors with fewer elements are left untouched."""
+
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, name: str | None = None) -> None:
+        """Register a concrete strategy under `name`; abstract families give none."""
+        super().__init_subclass__()
+        if name is None:
+            return
+        known = _REGISTRY.get(name)
+        if known is not None and known.__qualname__ != cls.__qualname__:
+            raise TypeError(f"strategy {name!r} is registered twice: {known} and {cls}")
+        cls.name = name
+        _REGISTRY[name] = cls
+
+    def __post_init__(self) -> None:
+        """Check the options that all strategies share.
+
+        Raises:
+            InputError: An option is out of range, or `ratio` and `budget_bytes` are both given.
+        """
+        if self.ratio is not None and self.budget_bytes is not None:
+            raise InputError(
+                f"ratio={self.ratio} and budget_bytes={self.budget_bytes} are both given; "
+                "set one of them and leave the other null"
+            )
+        if self.ratio is not None and not (_is_number(self.ratio) and 0 < self.ratio <= 1):
+            raise InputError(f"ratio must be a number in (0, 1], got {self.ratio!r}")
+        budget = self.budget_bytes
+        if budget is not None and not (_is_integer(budget) and budget > 0):
+            raise InputError(f"budget_bytes must be a positive whole number, got {budget!r}")
+        if not _is_integer(self.seed):
+            raise InputError(f"seed must be a whole number, got {self.seed!r}")
+        if not (_is_integer(self.min_size) and self.min_size >= 0):
+            raise InputError(
+                f"compression.min_size must be a whole number of at least 0, got {self.min_size!r}"
+            )
+        for key in ("include", "exclude"):
+            patterns = getattr(self, key)
+            if isinstance(patterns, str) or not all(isinstance(p, str) for p in patterns):
+                raise InputError(f"compression.{key} must be a list of patterns, got {patterns!r}")
+            object.__setattr__(self, key, tuple(patterns))
+
+    def to_dict(self) -> dict[str, object]:
+        """Return `name` and every option, made of plain values (tuples become lists)."""
+        options = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {"name": self.name, **options}
+
+    @staticmethod
+    def from_dict(options: Mapping[str, object]) -> "Strategy":
+        """Rebuild a strategy from `to_dict`.
+
+        Raises:
+            InputError: The name or an option is unknown, or a value is out of range.
+        """
+        options = dict(options)
+        cls = strategy_class(str(options.pop("name", None)))
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise InputError(
+                f"compression.{unknown[0]} is not an option of {cls.name}; options: "
+                + ", ".join(known)
+            )
+        return cls(**options)  # type: ignore[arg-type]
+
+    def compress(self, model: nn.Module, context: Context) -> Compression:
+        """Rewrite `model` in place; it is unchanged when this raises.
+
+        Raises:
+            InputError: The model cannot be compressed with these options.
+        """
+        compression = self.build(model, self._select(model), context)
+        model.__dict__[_STATE] = compression
+        return compression
+
+    def restore(self, model: nn.Module, num_values: int) -> Compression:
+        """Give `model` the structure of an artifact with `num_values`, without its values.
+
+        Raises:
+            InputError: The model does not fit these options.
+        """
+        compression = self.build(model, self._select(model), Context(), num_values=num_values)
+        model.__dict__[_STATE] = compression
+        return compression
+
+    @abstractmethod
+    def build(
+        self,
+        model: nn.Module,
+        weights: tuple[CompressibleWeight, ...],
+        context: Context,
+        *,
+        num_values: int | None = None,
+    ) -> Compression:
+        """Replace `weights` in `model`, after every check that can fail.
+
+        Args:
+            model: The root module.
+            weights: At least one, in registration order.
+            context: Data and loss, for strategies that need them.
+            num_values: Number of stored values, from an artifact; from the options when `None`.
+        """
+
+    def _select(self, model: nn.Module) -> tuple[CompressibleWeight, ...]:
+        for path, module in model.named_modules():
+            found = compression_of(module)
+            if found is not None:
+                where = f"its part {path!r}" if path else "it"
+                raise InputError(f"the model is compressed already: {where} has {found.strategy}")
+        return select_weights(
+            model, include=self.include, exclude=self.exclude, min_size=self.min_size
+        )
+
+
+def compression_of(model: nn.Module) -> Compression | None:
+    """Return the compression that hangs on this very module, `None` when there is none."""
+    return model.__dict__.get(_STATE)
+
+
+def densify(model: nn.Module) -> nn.Module:
+    """Return a plain dense copy of `model` with the same function and state-dict names.
+
+    The copy has the classes, parameters and ties of the backbone as its author wrote it; `model`
+    stays as it is.
+    """
+    dense = deepcopy(model)
+    for module in list(dense.modules()):
+        compression = module.__dict__.pop(_STATE, None)
+        if compression is not None:
+            compression.restore_dense()
+    return dense
+
+
+def strategy_names() -> tuple[str, ...]:
+    """Names of all strategies, in alphabetical order."""
+    return tuple(sorted(_REGISTRY))
+
+
+def strategy_class(name: str) -> type[Strategy]:
+    """Look a strategy up by name.
+
+    Raises:
+        InputError: There is no such strategy; the message lists those that exist.
+    """
+    if name not in _REGISTRY:
+        raise InputError(
+            f"compression={name} is unknown; strategies: {', '.join(strategy_names())}"
+        )
+    return _REGISTRY[name]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)

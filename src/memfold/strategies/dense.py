@@ -1,0 +1,93 @@
+"""No compression: the reference that every other strategy is measured against."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from warnings import warn
+
+import torch
+from torch import Tensor, nn
+
+from memfold.errors import InputError
+from memfold.strategies.accounting import state_tensors
+from memfold.strategies.base import Compression, Context, Strategy
+from memfold.strategies.selection import CompressibleWeight
+
+__all__ = ["Dense"]
+
+
+class DenseWeights(Compression):
+    """The weights as they are; they count as learned values."""
+
+    def __init__(
+        self, strategy: Strategy, model: nn.Module, weights: tuple[CompressibleWeight, ...]
+    ) -> None:
+        super().__init__(strategy, model, weights)
+        self._aliases = frozenset(
+            name
+            for name, tensor in model.state_dict(keep_vars=True).items()
+            if any(tensor is weight.tensor for weight in weights)
+        )
+
+    @property
+    def num_values(self) -> int:
+        """All of them."""
+        return self.num_weights
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the first weight."""
+        return next(iter(self.packed().values())).dtype
+
+    @property
+    def value_bytes(self) -> int:
+        """Each tensor in its own dtype."""
+        return sum(tensor.numel() * tensor.itemsize for tensor in self.packed().values())
+
+    @property
+    def index_bytes(self) -> int:
+        """Nothing is needed to rebuild the weights."""
+        return 0
+
+    def owned_names(self) -> frozenset[str]:
+        """Every state-dict name of the weights, tied ones included."""
+        return self._aliases
+
+    def packed(self) -> dict[str, Tensor]:
+        """The weights, a tied one under its first name."""
+        state = state_tensors(self.model)
+        return {name: state[name].detach() for name in self.names}
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> None:
+        """See `Compression.unpack`."""
+        for name, weight in self.packed().items():
+            if name not in tensors or tensors[name].shape != weight.shape:
+                raise InputError(
+                    f"the artifact has no tensor {name} of shape {tuple(weight.shape)}"
+                )
+            weight.copy_(tensors[name])
+
+    def restore_dense(self) -> None:
+        """Nothing was changed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense(Strategy, name="dense"):
+    """Leave the model as it is. A ratio or a budget has no meaning here and is ignored, loudly."""
+
+    def build(
+        self,
+        model: nn.Module,
+        weights: tuple[CompressibleWeight, ...],
+        context: Context,
+        *,
+        num_values: int | None = None,
+    ) -> DenseWeights:
+        """See `Strategy.build`."""
+        del context, num_values
+        for key in ("ratio", "budget_bytes"):
+            value = getattr(self, key)
+            if value is not None and value != 1:
+                warn(
+                    f"compression=dense ignores {key}={value}: nothing is compressed", stacklevel=2
+                )
+        return DenseWeights(self, model, weights)

@@ -1,0 +1,102 @@
+"""HashedNets: every weight hashed on its own, into a vector of its layer.
+
+Chen, Wilson, Tyree, Weinberger and Chen, "Compressing neural networks with the hashing trick"
+(ICML 2015, arXiv 1504.04788). Tensor l has K_l values; weight i is xi(i) w[h(i)] with a random
+sign xi. The loads are random (balls in bins), and no two neighbours lie side by side in memory:
+every weight costs a hash and a random access, in both directions.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memfold.errors import InputError
+from memfold.strategies.sharing.base import SharingStrategy
+from memfold.strategies.sharing.hashing import RangeHash, hash_signs, scale_below
+from memfold.strategies.sharing.mapping import SlotMapping, Span
+
+__all__ = ["ElementMapping", "HashedNet"]
+
+# Bounds the indices that exist at one time: int64 elements.
+_CHUNK_NUMEL = 1 << 16
+
+
+class ElementMapping(SlotMapping):
+    """Independent h(i) and sign for every weight, within the segment of its own tensor."""
+
+    def __init__(self, spans: Sequence[Span], num_slots: int, *, seed: int) -> None:
+        super().__init__(spans, num_slots)
+        self._seed = seed
+        sizes = share_budget([span.numel for span in self.spans], num_slots)
+        ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
+        self._segments = {span.name: (ends[i], ends[i + 1]) for i, span in enumerate(self.spans)}
+
+    def gather(self, slots: Tensor, span: Span, factor: float) -> Tensor:
+        """See `SlotMapping.gather`."""
+        out = slots.new_empty(span.numel)
+        for part, indices, signs in self._chunks(span, slots):
+            torch.index_select(slots, 0, indices, out=out[part])
+            out[part].mul_(signs.mul_(factor))
+        return out
+
+    def scatter(self, weights: Tensor, span: Span, factor: float, out: Tensor) -> None:
+        """See `SlotMapping.scatter`."""
+        for part, indices, signs in self._chunks(span, out):
+            out.index_add_(0, indices, signs.mul_(factor).mul_(weights[part]))
+
+    def accumulate(self, constants: Sequence[float], device: torch.device) -> Tensor:
+        """See `SlotMapping.accumulate`."""
+        sums = torch.zeros(self.num_slots, dtype=torch.float64, device=device)
+        for span, constant in zip(self.spans, constants, strict=True):
+            first, stop = self._segments[span.name]
+            segment = sums[first:stop]
+            for _, indices, _ in self._chunks(span, sums):
+                segment += torch.bincount(indices - first, minlength=stop - first)
+            segment *= constant
+        return sums
+
+    def _chunks(self, span: Span, like: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Hash a span piece by piece: where, slots (int64), signs (dtype of `like`)."""
+        first, stop = self._segments[span.name]
+        slot_hash = RangeHash(self._seed, "slot", span.name)
+        sign_hash = RangeHash(self._seed, "sign", span.name)
+        for begin in range(0, span.numel, _CHUNK_NUMEL):
+            end = min(begin + _CHUNK_NUMEL, span.numel)
+            indices = scale_below(stop - first, slot_hash(begin, end, like.device)) + first
+            signs = hash_signs(sign_hash(begin, end, like.device)).to(like.dtype)
+            yield slice(begin, end), indices, signs
+
+
+@dataclass(frozen=True, kw_only=True)
+class HashedNet(SharingStrategy, name="hashednet"):
+    """One vector per tensor, hashed weight by weight."""
+
+    def mapping(self, spans: Sequence[Span], num_slots: int) -> ElementMapping:
+        """Make the mapping for `num_slots` values.
+
+        Raises:
+            InputError: There is less than one value per tensor.
+        """
+        if num_slots < len(spans):
+            raise InputError(
+                f"ratio gives {num_slots} values for {len(spans)} tensors; hashednet needs one "
+                "value per tensor: raise ratio (or budget_bytes) or narrow compression.include"
+            )
+        return ElementMapping(spans, num_slots, seed=self.seed)
+
+
+def share_budget(sizes: Sequence[int], total: int) -> list[int]:
+    """Divide `total` values in proportion to `sizes`, at least one each, exactly.
+
+    What rounding down leaves goes to the largest remainders, the earlier tensor first.
+    """
+    spare = total - len(sizes)
+    weight = sum(sizes)
+    shares = [spare * size // weight for size in sizes]
+    remainders = [spare * size % weight for size in sizes]
+    order = sorted(range(len(sizes)), key=lambda i: (-remainders[i], i))
+    for i in order[: spare - sum(shares)]:
+        shares[i] += 1
+    return [1 + share for share in shares]

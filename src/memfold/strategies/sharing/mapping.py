@@ -1,0 +1,90 @@
+"""What a mapping from weights to shared slots must offer, without storing an index."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memfold.strategies.selection import CompressibleWeight
+
+__all__ = ["SlotMapping", "Span", "spans_of"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where one weight tensor lies in the flattened model, in registration order."""
+
+    name: str
+    shape: torch.Size
+    start: int
+    stop: int
+
+    @property
+    def numel(self) -> int:
+        """Number of weights."""
+        return self.stop - self.start
+
+
+def spans_of(weights: Sequence[CompressibleWeight]) -> tuple[Span, ...]:
+    """Lay the weights end to end."""
+    spans: list[Span] = []
+    for weight in weights:
+        start = spans[-1].stop if spans else 0
+        spans.append(Span(weight.name, weight.shape, start, start + weight.numel))
+    return tuple(spans)
+
+
+class SlotMapping(ABC):
+    """Assign each of n weights a slot h(i) in [0, m) and a sign g_i, by hashing alone.
+
+    Immutable and of constant size: whatever depends on n or m is computed anew for each call and
+    dropped. Indices and signs are whole numbers, so that they agree on every device and dtype.
+    """
+
+    def __init__(self, spans: Sequence[Span], num_slots: int) -> None:
+        self.spans = tuple(spans)
+        self.num_slots = num_slots
+        self.num_weights = self.spans[-1].stop
+
+    @property
+    def is_bijection(self) -> bool:
+        """Whether every slot holds exactly one weight."""
+        return False
+
+    @abstractmethod
+    def gather(self, slots: Tensor, span: Span, factor: float) -> Tensor:
+        """Read one tensor: `factor * g_i * slots[h(i)]` for i in the span.
+
+        Args:
+            slots: Shape (m,).
+            span: One of `spans`.
+            factor: The same for all of its weights.
+
+        Returns:
+            Shape (span.numel,), a new tensor of the dtype and device of `slots`.
+        """
+
+    @abstractmethod
+    def scatter(self, weights: Tensor, span: Span, factor: float, out: Tensor) -> None:
+        """Add the adjoint of `gather` to `out`: `out[h(i)] += factor * g_i * weights[i]`.
+
+        Args:
+            weights: Shape (span.numel,), contiguous.
+            span: One of `spans`.
+            factor: The same for all of its weights.
+            out: Shape (m,), of the same dtype, changed in place.
+        """
+
+    @abstractmethod
+    def accumulate(self, constants: Sequence[float], device: torch.device) -> Tensor:
+        """Sum over the weights in each slot a constant that depends on their span alone.
+
+        Args:
+            constants: One for each span. Ones give the loads.
+            device: Of the result.
+
+        Returns:
+            Shape (m,), float64. No cancellation takes place: constants may differ by any factor.
+        """

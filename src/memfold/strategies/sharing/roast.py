@@ -1,0 +1,146 @@
+"""ROAST: tiles of the weights hashed into one vector for the whole model.
+
+Desai, Zhou and Shrivastava, "Hardware-aware compression with random operation access specific
+tile (ROAST) hashing" (ICML 2023). Every tile of Z = rows x columns weights is one contiguous
+chunk of the vector, at a random start in [0, m - Z]. Tiles overlap at arbitrary offsets: the
+loads are random, slots stay unused even at m = n, and the dense model is not recovered there.
+A tensor with more than two dimensions is viewed as (first, all others).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from memfold.errors import InputError
+from memfold.strategies.sharing.base import SharingStrategy
+from memfold.strategies.sharing.hashing import PolynomialHash
+from memfold.strategies.sharing.mapping import SlotMapping, Span
+
+__all__ = ["ROAST", "TileMapping"]
+
+_SCATTER_NUMEL = 1 << 16
+
+
+class TileMapping(SlotMapping):
+    """h = start of the tile + row-major position in the tile; one sign per tile."""
+
+    def __init__(
+        self, spans: Sequence[Span], num_slots: int, *, seed: int, tile: tuple[int, int]
+    ) -> None:
+        super().__init__(spans, num_slots)
+        self._seed = seed
+        self._rows, self._columns = tile
+
+    def gather(self, slots: Tensor, span: Span, factor: float) -> Tensor:
+        """See `SlotMapping.gather`; whole tiles are read, edges are cut off."""
+        rows, columns = _matrix_shape(span)
+        high, wide = self._grid(span)
+        starts, signs = self._tiles(span, slots.device)
+        windows = slots.unfold(0, self._rows * self._columns, 1).index_select(0, starts)
+        windows.mul_((signs * factor).to(slots.dtype)[:, None])
+        tiles = windows.view(high, wide, self._rows, self._columns).transpose(1, 2)
+        matrix = tiles.reshape(high * self._rows, wide * self._columns)
+        return matrix[:rows, :columns].reshape(-1)
+
+    def scatter(self, weights: Tensor, span: Span, factor: float, out: Tensor) -> None:
+        """See `SlotMapping.scatter`."""
+        rows, columns = _matrix_shape(span)
+        high, wide = self._grid(span)
+        starts, signs = self._tiles(span, out.device)
+        edges = (0, wide * self._columns - columns, 0, high * self._rows - rows)
+        matrix = pad(weights.view(rows, columns), edges)
+        tiles = matrix.view(high, self._rows, wide, self._columns).transpose(1, 2)
+        chunks = tiles.reshape(high * wide, -1) * (signs * factor).to(out.dtype)[:, None]
+        positions = torch.arange(chunks.shape[1], device=out.device)
+        step = max(1, _SCATTER_NUMEL // chunks.shape[1])
+        for begin in range(0, len(chunks), step):
+            part = slice(begin, begin + step)
+            indices = starts[part, None] + positions
+            out.index_add_(0, indices.flatten(), chunks[part].flatten())
+
+    def accumulate(self, constants: Sequence[float], device: torch.device) -> Tensor:
+        """See `SlotMapping.accumulate`; whole loads per tensor, so that nothing cancels."""
+        sums = torch.zeros(self.num_slots, dtype=torch.float64, device=device)
+        for span, constant in zip(self.spans, constants, strict=True):
+            sums.add_(self._loads(span, device), alpha=constant)
+        return sums
+
+    def _loads(self, span: Span, device: torch.device) -> Tensor:
+        """Count the weights in each slot: the running sum of tile rows that begin and end."""
+        rows, columns = _matrix_shape(span)
+        high, wide = self._grid(span)
+        starts, _ = self._tiles(span, device)
+        row = torch.arange(self._rows, device=device)
+        first = starts.view(high, wide, 1) + row * self._columns
+        length = (columns - torch.arange(wide, device=device) * self._columns).clamp(
+            max=self._columns
+        )
+        last = first + length[:, None]
+        exists = torch.arange(high, device=device)[:, None, None] * self._rows + row < rows
+        exists = exists.expand_as(first)
+        edges = torch.zeros(self.num_slots + 1, dtype=torch.int64, device=device)
+        one = torch.ones((), dtype=torch.int64, device=device)
+        edges.index_add_(0, first[exists], one.expand(int(exists.sum())))
+        edges.index_add_(0, last[exists], -one.expand(int(exists.sum())))
+        return edges.cumsum(0)[:-1]
+
+    def _grid(self, span: Span) -> tuple[int, int]:
+        rows, columns = _matrix_shape(span)
+        return -(-rows // self._rows), -(-columns // self._columns)
+
+    def _tiles(self, span: Span, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Start and sign of each tile, row-major: two int64 tensors of shape (tiles,)."""
+        high, wide = self._grid(span)
+        keys = np.arange(high * wide)
+        starts = PolynomialHash(self._seed, "tile", span.name).below(
+            self.num_slots - self._rows * self._columns + 1, keys
+        )
+        signs = PolynomialHash(self._seed, "tile-sign", span.name).signs(keys)
+        return torch.from_numpy(starts).to(device), torch.from_numpy(signs).to(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ROAST(SharingStrategy, name="roast"):
+    """One vector for the whole model, hashed tile by tile."""
+
+    tile_rows: int = 16
+    """Rows of a tile: output features or channels."""
+    tile_columns: int = 16
+    """Columns of a tile: all other dimensions, flattened."""
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            InputError: An option is out of range.
+        """
+        super().__post_init__()
+        for key in ("tile_rows", "tile_columns"):
+            size = getattr(self, key)
+            if not isinstance(size, Integral) or size < 1:
+                raise InputError(f"compression.{key} must be a whole number above 0, got {size!r}")
+
+    def mapping(self, spans: Sequence[Span], num_slots: int) -> TileMapping:
+        """Make the mapping for `num_slots` values.
+
+        Raises:
+            InputError: A tile does not fit.
+        """
+        size = self.tile_rows * self.tile_columns
+        if num_slots < size:
+            raise InputError(
+                f"ratio gives {num_slots} shared values, fewer than one tile of "
+                f"{self.tile_rows} x {self.tile_columns} = {size}; raise ratio (or budget_bytes) "
+                "or lower compression.tile_rows and compression.tile_columns"
+            )
+        tile = (self.tile_rows, self.tile_columns)
+        return TileMapping(spans, num_slots, seed=self.seed, tile=tile)
+
+
+def _matrix_shape(span: Span) -> tuple[int, int]:
+    return span.shape[0], span.numel // span.shape[0]

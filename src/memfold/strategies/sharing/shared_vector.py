@@ -1,0 +1,338 @@
+"""The shared vector of a model and the weights that are views into it.
+
+    theta_i = g_i (lambda_l(i) / nu_b) phi_b,   b = h(i)
+
+phi is the only trained copy. lambda_l is the standard deviation of tensor l's own initial weights;
+mu_b the root mean square of lambda over the weights in slot b; nu_b = mu_b, or one constant when an
+initial scale is given. The gradient of phi is multiplied by
+
+    Gamma_b = (nu_b / mu_b)^2 / load_b^p      p = 1 (projection), 1/2 (length);  1 for none.
+
+With S_ib = g_i lambda / nu_b, S^T S = diag(load mu^2 / nu^2), so `projection` makes S Gamma S^T the
+orthogonal projector: projected gradient descent in the space of the weights, whatever the initial
+scales. mu, nu, Gamma and the loads are vectors of m numbers that follow from the lambdas and the
+hash: they are computed once per forward pass and dropped, never stored.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from math import prod
+from typing import Any, Literal
+from warnings import warn
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+
+from memfold.errors import InputError
+from memfold.seeding import derive_seed
+from memfold.strategies.base import Compression, Strategy
+from memfold.strategies.computed import compute_parameters, restore_parameters
+from memfold.strategies.selection import CompressibleWeight
+from memfold.strategies.sharing.autograd import ReadWeight, ScaleSlots, working_dtype
+from memfold.strategies.sharing.mapping import SlotMapping
+
+__all__ = ["GradientScale", "SharedVector", "index_bytes"]
+
+GradientScale = Literal["length", "projection", "none"]
+
+_VALUES = "shared_values"
+_SCALES = "shared_scales"
+_FINGERPRINT = "shared_fingerprint"
+
+
+class _View:
+    """What a module computes its weight with: a callable that copies and pickles."""
+
+    def __init__(self, shared: "SharedVector", index: int) -> None:
+        self.shared = shared
+        self.index = index
+
+    def __call__(self) -> Tensor:
+        return self.shared.weight(self.index)
+
+
+class SharedVector(Compression):
+    """phi on the root module, and a computed attribute wherever a weight was.
+
+    phi is a parameter of the root itself, not of a child module (an `nn.Sequential` runs every
+    child it has), and every access looks it up there, so that `.to()`, `load_state_dict(...,
+    assign=True)` and `torch.func.functional_call` find one owner.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        model: nn.Module,
+        weights: tuple[CompressibleWeight, ...],
+        mapping: SlotMapping,
+        *,
+        gradient_scale: GradientScale,
+        initial_scale: float | None,
+    ) -> None:
+        super().__init__(strategy, model, weights)
+        self.mapping = mapping
+        self.gradient_scale: GradientScale = gradient_scale
+        self.initial_scale = initial_scale
+        self.places = [[(o.module, o.attribute) for o in weight.owners] for weight in weights]
+        self.zero_rows = [_zero_row(weight) for weight in weights]
+        self.scales = [_initial_scale(weight) for weight in weights]
+        self.fingerprint = _fingerprint(self)
+        self._cache: dict[object, tuple[tuple[object, ...], ref[Tensor]]] = {}
+        self._held: Tensor | None = None
+
+    def attach(self, seed: int) -> None:
+        """Draw phi, register it, and turn the dense parameters into views. Nothing here fails."""
+        values = self._initial_values(seed)
+        sources: dict[nn.Module, dict[str, _View]] = {}
+        for index, places in enumerate(self.places):
+            for module, attribute in places:
+                sources.setdefault(module, {})[attribute] = _View(self, index)
+        for module, views in sources.items():
+            compute_parameters(module, views)
+        self.model.register_parameter(_VALUES, nn.Parameter(values))
+        self._handles = (
+            # PyTorch marks this hook with an attribute, which a bound method cannot take.
+            self.model.register_state_dict_post_hook(partial(self._save_scales)),
+            self.model.register_load_state_dict_pre_hook(self._load_scales),
+            self.model.register_forward_pre_hook(self._begin_forward),
+            self.model.register_forward_hook(self._end_forward, always_call=True),
+        )
+
+    @property
+    def values(self) -> Tensor:
+        """Phi, shape (m,)."""
+        return getattr(self.model, _VALUES)
+
+    @property
+    def num_values(self) -> int:
+        """The m of the papers."""
+        return self.mapping.num_slots
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of phi, and of every weight built from it."""
+        return self.values.dtype
+
+    @property
+    def index_bytes(self) -> int:
+        """See `index_bytes`."""
+        return index_bytes(len(self.scales))
+
+    def weight(self, index: int) -> Tensor:
+        """Build dense weight number `index`, or return it when this pass holds it already."""
+        values = self.values
+        wants_grad = torch.is_grad_enabled() and values.requires_grad
+        slots = self._cached("slots", values, lambda: self._slots(values, wants_grad))
+        return self._cached(
+            index,
+            values,
+            lambda: ReadWeight.apply(
+                slots,
+                self.mapping,
+                self.mapping.spans[index],
+                self.scales[index],
+                values.dtype,
+                self.zero_rows[index],
+            ),
+        )
+
+    def slot_factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Compute 1 / nu_b and Gamma_b / nu_b, float64, shape (m,); 0 for a slot with no weight."""
+        load = self.mapping.accumulate([1.0] * len(self.scales), device)
+        power = self.mapping.accumulate([scale**2 for scale in self.scales], device)
+        used = load > 0
+        mean_square = torch.where(used, power / load.clamp(min=1), 1)
+        nu = mean_square.sqrt() if self.initial_scale is None else self.initial_scale
+        forward = torch.where(used, torch.ones_like(load) / nu, 0)
+        if self.gradient_scale == "none":
+            return forward, forward
+        exponent = 1.0 if self.gradient_scale == "projection" else 0.5
+        return forward, torch.where(used, nu / mean_square / load.clamp(min=1) ** exponent, 0)
+
+    def owned_names(self) -> frozenset[str]:
+        """See `Compression.owned_names`."""
+        return frozenset((_VALUES, _SCALES, _FINGERPRINT))
+
+    def packed(self) -> dict[str, Tensor]:
+        """See `Compression.packed`."""
+        return {_VALUES: self.values.detach(), **self._scale_tensors()}
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> None:
+        """See `Compression.unpack`."""
+        expected = {name: tensor.shape for name, tensor in self.packed().items()}
+        for name, shape in expected.items():
+            if name not in tensors:
+                raise InputError(f"the artifact has no tensor {name}")
+            if tensors[name].shape != shape:
+                raise InputError(
+                    f"the artifact's {name} has shape {tuple(tensors[name].shape)}, "
+                    f"this model needs {tuple(shape)}"
+                )
+        problem = self._take_scales(tensors[_SCALES], tensors[_FINGERPRINT])
+        if problem is not None:
+            raise InputError(problem)
+        with torch.no_grad():
+            self.values.copy_(tensors[_VALUES])
+
+    def restore_dense(self) -> None:
+        """See `Compression.restore_dense`."""
+        for handle in self._handles:
+            handle.remove()
+        with torch.no_grad():
+            weights = [nn.Parameter(self.weight(i).clone()) for i in range(len(self.scales))]
+        dense: dict[nn.Module, dict[str, nn.Parameter]] = {}
+        for weight, places in zip(weights, self.places, strict=True):
+            for module, attribute in places:
+                dense.setdefault(module, {})[attribute] = weight
+        del self.model._parameters[_VALUES]
+        for module, parameters in dense.items():
+            restore_parameters(module, parameters)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to the pass that runs now."""
+        return {**self.__dict__, "_cache": {}, "_held": None}
+
+    def _slots(self, values: Tensor, wants_grad: bool) -> Tensor:
+        forward, backward = self.slot_factors(values.device)
+        dtype = working_dtype(values.dtype)
+        if wants_grad:
+            return ScaleSlots.apply(values, forward.to(dtype), backward.to(dtype))
+        return values.detach().to(dtype) * forward.to(dtype)
+
+    def _cached(self, key: object, values: Tensor, build: Callable[[], Tensor]) -> Tensor:
+        """Return a tensor of the running pass if anything still holds it, else build it."""
+        modes = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+        state = (id(values), values._version, *modes)
+        known = self._cache.get(key)
+        tensor = known[1]() if known is not None and known[0] == state else None
+        if tensor is None:
+            tensor = build()
+            self._cache[key] = (state, ref(tensor))
+        return tensor
+
+    def _begin_forward(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        # A new pass never reuses an older one's tensors: phi may have been changed through .data,
+        # which leaves its version as it was.
+        self._cache.clear()
+        values = self.values
+        wants_grad = torch.is_grad_enabled() and values.requires_grad
+        self._held = self._cached("slots", values, lambda: self._slots(values, wants_grad))
+
+    def _end_forward(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        self._held = None
+
+    def _initial_values(self, seed: int) -> Tensor:
+        first = self.places[0][0]
+        like = first[0]._parameters[first[1]]
+        assert like is not None
+        forward, _ = self.slot_factors(like.device)
+        scale = torch.where(forward > 0, 1 / forward, 0)
+        if not self.mapping.is_bijection:
+            generator = torch.Generator().manual_seed(derive_seed(seed, "shared-values"))
+            noise = torch.randn(self.num_values, generator=generator, dtype=torch.float64)
+            return (noise.to(like.device) * scale).to(like.dtype)
+        values = torch.zeros_like(scale)
+        for span, places, own in zip(self.mapping.spans, self.places, self.scales, strict=True):
+            dense = places[0][0]._parameters[places[0][1]]
+            assert dense is not None
+            self.mapping.scatter(dense.detach().reshape(-1).double(), span, 1 / own, values)
+        return (values * scale).to(like.dtype)
+
+    def _scale_tensors(self) -> dict[str, Tensor]:
+        device = self.values.device
+        return {
+            _SCALES: torch.tensor(self.scales, dtype=torch.float32, device=device),
+            _FINGERPRINT: torch.tensor(self.fingerprint, dtype=torch.int64, device=device),
+        }
+
+    def _take_scales(self, scales: Tensor, fingerprint: Tensor) -> str | None:
+        """Take over another model's scales, or say why they do not fit."""
+        if int(fingerprint) != self.fingerprint:
+            return (
+                "these values were folded with another strategy, seed, ratio, set of weights or "
+                f"mapping option than this model's {self.strategy}"
+            )
+        if scales.shape != (len(self.scales),):
+            return f"{_SCALES} has shape {tuple(scales.shape)}, expected ({len(self.scales)},)"
+        self.scales = [float(scale) for scale in scales]
+        self._cache.clear()
+        return None
+
+    def _save_scales(
+        self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]
+    ) -> None:
+        state.update({prefix + name: tensor for name, tensor in self._scale_tensors().items()})
+
+    def _load_scales(
+        self,
+        module: nn.Module,
+        state: dict[str, Any],
+        prefix: str,
+        metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_messages: list[str],
+    ) -> None:
+        tensors = [state.pop(prefix + name, None) for name in (_SCALES, _FINGERPRINT)]
+        if tensors[0] is None or tensors[1] is None:
+            missing_keys += [prefix + _SCALES, prefix + _FINGERPRINT] if strict else []
+            return
+        problem = self._take_scales(tensors[0], tensors[1])
+        if problem is not None:
+            error_messages.append(problem)
+
+
+def index_bytes(num_tensors: int) -> int:
+    """Bytes stored beside phi: a float32 scale per tensor, 8 for the fingerprint of the hash."""
+    return 4 * num_tensors + 8
+
+
+def _fingerprint(shared: SharedVector) -> int:
+    """Hash what the values mean; the order of the tensors, their names and shapes included."""
+    options = {
+        key: value
+        for key, value in shared.strategy.to_dict().items()
+        if key not in ("ratio", "budget_bytes", "gradient_scale", "include", "exclude", "min_size")
+    }
+    parts = [f"{key}={options[key]}" for key in sorted(options)]
+    shapes = [f"{span.name}{tuple(span.shape)}" for span in shared.mapping.spans]
+    return derive_seed(*parts, shared.num_values, *shapes)
+
+
+def _initial_scale(weight: CompressibleWeight) -> float:
+    """Measure lambda: the standard deviation of a tensor's initial weights, as a float32 number.
+
+    A constant tensor (zero-initialised heads, one-element weights) has none. Its absolute value
+    stands in for it; for zeros, the standard deviation 1 / sqrt(3 fan_in) that PyTorch's own
+    default initialisation would have had.
+
+    Raises:
+        InputError: A weight is not finite.
+    """
+    tensor = weight.tensor.detach()
+    spread = float(tensor.double().std()) if weight.numel > 1 else 0.0
+    if spread == 0:
+        spread = float(tensor.double().flatten()[0].abs())
+    if spread != spread or spread == float("inf"):
+        raise InputError(f"{weight.name} has initial weights that are not finite")
+    if spread == 0:
+        spread = (3 * prod(weight.shape[1:])) ** -0.5
+    rounded = float(torch.tensor(spread, dtype=torch.float32))
+    tiny = torch.finfo(torch.float32).tiny
+    return max(rounded, tiny)
+
+
+def _zero_row(weight: CompressibleWeight) -> int | None:
+    """Row of an embedding that stays zero: the padding, unless a tied layer trains it."""
+    module = weight.owners[0].module
+    if len(weight.owners) > 1 or not isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return None
+    row = module.padding_idx
+    if row is not None and bool(weight.tensor[row].any()):
+        warn(
+            f"{weight.name}: the padding row {row} is not zero and cannot be kept; it becomes zero",
+            stacklevel=2,
+        )
+    return row
