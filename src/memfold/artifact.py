@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from memfold.errors import InputError
 from memfold.strategies.accounting import state_tensors
-from memfold.strategies.base import Compression, Strategy, compression_of
+from memfold.strategies.base import Strategy, compression_of
 from memfold.strategies.dense import Dense
 
 __all__ = ["header_bytes", "load", "save"]
@@ -72,31 +72,27 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 
     Args:
         path: Written by `save`.
-        model: The same backbone, on any device, with any values.
+        model: The same backbone, on any device, with any values. Its dtype stays: values stored in
+            another one are converted.
 
     Returns:
         `model`, compressed, with the artifact's values.
 
     Raises:
         InputError: The file is missing, damaged, not an artifact, or made for another backbone.
-            The model is unchanged unless a tensor turns out to be of another shape.
+            The model is then unchanged.
     """
-    metadata, tensors = _read(Path(path))
-    if metadata.get("format") != _FORMAT or metadata.get("version") != _VERSION:
-        raise InputError(
-            f"{path} is not a memfold artifact of version {_VERSION}: its metadata says "
-            f"{metadata.get('format')!r}, version {metadata.get('version')!r}"
-        )
-    strategy = Strategy.from_dict(json.loads(metadata["strategy"]))
-    weights = json.loads(metadata["weights"])
-    if not weights:
-        _fill(model, tensors, frozenset(), path)
-        return model
-    _check_weights(path, model, weights)
-    compression = strategy.restore(model, int(metadata["num_values"]))
-    _check_structure(path, compression, weights)
-    compression.unpack(tensors)
-    _fill(model, tensors, compression.owned_names(), path)
+    path = Path(path)
+    strategy, num_values, weights, tensors = _read(path)
+    _check_backbone(path, model, weights, tensors)
+    owned: frozenset[str] = frozenset()
+    if weights:
+        compression = strategy.restore(model, num_values)
+        compression.unpack(tensors)
+        owned = compression.owned_names()
+    for name, target in state_tensors(model, leave_out=owned).items():
+        with torch.no_grad():
+            target.copy_(tensors[name])
     return model
 
 
@@ -106,56 +102,48 @@ def header_bytes(path: str | os.PathLike[str]) -> int:
         return 8 + int.from_bytes(file.read(8), "little")
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[Strategy, int, dict[str, list[int]], dict[str, Tensor]]:
+    """Read strategy, number of values, shapes of the compressed weights, and all tensors."""
     if not path.is_file():
         raise InputError(f"artifact {path} does not exist")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"artifact {path} cannot be read: it is truncated, damaged or not in safetensors "
             f"format ({error})"
         ) from error
-
-
-def _check_weights(path: str | os.PathLike[str], model: nn.Module, weights: list[list]) -> None:
-    """Compare names and shapes with the dense backbone before it is touched."""
-    state = model.state_dict(keep_vars=True)
-    for name, shape in weights:
-        if name not in state:
-            raise InputError(f"artifact {path} is of another backbone: this one has no {name}")
-        if list(state[name].shape) != shape:
-            raise InputError(
-                f"artifact {path} is of another backbone: its {name} has shape {shape}, this one's "
-                f"has {list(state[name].shape)}"
-            )
-
-
-def _check_structure(
-    path: str | os.PathLike[str], compression: Compression, weights: list[list]
-) -> None:
-    found = [[n, list(s)] for n, s in zip(compression.names, compression.shapes, strict=True)]
-    if found != weights:
+    found = (metadata.get("format"), metadata.get("version"))
+    if found != (_FORMAT, _VERSION):
         raise InputError(
-            f"artifact {path} is of another backbone: it has {len(weights)} compressed tensors, "
-            f"this one {len(found)}, or in another order"
+            f"{path} is not a memfold artifact of version {_VERSION}: its metadata says "
+            f"format {found[0]!r}, version {found[1]!r}"
         )
+    try:
+        strategy = Strategy.from_dict(json.loads(metadata["strategy"]))
+        weights = dict(json.loads(metadata["weights"]))
+        return strategy, int(metadata["num_values"]), weights, tensors
+    except InputError:
+        raise
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(f"artifact {path} has damaged metadata ({error!r})") from error
 
 
-def _fill(
-    model: nn.Module,
-    tensors: Mapping[str, Tensor],
-    owned: frozenset[str],
-    path: str | os.PathLike[str],
+def _check_backbone(
+    path: Path, model: nn.Module, weights: dict[str, list[int]], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Copy the untouched tensors; a tied one is stored under its first name."""
-    for name, target in state_tensors(model, leave_out=owned).items():
-        if name not in tensors or tensors[name].shape != target.shape:
+    """Compare names and shapes with the dense backbone before it is touched."""
+    stored = {name: list(tensor.shape) for name, tensor in tensors.items()} | weights
+    for name, target in state_tensors(model).items():
+        if name not in stored:
+            raise InputError(f"artifact {path} is of another backbone: it has no {name}")
+        if stored[name] != list(target.shape):
             raise InputError(
-                f"artifact {path} is of another backbone: it has no {name} of shape "
-                f"{tuple(target.shape)}"
+                f"artifact {path} is of another backbone: its {name} has shape {stored[name]}, "
+                f"this one's has {list(target.shape)}"
             )
-        with torch.no_grad():
-            target.copy_(tensors[name])
+    for name in weights:
+        if name not in model.state_dict(keep_vars=True):
+            raise InputError(f"artifact {path} is of another backbone: this one has no {name}")

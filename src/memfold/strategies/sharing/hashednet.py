@@ -93,10 +93,10 @@ def share_budget(sizes: Sequence[int], total: int) -> list[int]:
     What rounding down leaves goes to the largest remainders, the earlier tensor first.
     """
     spare = total - len(sizes)
-    weight = sum(sizes)
-    shares = [spare * size // weight for size in sizes]
-    remainders = [spare * size % weight for size in sizes]
-    order = sorted(range(len(sizes)), key=lambda i: (-remainders[i], i))
-    for i in order[: spare - sum(shares)]:
+    rest = [size - 1 for size in sizes]
+    whole = max(1, sum(rest))
+    shares = [1 + spare * size // whole for size in rest]
+    order = sorted(range(len(sizes)), key=lambda i: (-(spare * rest[i] % whole), i))
+    for i in order[: total - sum(shares)]:
         shares[i] += 1
-    return [1 + share for share in shares]
+    return shares

@@ -1,0 +1,196 @@
+"""Slots, signs and loads against loops over single weights."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from memfold.strategies.sharing.hashednet import ElementMapping, share_budget
+from memfold.strategies.sharing.mapping import Span
+from memfold.strategies.sharing.roast import TileMapping
+from memfold.strategies.sharing.stable_rps import RandomFold
+from reference.sharing import explicit_map, random_fold_slots, tile_slots
+
+CPU = torch.device("cpu")
+
+
+def make_spans(shapes):
+    spans, start = [], 0
+    for i, shape in enumerate(shapes):
+        stop = start + torch.Size(shape).numel()
+        spans.append(Span(f"layer{i}.weight", torch.Size(shape), start, stop))
+        start = stop
+    return spans
+
+
+shapes_lists = st.lists(
+    st.lists(st.integers(1, 7), min_size=2, max_size=3).map(tuple), min_size=1, max_size=4
+)
+
+
+def make_mapping(kind, shapes, fraction, seed):
+    spans = make_spans(shapes)
+    n = spans[-1].stop
+    if kind == "element":
+        return ElementMapping(spans, max(len(spans), round(fraction * n)), seed=seed)
+    if kind == "tile":
+        return TileMapping(spans, max(6, round(fraction * n)), seed=seed, tile=(2, 3))
+    sign = kind.removeprefix("fold-")
+    return RandomFold(spans, max(1, round(fraction * n)), seed=seed, sign=sign)
+
+
+KINDS = ("fold-run", "fold-weight", "tile", "element")
+cases = st.tuples(st.sampled_from(KINDS), shapes_lists, st.floats(0.01, 1), st.integers(0, 99))
+
+
+@given(cases)
+def test_every_weight_has_one_slot_and_one_sign(case):
+    mapping = make_mapping(*case)
+    matrix = explicit_map(mapping)
+    assert torch.equal(matrix.abs().sum(1), torch.ones(mapping.num_weights, dtype=torch.float64))
+    assert set(matrix.unique().tolist()) <= {-1.0, 0.0, 1.0}
+
+
+@given(cases, st.floats(0.25, 4))
+def test_scatter_is_the_adjoint_of_gather_and_accumulate_counts(case, factor):
+    mapping = make_mapping(*case)
+    matrix = explicit_map(mapping)
+    constants = [float(3**i) for i in range(len(mapping.spans))]
+    expected = torch.zeros(mapping.num_slots, dtype=torch.float64)
+    for span, constant in zip(mapping.spans, constants, strict=True):
+        rows = matrix[span.start : span.stop]
+        weights = torch.linspace(-1, 2, span.numel, dtype=torch.float64)
+        out = torch.ones(mapping.num_slots, dtype=torch.float64)
+        mapping.scatter(weights, span, factor, out)
+        torch.testing.assert_close(out, 1 + factor * rows.T @ weights)
+        slots = torch.linspace(1, 2, mapping.num_slots, dtype=torch.float64)
+        torch.testing.assert_close(mapping.gather(slots, span, factor), factor * rows @ slots)
+        expected += constant * rows.abs().sum(0)
+    torch.testing.assert_close(mapping.accumulate(constants, CPU), expected, rtol=0, atol=0)
+
+
+@given(shapes_lists, st.integers(1, 300), st.integers(0, 99))
+def test_random_fold_loads_differ_by_at_most_one(shapes, num_slots, seed):
+    spans = make_spans(shapes)
+    n = spans[-1].stop
+    num_slots = min(num_slots, n)
+    mapping = RandomFold(spans, num_slots, seed=seed, sign="run")
+    loads = mapping.accumulate([1.0] * len(spans), CPU)
+    assert set(loads.tolist()) <= {float(n // num_slots), float(-(-n // num_slots))}
+    assert loads.sum() == n
+
+
+@given(st.integers(1, 10**7), st.integers(1, 10**4), st.integers(0, 99))
+@settings(max_examples=50)
+def test_random_fold_loads_of_large_models(n, num_slots, seed):
+    num_slots = min(n, num_slots)
+    cut = max(1, n // 3)
+    shapes = [(1, cut), (1, n - cut)] if n > cut else [(1, n)]
+    mapping = RandomFold(make_spans(shapes), num_slots, seed=seed, sign="run")
+    loads = mapping.accumulate([1.0] * len(shapes), CPU)
+    assert set(loads.tolist()) <= {float(n // num_slots), float(-(-n // num_slots))}
+
+
+@given(shapes_lists, st.floats(0.01, 1), st.integers(0, 99), st.sampled_from(["run", "weight"]))
+def test_random_fold_slots_follow_the_paper(shapes, fraction, seed, sign):
+    mapping = make_mapping(f"fold-{sign}", shapes, fraction, seed)
+    slots = explicit_map(mapping).abs().argmax(1).tolist()
+    assert slots == random_fold_slots(mapping.num_weights, mapping.num_slots, seed)
+
+
+@pytest.mark.parametrize("num_slots", [700, 1024, 1500])
+def test_random_fold_both_ways_to_sum_partitions_agree(num_slots):
+    # Below 1024 slots partitions are gathered, above they are added one by one.
+    spans = make_spans([(40, 300), (1, 17)])
+    mapping = RandomFold(spans, num_slots, seed=3, sign="run")
+    weights = torch.randn(12000, dtype=torch.float64)
+    out = torch.zeros(num_slots, dtype=torch.float64)
+    mapping.scatter(weights, spans[0], 0.5, out)
+    expected = torch.zeros(num_slots, dtype=torch.float64)
+    slots = torch.tensor(random_fold_slots(12000, num_slots, 3))
+    signs = mapping.gather(torch.ones(num_slots, dtype=torch.float64), spans[0], 1.0)
+    expected.index_add_(0, slots, 0.5 * signs * weights)
+    torch.testing.assert_close(out, expected)
+
+
+def test_runs_share_a_sign_and_weights_do_not():
+    spans = make_spans([(10, 100), (10, 100)])
+    ones = torch.ones(500, dtype=torch.float64)
+    by_run = RandomFold(spans, 500, seed=1, sign="run").gather(ones, spans[0], 1.0)
+    assert by_run[:500].unique().numel() == 1
+    assert by_run[500:].unique().numel() == 1
+    by_weight = RandomFold(spans, 500, seed=1, sign="weight").gather(ones, spans[0], 1.0)
+    assert abs(float(by_weight.mean())) < 0.2  # 1000 signs: standard deviation 0.03
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
+def test_tiles_are_contiguous_chunks(rows, columns, seed):
+    spans = make_spans([(rows, columns)])
+    mapping = TileMapping(spans, 40, seed=seed, tile=(2, 3))
+    starts, _ = mapping._tiles(spans[0], CPU)
+    assert 0 <= int(starts.min())
+    assert int(starts.max()) <= 40 - 6
+    slots = explicit_map(mapping).abs().argmax(1).tolist()
+    assert slots == tile_slots(rows, columns, (2, 3), starts.tolist())
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=9), st.floats(0, 1))
+def test_a_shared_budget_is_spent_exactly(sizes, fraction):
+    total = len(sizes) + round(fraction * (sum(sizes) - len(sizes)))
+    shares = share_budget(sizes, total)
+    assert sum(shares) == total
+    assert all(1 <= share <= size for share, size in zip(shares, sizes, strict=True))
+
+
+def test_hashednet_layers_use_their_own_segment():
+    spans = make_spans([(20, 30), (40, 10)])
+    mapping = ElementMapping(spans, 100, seed=2)
+    slots = explicit_map(mapping).abs().argmax(1)
+    assert set(slots[:600].tolist()) == set(range(60))
+    assert set(slots[600:].tolist()) == set(range(60, 100))
+
+
+PRINT_WEIGHTS = """
+import hashlib, torch, memfold
+from memfold.strategies import compression_of
+torch.manual_seed(0)
+for name, options in {strategies!r}.items():
+    net = torch.nn.Sequential(torch.nn.Linear(17, 23), torch.nn.Linear(23, 5)).double()
+    memfold.compress(net, name, ratio=0.3, seed=11, **options)
+    mapping = compression_of(net).mapping
+    slots = torch.arange(1, mapping.num_slots + 1, dtype=torch.float64)
+    for span in mapping.spans:
+        print(hashlib.sha256(mapping.gather(slots, span, 1.0).numpy().tobytes()).hexdigest())
+"""
+
+
+def test_the_same_seed_gives_the_same_mapping_in_a_new_process():
+    options = {
+        "stable_rps": {},
+        "roast": {"tile_rows": 2, "tile_columns": 3},
+        "hashednet": {},
+    }
+    prints = [
+        subprocess.run(
+            [sys.executable, "-c", PRINT_WEIGHTS.format(strategies=options)],
+            env={"PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for hash_seed in ("1", "2")
+    ]
+    assert prints[0] == prints[1]
+    assert len(set(prints[0].split())) == 6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_mapping_is_the_same_in_another_dtype(kind):
+    mapping = make_mapping(kind, [(5, 7), (3, 4, 2)], 0.3, 4)
+    for span in mapping.spans:
+        exact = mapping.gather(torch.arange(1.0, mapping.num_slots + 1).double(), span, 1.0)
+        for dtype in (torch.float32, torch.float16):
+            slots = torch.arange(1, mapping.num_slots + 1, dtype=dtype)
+            assert torch.equal(mapping.gather(slots, span, 1.0).double(), exact)

@@ -1,0 +1,137 @@
+"""Artifacts hold what the footprint claims, and bad ones are refused without a trace."""
+
+import json
+import pickle
+
+import memfold
+import pytest
+import torch
+from memfold.artifact import header_bytes
+from memfold.errors import InputError
+from safetensors import safe_open
+from torch import nn
+
+from strategies.cases import STRATEGIES
+from strategies.models import MODELS, build
+
+
+def small_model(width=6):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, width, 3), nn.BatchNorm2d(width), nn.Flatten(), nn.Linear(width * 16, 4)
+    )
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    path = tmp_path / "model.safetensors"
+    memfold.save(memfold.compress(small_model(), "stable_rps", ratio=0.3), path)
+    return path
+
+
+@pytest.mark.parametrize("model_name", sorted(MODELS))
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_a_file_takes_the_stored_bytes_and_its_header(strategy, model_name, tmp_path):
+    ratio = {} if strategy == "dense" else {"ratio": 0.4}
+    model = memfold.compress(build(model_name), strategy, **ratio, **STRATEGIES[strategy])
+    path = tmp_path / "model.safetensors"
+    size = memfold.save(model, path)
+    assert size == path.stat().st_size
+    assert size == memfold.footprint(model).stored_bytes + header_bytes(path)
+
+
+def test_the_strategy_is_stored_as_data(artifact):
+    with safe_open(artifact, framework="pt") as file:
+        strategy = json.loads(file.metadata()["strategy"])
+    assert strategy["name"] == "stable_rps"
+    assert strategy["ratio"] == 0.3
+    assert strategy["gradient_scale"] == "length"
+
+
+def test_a_plain_model_is_stored_as_dense(tmp_path):
+    model = small_model()
+    memfold.save(model, tmp_path / "plain.safetensors")
+    with torch.no_grad():
+        other = small_model()
+        other[0].weight.zero_()
+    memfold.load(tmp_path / "plain.safetensors", other)
+    assert torch.equal(other[0].weight, model[0].weight)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def hold_a_pickle(path):
+    path.write_bytes(pickle.dumps({"weights": [1, 2, 3]}))
+
+
+def hold_a_torch_file(path):
+    torch.save({"a": torch.zeros(3)}, path)
+
+
+def remove(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, hold_a_pickle, hold_a_torch_file, remove])
+def test_damaged_files_are_refused(damage, artifact):
+    damage(artifact)
+    model = small_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(InputError, match=r"model\.safetensors") as caught:
+        memfold.load(artifact, model)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_foreign_safetensors_and_unknown_strategies_are_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "foreign.safetensors"
+    save_file({"a": torch.zeros(3)}, path)
+    with pytest.raises(InputError, match="not a memfold artifact"):
+        memfold.load(path, small_model())
+    metadata = {"format": "memfold", "version": "1", "num_values": "3", "weights": "[]"}
+    save_file({"a": torch.zeros(3)}, path, metadata | {"strategy": '{"name": "magic"}'})
+    with pytest.raises(InputError, match="magic is unknown"):
+        memfold.load(path, small_model())
+    save_file({"a": torch.zeros(3)}, path, metadata | {"strategy": "{"})
+    with pytest.raises(InputError, match="damaged metadata"):
+        memfold.load(path, small_model())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        small_model(width=7),
+        nn.Sequential(nn.Linear(3, 4)),
+        nn.Sequential(*small_model(), nn.Linear(4, 4)),
+        nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6)),
+    ],
+    ids=["wider", "another", "longer", "shorter"],
+)
+def test_another_backbone_is_refused_and_unchanged(other, artifact):
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    with pytest.raises(InputError, match="another backbone"):
+        memfold.load(artifact, other)
+    after = other.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_failed_save_keeps_the_earlier_file(artifact, monkeypatch):
+    before = artifact.read_bytes()
+
+    def full_disk(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("memfold.artifact.save_file", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        memfold.save(small_model(), artifact)
+    assert artifact.read_bytes() == before
+    assert [p.name for p in artifact.parent.iterdir()] == [artifact.name]

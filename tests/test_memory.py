@@ -1,0 +1,91 @@
+"""Bytes, counted by hand."""
+
+import memfold
+import pytest
+import torch
+from memfold.memory import PeakMeter, grad_sync_bytes, train_state_bytes
+from torch import nn
+
+from strategies.models import build
+
+
+def small_model():
+    return nn.Sequential(nn.Linear(10, 20), nn.BatchNorm1d(20), nn.Linear(20, 5, bias=False))
+
+
+# Linear bias 20, norm 2 x 20 + statistics 2 x 20 in float32; one int64 batch counter.
+UNTOUCHED = 4 * (20 + 80) + 8
+
+
+def test_footprint_of_a_dense_and_a_shared_model():
+    plain = memfold.footprint(small_model())
+    assert plain.stored_bytes == plain.dense_bytes == 4 * 300 + UNTOUCHED
+    dense = memfold.footprint(memfold.compress(small_model(), "dense"))
+    assert (dense.value_bytes, dense.untouched_bytes) == (4 * 300, UNTOUCHED)
+    assert dense.stored_bytes == plain.stored_bytes
+    assert dense.stored_ratio == dense.ratio == 1
+
+    shared = memfold.footprint(memfold.compress(small_model(), "stable_rps", ratio=0.1))
+    assert shared.dense_bytes == plain.dense_bytes
+    assert shared.value_bytes == 4 * 30
+    assert shared.index_bytes == 2 * 4 + 8
+    assert shared.untouched_bytes == UNTOUCHED
+    assert shared.stored_bytes == 4 * 30 + 16 + UNTOUCHED
+    assert shared.ratio == 0.1
+    assert shared.stored_ratio == shared.stored_bytes / shared.dense_bytes
+
+
+def test_footprint_finds_a_compressed_part():
+    part = memfold.compress(small_model(), "stable_rps", ratio=0.1)
+    whole = nn.ModuleDict({"body": part, "head": nn.Linear(5, 2)})
+    counted = memfold.footprint(whole)
+    assert counted.stored_bytes == memfold.footprint(part).stored_bytes + 4 * 12
+
+
+@pytest.mark.parametrize("strategy", ["stable_rps", "hashednet"])
+def test_a_budget_in_bytes_is_met_and_used(strategy):
+    for budget in (UNTOUCHED + 100, UNTOUCHED + 501, UNTOUCHED + 4 * 300 + 16):
+        model = memfold.compress(small_model(), strategy, budget_bytes=budget)
+        assert budget - 4 < memfold.footprint(model).stored_bytes <= budget
+    roomy = memfold.compress(small_model(), strategy, budget_bytes=10**6)
+    assert memfold.footprint(roomy).ratio == 1
+
+
+def test_budget_with_ties_and_doubles():
+    model = memfold.compress(build("tied"), "stable_rps", budget_bytes=500)
+    assert 500 - 8 < memfold.footprint(model).stored_bytes <= 500
+
+
+def test_train_state_counts_each_tensor_once():
+    model = memfold.compress(small_model(), "stable_rps", ratio=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    assert train_state_bytes(model, optimizer) == 4 * 30 + 16 + UNTOUCHED
+    model(torch.randn(4, 10)).sum().backward()
+    optimizer.step()
+    trained = 4 * (30 + 20 + 40)
+    # Values, gradients, momentum; and the untouched buffers and the scales.
+    assert train_state_bytes(model, optimizer) == 3 * trained + 4 * 40 + 8 + 16
+    assert grad_sync_bytes(model) == trained
+    adam = torch.optim.AdamW(model.parameters())
+    model(torch.randn(4, 10)).sum().backward()
+    adam.step()
+    steps = 4 * len(list(model.parameters()))
+    assert train_state_bytes(model, adam) == 4 * trained + 4 * 40 + 8 + 16 + steps
+
+
+def test_resident_state_is_the_values_and_the_untouched():
+    from memfold.backbones.resnet20 import ResNet20
+
+    model = ResNet20(in_channels=3, image_size=32, num_classes=10)
+    memfold.compress(model, "stable_rps", ratio=0.01)
+    counted = memfold.footprint(model)
+    needed = 4 * counted.num_values + counted.untouched_bytes
+    assert train_state_bytes(model) <= 1.02 * needed
+
+
+def test_peak_on_the_cpu_sees_a_freed_allocation():
+    meter = PeakMeter(torch.device("cpu"))
+    meter.start()
+    block = torch.ones(64 * 2**20, dtype=torch.uint8)
+    del block
+    assert 60 * 2**20 < meter.peak_bytes() < 120 * 2**20
