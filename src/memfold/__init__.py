@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
+from memfold import strategies
 from memfold.artifact import load, save
 from memfold.errors import InputError
 from memfold.memory import Footprint, footprint
-from memfold.strategies import Context, Strategy, densify, strategy_names
+from memfold.strategies import Context, Strategy, densify
 
 __all__ = [
     "Footprint",
@@ -67,8 +68,3 @@ def compress(
         raise InputError(f"{', '.join(given)}: give options by name or in the strategy, not both")
     strategy.compress(model, Context(data, loss))
     return model
-
-
-def strategies() -> tuple[str, ...]:
-    """Return the names of all strategies."""
-    return strategy_names()
