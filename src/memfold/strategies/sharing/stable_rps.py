@@ -32,12 +32,15 @@ _GATHER_NUMEL = 1 << 16
 
 @dataclass(frozen=True)
 class _Piece:
-    """Positions [begin, end) inside each of the partitions first, ..., last of one span."""
+    """Consecutive whole partitions, or a part of one, inside a span."""
 
-    first: int
-    last: int
+    start: int
+    stop: int
+    """Place in the span."""
+    runs: slice
+    """Which of the span's runs it holds."""
     begin: int
-    end: int
+    """First position inside its partitions."""
 
 
 class RandomFold(SlotMapping):
@@ -59,37 +62,39 @@ class RandomFold(SlotMapping):
 
     def gather(self, slots: Tensor, span: Span, factor: float) -> Tensor:
         """See `SlotMapping.gather`; copies of at most two slices a run."""
+        m = self.num_slots
         out = slots.new_empty(span.numel)
-        for piece, start, stop in self._pieces(span):
-            target = out[start:stop]
-            starts, signs = self._windows(piece, span)
-            if piece.first == piece.last:
-                length = stop - start
-                for a, b, at in _circular(int(starts[0]), length, self.num_slots):
-                    torch.mul(slots[a:b], int(signs[0]) * factor, out=target[at : at + b - a])
+        rotations, signs = self._rotations(span), self._run_signs(span)
+        for piece in self._pieces(span):
+            target = out[piece.start : piece.stop]
+            windows = (rotations[piece.runs] + piece.begin) % m
+            factors = signs[piece.runs] * factor
+            if len(windows) == 1:
+                for a, b, at in _circular(int(windows[0]), target.numel(), m):
+                    torch.mul(slots[a:b], float(factors[0]), out=target[at : at + b - a])
             else:
-                windows = torch.cat((slots, slots)).unfold(0, self.num_slots, 1)
-                rows = target.view(-1, self.num_slots)
-                torch.index_select(windows, 0, torch.from_numpy(starts).to(slots.device), out=rows)
-                rows.mul_(_column(signs * factor, slots))
+                doubled = torch.cat((slots, slots)).unfold(0, m, 1)
+                index = torch.from_numpy(windows).to(slots.device)
+                rows = torch.index_select(doubled, 0, index, out=target.view(-1, m))
+                rows.mul_(_column(factors, slots))
         return out if self._weight_sign is None else out.mul_(self._signs(span, slots))
 
     def scatter(self, weights: Tensor, span: Span, factor: float, out: Tensor) -> None:
         """See `SlotMapping.scatter`."""
+        m = self.num_slots
         if self._weight_sign is not None:
             weights = weights * self._signs(span, weights)
-        m = self.num_slots
-        for piece, start, stop in self._pieces(span):
-            source = weights[start:stop]
-            starts, signs = self._windows(piece, span)
-            if piece.first == piece.last or m >= _LOOP_SLOTS:
-                for row, window, sign in zip(
-                    source.split(min(m, stop - start)), starts, signs, strict=True
-                ):
-                    for a, b, at in _circular(int(window), row.numel(), m):
-                        out[a:b].add_(row[at : at + b - a], alpha=int(sign) * factor)
-            else:
-                _add_rotated(source.view(-1, m), starts, signs * factor, out)
+        rotations, signs = self._rotations(span), self._run_signs(span)
+        for piece in self._pieces(span):
+            source = weights[piece.start : piece.stop]
+            windows = (rotations[piece.runs] + piece.begin) % m
+            factors = signs[piece.runs] * factor
+            if len(windows) > 1 and m < _LOOP_SLOTS:
+                _add_rotated(source.view(-1, m), windows, factors, out)
+                continue
+            for row, window, scale in zip(source.split(m), windows, factors, strict=True):
+                for a, b, at in _circular(int(window), row.numel(), m):
+                    out[a:b].add_(row[at : at + b - a], alpha=float(scale))
 
     def accumulate(self, constants: Sequence[float], device: torch.device) -> Tensor:
         """See `SlotMapping.accumulate`; whole partitions add the same to every slot."""
@@ -97,38 +102,42 @@ class RandomFold(SlotMapping):
         sums = torch.zeros(m, dtype=torch.float64, device=device)
         everywhere = 0.0
         for span, constant in zip(self.spans, constants, strict=True):
-            for piece, start, stop in self._pieces(span):
-                if piece.end - piece.begin == m:
-                    everywhere += constant * (piece.last - piece.first + 1)
+            rotations = self._rotations(span)
+            for piece in self._pieces(span):
+                size = piece.stop - piece.start
+                if size % m == 0:
+                    everywhere += constant * (size // m)
                     continue
-                window = int(self._windows(piece, span)[0][0])
-                for a, b, _ in _circular(window, stop - start, m):
+                window = (int(rotations[piece.runs][0]) + piece.begin) % m
+                for a, b, _ in _circular(window, size, m):
                     sums[a:b] += constant
         return sums.add_(everywhere)
 
-    def _pieces(self, span: Span) -> Iterator[tuple[_Piece, int, int]]:
-        """Cut a span at partition ends: the pieces and their place [start, stop) in the span."""
+    def _pieces(self, span: Span) -> Iterator[_Piece]:
+        """Cut a span at partition ends; whole partitions stay together."""
         m = self.num_slots
-        position = span.start
+        position, run = span.start, 0
         while position < span.stop:
-            partition, begin = divmod(position, m)
-            if begin == 0 and span.stop - position >= m:
-                count = (span.stop - position) // m
-                piece, stop = _Piece(partition, partition + count - 1, 0, m), position + count * m
-            else:
-                stop = min(span.stop, (partition + 1) * m)
-                piece = _Piece(partition, partition, begin, begin + stop - position)
-            yield piece, position - span.start, stop - span.start
-            position = stop
+            begin = position % m
+            whole = (span.stop - position) // m if begin == 0 else 0
+            stop = position + whole * m if whole else min(span.stop, position - begin + m)
+            runs = slice(run, run + max(1, whole))
+            yield _Piece(position - span.start, stop - span.start, runs, begin)
+            position, run = stop, runs.stop
 
-    def _windows(self, piece: _Piece, span: Span) -> tuple[np.ndarray, np.ndarray]:
-        """First slot and sign of each run of a piece: two int64 arrays of shape (runs,)."""
-        partitions = np.arange(piece.first, piece.last + 1)
-        starts = (self._rotation.below(self.num_slots, partitions) + piece.begin) % self.num_slots
+    def _partitions(self, span: Span) -> np.ndarray:
+        return np.arange(span.start // self.num_slots, (span.stop - 1) // self.num_slots + 1)
+
+    def _rotations(self, span: Span) -> np.ndarray:
+        """Rotation r_k of each partition that the span meets: int64, shape (runs,)."""
+        return self._rotation.below(self.num_slots, self._partitions(span))
+
+    def _run_signs(self, span: Span) -> np.ndarray:
+        """Sign of each run of the span, hashed from its first weight; 1 with signs per weight."""
+        partitions = self._partitions(span)
         if self._weight_sign is not None:
-            return starts, np.ones_like(starts)
-        keys = np.maximum(partitions * self.num_slots, span.start)
-        return starts, self._run_sign.signs(keys)
+            return np.ones_like(partitions)
+        return self._run_sign.signs(np.maximum(partitions * self.num_slots, span.start))
 
     def _signs(self, span: Span, like: Tensor) -> Tensor:
         assert self._weight_sign is not None
