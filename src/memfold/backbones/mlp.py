@@ -1,0 +1,57 @@
+"""A multilayer perceptron on the flattened image."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from memfold.backbones.initialisation import check_positive, initialise
+from memfold.errors import InputError
+
+__all__ = ["MLP"]
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them, Kaiming normal weights, zero biases."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        image_size: int,
+        num_classes: int,
+        *,
+        width: int = 256,
+        hidden_widths: Sequence[int] | None = None,
+    ) -> None:
+        """Build the network.
+
+        Args:
+            in_channels: Channels of an image.
+            image_size: Height and width of an image, in pixels.
+            num_classes: Outputs.
+            width: Outputs of each of the two hidden layers, when `hidden_widths` is not given.
+            hidden_widths: Outputs of each hidden layer instead; empty for a linear model.
+
+        Raises:
+            InputError: A width is not an integer of at least 1.
+        """
+        super().__init__()
+        check_positive("width", width)
+        if isinstance(hidden_widths, str | int):
+            raise InputError(
+                f"backbone.hidden_widths={hidden_widths}: must be a list such as [256,256]"
+            )
+        hidden = [width, width] if hidden_widths is None else list(hidden_widths)
+        for hidden_width in hidden:
+            check_positive("hidden_widths", hidden_width)
+        widths = [in_channels * image_size**2, *hidden]
+        self.hidden = nn.Sequential()
+        for num_inputs, num_outputs in pairwise(widths):
+            self.hidden.append(nn.Linear(num_inputs, num_outputs))
+            self.hidden.append(nn.ReLU())
+        self.head = nn.Linear(widths[-1], num_classes)
+        initialise(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, C, H, W) to logits (B, num_classes)."""
+        return self.head(self.hidden(images.flatten(1)))

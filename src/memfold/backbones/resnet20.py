@@ -1,0 +1,49 @@
+"""ResNet-20 as the authors of STABLE-RPS trained it.
+
+It is the CIFAR network of He et al. (2016), section 4.2, with projection shortcuts in place of
+padded ones, and with BatchNorm weights that start uniform in (0, 1), as in the code behind
+"In defense of parameter sharing for model-compression" (arXiv 2310.11611) and in open_lth.
+"""
+
+from typing import Literal
+
+from memfold.backbones.initialisation import check_positive, initialise
+from memfold.backbones.residual import ResidualNetwork
+from memfold.errors import InputError
+
+__all__ = ["ResNet20"]
+
+_NORM_INITS = ("uniform", "ones")
+
+
+class ResNet20(ResidualNetwork):
+    """3 stages of 3 blocks with 16, 32 and 64 channels: 272,474 parameters for CIFAR-10."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        image_size: int,
+        num_classes: int,
+        *,
+        width: int = 16,
+        norm_init: Literal["uniform", "ones"] = "uniform",
+    ) -> None:
+        """Build the network.
+
+        Args:
+            in_channels: Channels of an image.
+            image_size: Height and width of an image, in pixels; any size gives the same network.
+            num_classes: Outputs.
+            width: Channels of the first stage; the others have 2 and 4 times as many.
+            norm_init: First BatchNorm weights: "uniform" in (0, 1), or "ones".
+
+        Raises:
+            InputError: `width` is not an integer of at least 1, or `norm_init` is unknown.
+        """
+        check_positive("width", width)
+        if norm_init not in _NORM_INITS:
+            raise InputError(f"backbone.norm_init={norm_init}: must be one of {_NORM_INITS}")
+        super().__init__(
+            in_channels, num_classes, stage_widths=(width, 2 * width, 4 * width), num_blocks=3
+        )
+        initialise(self, norm_weight=norm_init)

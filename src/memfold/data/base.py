@@ -1,0 +1,265 @@
+"""The data module that every image data set shares."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from memfold.data.batching import (
+    EvaluationLoader,
+    EvaluationSampler,
+    TrainingLoader,
+    TrainingSampler,
+    augment,
+    normalise,
+)
+from memfold.data.image_set import ImageSet
+from memfold.data.splits import stratified_order
+from memfold.errors import InputError
+from memfold.seeding import derive_seed
+
+__all__ = ["ImageDataModule"]
+
+
+class ImageDataModule(pl.LightningDataModule, ABC):
+    """Splits, batches and augments the images that a data set's class reads.
+
+    A subclass sets the facts below and implements `load_train` and `load_test`, and
+    `prepare_data` if it has files. The validation set comes out of the training set; the test
+    set is read in the test stage alone.
+
+    After `on_after_batch_transfer`, which Lightning calls, a batch is `(images float32
+    (B, C, H, W) normalised, labels int64 (B,))` on the model's device, augmented in training.
+    """
+
+    name: ClassVar[str]  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Name in `conf/data`, and of the folder in `data.root`."""
+
+    num_channels: ClassVar[int]
+    image_size: ClassVar[int]
+    """Height and width, in pixels."""
+
+    num_classes: ClassVar[int]
+    mean: ClassVar[tuple[float, ...]]
+    """Of each channel over the training images, pixels scaled to 0..1."""
+
+    std: ClassVar[tuple[float, ...]]
+
+    def __init__(
+        self,
+        *,
+        root: str = "data",
+        batch_size: int = 128,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        seed: int = 0,
+        crop_padding: int = 0,
+        horizontal_flip: bool = False,
+        train_subset: int | None = None,
+        download: bool = True,
+    ) -> None:
+        """Check the options; no file is touched.
+
+        Args:
+            root: Folder of data sets.
+            batch_size: Samples per batch and process.
+            val_fraction: Share of the training set that becomes the validation set, in (0, 1).
+            split_seed: Of the validation split and of `train_subset`.
+            seed: Of the order and the augmentation of the training samples.
+            crop_padding: Pixels of zeros around an image before it is cropped at random; 0 for
+                no crop.
+            horizontal_flip: Whether to flip half of the images, drawn anew every epoch.
+            train_subset: Train on this many samples only, a stratified choice of what the
+                validation split leaves; null for all.
+            download: Whether missing files may be downloaded.
+
+        Raises:
+            InputError: An option has the wrong type or is out of its range.
+        """
+        super().__init__()
+        if not isinstance(root, str | Path) or not str(root):
+            raise InputError(f"data.root={root!r}: must be a folder (or set MEMFOLD_DATA)")
+        _check_integer("batch_size", batch_size, minimum=1)
+        _check_integer("split_seed", split_seed)
+        _check_integer("seed", seed)
+        _check_integer("crop_padding", crop_padding, minimum=0, maximum=self.image_size)
+        if train_subset is not None:
+            _check_integer("train_subset", train_subset, minimum=1)
+        _check_fraction("val_fraction", val_fraction)
+        for key, value in (("horizontal_flip", horizontal_flip), ("download", download)):
+            if not isinstance(value, bool):
+                raise InputError(f"data.{key}={value}: must be true or false")
+        self.root = Path(root).expanduser()
+        self.batch_size = batch_size
+        self.val_fraction = val_fraction
+        self.split_seed = split_seed
+        self.seed = seed
+        self.crop_padding = crop_padding
+        self.horizontal_flip = horizontal_flip
+        self.train_subset = train_subset
+        self.download = download
+        self._train_file: ImageSet | None = None
+        self._test_file: ImageSet | None = None
+        self._train_samples = torch.empty(0, dtype=torch.int64)
+        self._val_samples = torch.empty(0, dtype=torch.int64)
+        self._mean = torch.tensor(self.mean)
+        self._std = torch.tensor(self.std)
+
+    @abstractmethod
+    def load_train(self) -> ImageSet:
+        """Read the published training set, in the order of its files.
+
+        Raises:
+            InputError: A file is missing, truncated or damaged.
+        """
+
+    @abstractmethod
+    def load_test(self) -> ImageSet:
+        """Read the published test set, in the order of its files.
+
+        Raises:
+            InputError: A file is missing, truncated or damaged.
+        """
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read what a stage needs: "fit" and "validate" the training file, "test" the test file.
+
+        Raises:
+            InputError: Files cannot be read, or `data.val_fraction` or `data.train_subset` does
+                not suit the number of samples.
+        """
+        if stage in ("fit", "validate", None) and self._train_file is None:
+            self._train_file = self.load_train()
+            self._split(self._train_file.labels)
+        if stage in ("test", None) and self._test_file is None:
+            self._test_file = self.load_test()
+
+    @property
+    def train_samples(self) -> Tensor:
+        """(N,) int64 numbers, in the training file, of the samples to train on."""
+        return self._train_samples
+
+    @property
+    def val_samples(self) -> Tensor:
+        """(N,) int64 numbers, in the training file, of the validation samples."""
+        return self._val_samples
+
+    def train_dataloader(self) -> TrainingLoader:
+        """Return this process's share of the shuffled training batches.
+
+        Raises:
+            InputError: A global batch would hold more than the training set, or the Trainer is
+                to overfit: it would see other batches in every epoch.
+        """
+        overfit_batches = getattr(self.trainer, "overfit_batches", 0)
+        if overfit_batches:
+            raise InputError(
+                f"trainer.overfit_batches={overfit_batches}: must be 0; to overfit a few samples "
+                "set data.train_subset to their number"
+            )
+        rank, world_size = self._place_among_processes()
+        sampler = TrainingSampler(
+            len(self._train_samples),
+            self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+        )
+        return TrainingLoader(
+            _loaded(self._train_file, "fit"),
+            self._train_samples,
+            sampler,
+            crop_padding=self.crop_padding,
+        )
+
+    def val_dataloader(self) -> EvaluationLoader:
+        """Return this process's share of the validation set."""
+        return self._evaluation_loader(_loaded(self._train_file, "fit"), self._val_samples)
+
+    def test_dataloader(self) -> EvaluationLoader:
+        """Return this process's share of the test set."""
+        test_file = _loaded(self._test_file, "test")
+        return self._evaluation_loader(test_file, torch.arange(len(test_file)))
+
+    def on_after_batch_transfer(
+        self, batch: tuple[Tensor, ...], dataloader_idx: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Augment, when the batch is one of training, and normalise, on the batch's device."""
+        images, labels, *draws = batch
+        if draws and (self.crop_padding or self.horizontal_flip):
+            images = augment(
+                images,
+                draws[0],
+                crop_padding=self.crop_padding,
+                horizontal_flip=self.horizontal_flip,
+            )
+        if self._mean.device != images.device:  # moved once, not copied for every batch
+            self._mean = self._mean.to(images.device)
+            self._std = self._std.to(images.device)
+        return normalise(images, self._mean, self._std), labels
+
+    def _split(self, labels: Tensor) -> None:
+        """Choose the validation samples and, of the others, the training samples."""
+        seed = derive_seed(self.split_seed, "validation")
+        order = stratified_order(labels, seed)
+        num_val = round(self.val_fraction * len(labels))
+        if not 0 < num_val < len(labels):
+            raise InputError(
+                f"data.val_fraction={self.val_fraction}: leaves {num_val} of {len(labels)} samples "
+                "for validation; both parts need at least one"
+            )
+        self._val_samples = order[:num_val].sort().values
+        rest = order[num_val:].sort().values
+        if self.train_subset is not None:
+            if self.train_subset > len(rest):
+                raise InputError(
+                    f"data.train_subset={self.train_subset}: must be at most {len(rest)}, what "
+                    "the validation split leaves"
+                )
+            seed = derive_seed(self.split_seed, "subset")
+            rest = rest[stratified_order(labels[rest], seed)[: self.train_subset]].sort().values
+        self._train_samples = rest
+
+    def _evaluation_loader(self, data: ImageSet, samples: Tensor) -> EvaluationLoader:
+        rank, world_size = self._place_among_processes()
+        sampler = EvaluationSampler(len(samples), self.batch_size, rank=rank, world_size=world_size)
+        return EvaluationLoader(data, samples, sampler)
+
+    def _place_among_processes(self) -> tuple[int, int]:
+        """Return (rank, number of processes); (0, 1) outside a Trainer."""
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+
+def _loaded(data: ImageSet | None, stage: str) -> ImageSet:
+    if data is None:
+        raise RuntimeError(f"call setup({stage!r}) before asking for this data loader")
+    return data
+
+
+def _check_integer(
+    key: str, value: object, minimum: int | None = None, maximum: int | None = None
+) -> None:
+    """Raise InputError unless the option `data.<key>` is an integer in the range."""
+    limits = []
+    if minimum is not None:
+        limits.append(f"at least {minimum}")
+    if maximum is not None:
+        limits.append(f"at most {maximum}")
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or (minimum is not None and value < minimum)
+        or (maximum is not None and value > maximum)
+    ):
+        raise InputError(f"data.{key}={value}: must be an integer {' and '.join(limits)}".rstrip())
+
+
+def _check_fraction(key: str, value: object) -> None:
+    """Raise InputError unless the option `data.<key>` is a number between 0 and 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise InputError(f"data.{key}={value}: must be a number in (0, 1)")

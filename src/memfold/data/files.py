@@ -1,0 +1,142 @@
+"""Finding, downloading and unpacking the files of a data set.
+
+A file or folder is looked for in `<root>/<name>/`, where downloads go, and in `<root>/` itself.
+What is derived from the files (an unpacked archive, decoded images) is written to
+`<root>/<name>/`, or to the user's cache folder when that cannot be written.
+"""
+
+import os
+import shutil
+import tarfile
+import uuid
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pooch
+
+from memfold.errors import InputError
+
+__all__ = ["Remote", "fetch", "find", "first_line", "new_folder", "unpack", "writable_folder"]
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A published file."""
+
+    url: str
+    """Its last part is the name of the file."""
+
+    checksum: str
+    """For example "md5:..."; a download that differs is refused."""
+
+    @property
+    def filename(self) -> str:
+        """The name of the file on disk."""
+        return self.url.rpartition("/")[2]
+
+
+def find(root: Path, name: str, relative: str) -> Path | None:
+    """Return the path of the file or folder `relative` of data set `name`, or None."""
+    folders = [root / name, root]
+    if (writable := writable_folder(root, name)) not in folders:
+        folders.append(writable)
+    return next((path for folder in folders if (path := folder / relative).exists()), None)
+
+
+def fetch(root: Path, name: str, remote: Remote, *, download: bool) -> Path:
+    """Return the path of a published file, downloading it to `<root>/<name>/` if need be.
+
+    Raises:
+        InputError: The file is not there, and `download` is false or did not succeed.
+    """
+    if (found := find(root, name, remote.filename)) is not None:
+        return found
+    folder = root / name
+    missing = f"data.root={root}: no {remote.filename} in {folder} or {root}"
+    remedy = f"set data.root or MEMFOLD_DATA to a folder that has it (it comes from {remote.url})"
+    if not download:
+        raise InputError(f"{missing} and data.download=false; {remedy}")
+    try:
+        pooch.retrieve(
+            remote.url,
+            known_hash=remote.checksum,
+            fname=remote.filename,
+            path=folder,
+            progressbar=True,
+        )
+    # requests' errors are OSErrors; pooch reports a wrong checksum or a bad answer by ValueError.
+    except (OSError, ValueError) as error:
+        reason = first_line(error)
+        raise InputError(f"{missing} and the download failed ({reason}); {remedy}") from error
+    return folder / remote.filename
+
+
+def unpack(archive: Path, folder: str, parent: Path) -> Path:
+    """Unpack the top-level `folder` of a .tar.gz or .zip into `parent`, all of it or nothing.
+
+    Returns:
+        `parent / folder`.
+
+    Raises:
+        InputError: The archive is truncated, damaged, unsafe or does not hold `folder`.
+    """
+    with new_folder(parent) as unpacked:
+        try:
+            if archive.suffix == ".zip":
+                with zipfile.ZipFile(archive) as zipped:
+                    zipped.extractall(unpacked)
+            else:
+                with tarfile.open(archive, "r:gz") as tarred:
+                    tarred.extractall(unpacked, filter="data")
+        except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError) as error:
+            raise InputError(
+                f"{archive}: cannot be unpacked ({first_line(error)}); expected a complete archive "
+                f"of {folder}/, and room in {parent}; delete it to download it again"
+            ) from error
+        if not (unpacked / folder).is_dir():
+            raise InputError(f"{archive}: holds no {folder}/; delete it to download it again")
+        move_into_place(unpacked / folder, parent / folder)
+    return parent / folder
+
+
+def writable_folder(root: Path, name: str) -> Path:
+    """Return `<root>/<name>`, or a folder in the user's cache when that cannot be written."""
+    folder = root / name
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if os.access(existing, os.W_OK):
+        return folder
+    return Path(pooch.os_cache("memfold")) / name
+
+
+@contextmanager
+def new_folder(parent: Path) -> Iterator[Path]:
+    """Give an empty folder inside `parent`, gone afterwards with whatever is left in it.
+
+    It is on the same file system as its final place, so that what is finished can be moved there
+    in one step: an interrupted process leaves nothing that looks complete.
+    """
+    folder = parent / f".unfinished-{uuid.uuid4().hex}"
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def move_into_place(finished: Path, target: Path) -> None:
+    """Rename a folder to `target`; when another process got there first, keep the other's."""
+    try:
+        finished.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+
+
+def first_line(error: BaseException) -> str:
+    """Name an error and the beginning of its first line, to quote it inside a message."""
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    return text if len(text) <= 200 else f"{text[:200]}..."

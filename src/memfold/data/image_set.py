@@ -1,0 +1,34 @@
+"""A whole set of labelled images in memory (or memory-mapped)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from memfold.errors import InputError
+
+__all__ = ["ImageSet", "check_labels"]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images and their classes, as every reader returns them."""
+
+    images: Tensor
+    """(N, C, H, W) uint8."""
+
+    labels: Tensor
+    """(N,) int64, in [0, number of classes)."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def check_labels(labels: Tensor, num_classes: int, path: Path) -> None:
+    """Raise InputError when a label of the file `path` is not in [0, num_classes)."""
+    highest = int(labels.max())
+    if highest >= num_classes:
+        raise InputError(
+            f"{path}: label {highest} at record {int(labels.argmax())}, labels must be in "
+            f"0..{num_classes - 1}; the file is damaged"
+        )
