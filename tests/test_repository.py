@@ -1,0 +1,61 @@
+"""Promises about the repository itself."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "src" / "memfold").rglob("*.py"))
+
+# Folder or file -> top-level packages that it must not import: dependencies point one way.
+FORBIDDEN = {
+    "strategies": {"lightning", "hydra", "omegaconf", "wandb", "sklearn"},
+    "backbones": {"lightning", "hydra", "omegaconf", "wandb", "sklearn"},
+    "memory.py": {"lightning", "hydra", "omegaconf", "wandb", "sklearn"},
+    "artifact.py": {"lightning", "hydra", "omegaconf", "wandb", "sklearn"},
+    "data": {"hydra", "omegaconf", "wandb"},
+    "tasks": {"hydra", "omegaconf", "wandb"},
+}
+
+
+def imported_packages(path):
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_dependencies_point_one_way(path):
+    top = path.relative_to(ROOT / "src" / "memfold").parts[0]
+    assert not imported_packages(path) & FORBIDDEN.get(top, set())
+
+
+def test_importing_memfold_loads_nothing_heavy_but_torch():
+    code = "import sys, memfold; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "torch" in loaded
+    assert not {"lightning", "hydra", "omegaconf", "wandb", "sklearn", "matplotlib"} & set(loaded)
+
+
+def test_the_python_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {})
+    assert "stored_ratio" in capsys.readouterr().out
+    assert (tmp_path / "small.safetensors").is_file()
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
+        assert (ROOT / target).exists(), target
