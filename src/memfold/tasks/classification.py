@@ -1,0 +1,121 @@
+"""Image classification."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics.classification import MulticlassAccuracy
+
+from memfold.errors import InputError
+
+__all__ = ["Classification"]
+
+Batch = tuple[Tensor, Tensor]
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+SchedulerFactory = Callable[..., LRScheduler]
+
+
+class Classification(LightningModule):
+    """Cross-entropy and top-1 accuracy of any network that maps images to logits.
+
+    Metrics are means over all images of an epoch and over all ranks.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory,
+        num_classes: int,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        """Take over a network that is ready to be trained.
+
+        Args:
+            net: Images (B, C, H, W) to logits (B, num_classes).
+            optimizer: Parameters -> optimizer.
+            scheduler: (optimizer, total_steps=, steps_per_epoch=) -> scheduler, which is stepped
+                after every optimizer step.
+            num_classes: Number of classes.
+            label_smoothing: Share of the target spread over all classes, in [0, 1); in the
+                training loss only.
+
+        Raises:
+            InputError: `label_smoothing` is out of range.
+        """
+        super().__init__()
+        if not 0.0 <= label_smoothing < 1.0:
+            raise InputError(f"task.label_smoothing must be in [0, 1), got {label_smoothing!r}")
+        # Plain values: anything else would make the checkpoint a pickle.
+        self.save_hyperparameters(
+            {"num_classes": num_classes, "label_smoothing": label_smoothing}, logger=False
+        )
+        self.net = net
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self._label_smoothing = label_smoothing
+        self.accuracy = nn.ModuleDict(
+            {
+                f"{split}_accuracy": MulticlassAccuracy(
+                    num_classes, average="micro", validate_args=False
+                )
+                for split in ("train", "val", "test")
+            }
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (B, num_classes) of `images` (B, C, H, W)."""
+        return self.net(images)
+
+    def on_train_epoch_start(self) -> None:
+        """Log the learning rate of the epoch's first step."""
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], sync_dist=True)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch of images (B, C, H, W) and labels (B,)."""
+        return self._step("train", batch, self._label_smoothing)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count loss and accuracy on the validation split."""
+        self._step("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count loss and accuracy on the test set."""
+        self._step("test", batch)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimizer for everything trainable, and its schedule."""
+        optimizer = self._optimizer(_trainable(self.net))
+        total = self.trainer.estimated_stepping_batches
+        epochs = self.trainer.max_epochs
+        if total == float("inf") or epochs is None or epochs < 1:
+            raise InputError(f"trainer.max_epochs must be a whole number above 0, got {epochs!r}")
+        scheduler = self._scheduler(
+            optimizer, total_steps=int(total), steps_per_epoch=max(1, int(total) // epochs)
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def _step(self, split: str, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
+        images, labels = batch
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        accuracy: Any = self.accuracy[f"{split}_accuracy"]
+        with torch.no_grad():
+            accuracy.update(logits, labels)
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(labels)}
+        self.log(f"{split}/loss", loss, sync_dist=True, prog_bar=split == "train", **options)
+        self.log(f"{split}/acc", accuracy, prog_bar=split == "val", **options)
+        return loss
+
+
+def _trainable(net: nn.Module) -> Iterator[nn.Parameter]:
+    return (parameter for parameter in net.parameters() if parameter.requires_grad)

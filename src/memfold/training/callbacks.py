@@ -1,0 +1,259 @@
+"""What every run observes: seeds, divergence, memory and time.
+
+These callbacks watch; none changes the network.
+"""
+
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from torch import Tensor, nn
+
+from memfold.errors import InputError
+from memfold.memory import PeakMeter, footprint, grad_sync_bytes, train_state_bytes
+from memfold.seeding import derive_seed
+
+__all__ = ["EpochLog", "EpochSeeds", "FiniteLoss", "MemoryMetrics", "RunProgressBar", "StepTimer"]
+
+log = logging.getLogger(__name__)
+
+Batch = tuple[Tensor, Tensor]
+
+
+class EpochLog(Callback):
+    """Write one line per epoch to the log of the run."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log every metric of the epoch."""
+        if trainer.is_global_zero:
+            metrics = sorted(trainer.callback_metrics.items())
+            text = ", ".join(f"{key} {float(value):.4g}" for key, value in metrics)
+            log.info("epoch %d, step %d: %s", trainer.current_epoch, trainer.global_step, text)
+
+
+class EpochSeeds(Callback):
+    """Seed the global generators anew at every epoch, from seed, epoch and rank.
+
+    Dropout and the like then draw the same numbers in an epoch whether or not the run was
+    interrupted before it.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seed torch, NumPy and Python."""
+        seed = derive_seed(self._seed, "epoch", trainer.current_epoch, trainer.global_rank)
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+
+
+class FiniteLoss(Callback):
+    """Stop when the training loss is no longer a number.
+
+    The loss of a step is read one step later: the GPU has it by then, and goes on without a pause.
+    """
+
+    def __init__(self) -> None:
+        self._pending: tuple[int, Tensor] | None = None
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        """Look at the loss of the step before, and keep this one's."""
+        self._check(trainer)
+        loss = outputs["loss"].detach()
+        # Not finite on one rank is not finite in the sum: all ranks stop together.
+        self._pending = (trainer.global_step, trainer.strategy.reduce(loss, reduce_op="sum"))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the last loss of the epoch before a checkpoint is written."""
+        self._check(trainer)
+        self._pending = None
+
+    def _check(self, trainer: Trainer) -> None:
+        if self._pending is None:
+            return
+        step, loss = self._pending
+        if not torch.isfinite(loss):
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            raise InputError(
+                f"the training loss is {loss.item()} at step {step} (epoch "
+                f"{trainer.current_epoch}, learning rate {rate:.3g}): lower optimizer.lr, set "
+                "scheduler.warmup_epochs or trainer.gradient_clip_val"
+            )
+
+
+class MemoryMetrics(Callback):
+    """Count bytes: what is stored before training, the train state, the peak.
+
+    Everything is logged as `memory/...` to all loggers.
+    """
+
+    def __init__(self) -> None:
+        self._meter: PeakMeter | None = None
+        self._train_state_bytes: int | None = None
+        self._earlier_peak_bytes = 0
+
+    def start(self, device: torch.device) -> None:
+        """Start to measure the peak: after the data are in memory, before the backbone is."""
+        self._meter = PeakMeter(device)
+        self._meter.start()
+
+    def measure(self, net: nn.Module) -> dict[str, int | float | None]:
+        """Return all counts so far; the train state is `None` before the first optimizer step."""
+        counts = footprint(net)
+        return {
+            "dense_bytes": counts.dense_bytes,
+            "value_bytes": counts.value_bytes,
+            "index_bytes": counts.index_bytes,
+            "untouched_bytes": counts.untouched_bytes,
+            "stored_bytes": counts.stored_bytes,
+            "stored_ratio": counts.stored_ratio,
+            "train_state_bytes": self._train_state_bytes,
+            "peak_bytes": self._peak_bytes(),
+            "grad_sync_bytes": grad_sync_bytes(net),
+        }
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what is known before the first step."""
+        later = ("train_state_bytes", "peak_bytes")
+        counts = self.measure(_network(pl_module))
+        _log(trainer, {key: value for key, value in counts.items() if key not in later})
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        """Count the train state after the first optimizer step, gradients included."""
+        if self._train_state_bytes is None and trainer.global_step > 0:
+            net = _network(pl_module)
+            self._train_state_bytes = train_state_bytes(net, trainer.optimizers[0])
+            _log(trainer, {"train_state_bytes": self._train_state_bytes})
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the peak."""
+        _log(trainer, {"peak_bytes": self._peak_bytes()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counts that a resumed run cannot make again."""
+        return {
+            "train_state_bytes": self._train_state_bytes,
+            "peak_bytes": self._peak_bytes(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the counts of the run that is resumed."""
+        self._train_state_bytes = state_dict["train_state_bytes"]
+        self._earlier_peak_bytes = state_dict["peak_bytes"]
+
+    def _peak_bytes(self) -> int:
+        now = 0 if self._meter is None else self._meter.peak_bytes()
+        return max(self._earlier_peak_bytes, now)
+
+
+class RunProgressBar(RichProgressBar):
+    """Lightning's bar without the logger's version, which here says nothing."""
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Return what stands beside the bar."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
+class StepTimer(Callback):
+    """Measure the time from one training step to the next, and of the whole fit."""
+
+    def __init__(self) -> None:
+        # Enough for a steady median; a long run must not collect them all.
+        self._seconds: deque[float] = deque(maxlen=1000)
+        self._num_samples: deque[int] = deque(maxlen=1000)
+        self._step_start = 0.0
+        self._fit_start: float | None = None
+        self._earlier_seconds = 0.0
+        self._world_size = 1
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """`fit_seconds`, `step_seconds` (median per batch) and `samples_per_second` (all ranks)."""
+        step = median(self._seconds) if self._seconds else None
+        samples = median(self._num_samples) * self._world_size if self._num_samples else None
+        return {
+            "fit_seconds": self._fit_seconds(),
+            "step_seconds": step,
+            "samples_per_second": samples / step if step and samples else None,
+        }
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._fit_start = time.perf_counter()
+        self._world_size = trainer.world_size
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave validation and checkpoints out of the first step's time."""
+        self._step_start = time.perf_counter()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        """Take the time since the last step ended: loading included, and the GPU's pace."""
+        now = time.perf_counter()
+        self._seconds.append(now - self._step_start)
+        self._num_samples.append(len(batch[1]))
+        self._step_start = now
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._earlier_seconds = self._fit_seconds()
+        self._fit_start = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the seconds so far."""
+        return {"fit_seconds": self._fit_seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the seconds of the run that is resumed."""
+        self._earlier_seconds = state_dict["fit_seconds"]
+
+    def _fit_seconds(self) -> float:
+        running = 0.0 if self._fit_start is None else time.perf_counter() - self._fit_start
+        return self._earlier_seconds + running
+
+
+def _network(task: LightningModule) -> nn.Module:
+    net = task.net
+    assert isinstance(net, nn.Module)
+    return net
+
+
+def _log(trainer: Trainer, metrics: Mapping[str, int | float | None]) -> None:
+    named = {f"memory/{key}": float(value) for key, value in metrics.items() if value is not None}
+    for logger in trainer.loggers:
+        logger.log_metrics(named, step=trainer.global_step)
+        logger.save()

@@ -1,0 +1,98 @@
+"""What `train.py` does around Hydra: resumed runs, one-line errors, exit statuses."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from memfold.errors import InputError
+from memfold.training import run
+from memfold.training.processes import is_rank_zero
+from memfold.training.resume import expand_arguments
+
+__all__ = ["describe_error", "launch", "report_error", "run_task"]
+
+USER_ERRORS = (InputError, HydraException, OmegaConfBaseException)
+INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
+
+
+def launch(main: Callable[[], object]) -> int:
+    """Run a `@hydra.main` function on `sys.argv`.
+
+    Returns:
+        The exit status: 0, 1 after a user's mistake (one line on stderr), 130 after Ctrl-C.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
+    arguments = sys.argv[1:]
+    try:
+        sys.argv[1:] = expand_arguments(arguments)
+        main()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except USER_ERRORS as error:
+        wanted = {"debug=trace", "extras.traceback=true"}
+        return report_error(error, with_traceback=any(a.lower() in wanted for a in arguments))
+    return 0
+
+
+def run_task(cfg: DictConfig, script: Path) -> float | None:
+    """Run one job: here, or in its own process when it belongs to a sweep.
+
+    Args:
+        cfg: The job's configuration.
+        script: The program that a sweep starts again for each job.
+
+    Returns:
+        The last validation accuracy for Hydra's sweepers; NaN when a job of a sweep failed.
+
+    Raises:
+        SystemExit: After a user's mistake, with status 1; outside sweeps.
+    """
+    in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
+    if in_sweep and cfg.extras.isolate_jobs:
+        from memfold.training.isolation import run_isolated
+
+        return run_isolated(cfg, script)
+    try:
+        metrics = run(cfg)["metrics"]
+    except USER_ERRORS as error:
+        if in_sweep:  # Hydra notes the failure and starts the next job
+            raise
+        # An exception that passes through Hydra would add its own lines to ours.
+        raise SystemExit(report_error(error, with_traceback=cfg.extras.traceback)) from None
+    assert isinstance(metrics, dict)
+    return metrics.get("val/acc")
+
+
+def report_error(error: BaseException, *, with_traceback: bool) -> int:
+    """Print `error: ...` on stderr, on rank 0 alone, and return exit status 1."""
+    if is_rank_zero():
+        if with_traceback:
+            traceback.print_exception(error)
+        print(f"error: {describe_error(error)}", file=sys.stderr)
+    return 1
+
+
+def describe_error(error: BaseException) -> str:
+    """Say in one line what is wrong and what is allowed."""
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        return f"{group}={choice} is unknown; available: {', '.join(sorted(error.options))}"
+    message = str(error)
+    cause = error.__cause__
+    if isinstance(error, OverrideParseException):
+        message = f"{error.override}: {message}"
+    elif isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
+        keys = cause.parent_node if isinstance(cause.parent_node, DictConfig) else ()
+        known = ", ".join(sorted(str(key) for key in keys if key not in ("hydra", "_target_")))
+        message = f"{cause.full_key} is no key of the configuration; keys there: {known}"
+    elif isinstance(cause, OmegaConfBaseException):
+        message += f" ({cause})"
+    return " ".join(message.split())

@@ -1,0 +1,177 @@
+"""One job: build, fit, test, save, and a result in every case."""
+
+import logging
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf import DictConfig, OmegaConf
+
+import memfold
+from memfold.errors import InputError
+from memfold.training.build import Experiment, build
+from memfold.training.loggers import close_wandb
+from memfold.training.processes import is_rank_zero
+from memfold.training.quiet import hush_libraries
+from memfold.training.result import ResultFile, describe_job
+from memfold.training.run_folder import (
+    ARTIFACT,
+    HYDRA_FOLDER,
+    refuse_used_folder,
+    write_text_atomically,
+)
+from memfold.training.summary import print_summary
+
+__all__ = ["run_job"]
+
+log = logging.getLogger(__name__)
+
+_TERMINATED = 143  # 128 + SIGTERM
+
+
+def run_job(cfg: DictConfig) -> dict[str, Any]:
+    """Run one job in Hydra's output folder; see `memfold.training.run`."""
+    hush_libraries()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if cfg.resume is None and is_rank_zero():
+        refuse_used_folder(folder)
+    facts = describe_job(cfg)
+    result_file = ResultFile(folder, facts)
+    result_file.begin()
+    if is_rank_zero():
+        log.info("%s", facts["command"])
+    completed = False
+    try:
+        experiment = build(cfg, folder)
+        if cfg.resume is not None:
+            _record_overrides(cfg, folder)
+        result_file.add(_describe_built(experiment, facts))
+        _fit(experiment)
+        result_file.add(_finish(experiment))
+        result = result_file.complete()
+        completed = True
+    except SIGTERMException:
+        result_file.fail("terminated (SIGTERM)")
+        raise SystemExit(_TERMINATED) from None
+    except BaseException as error:
+        result_file.fail(_reason(error))
+        log.info("failed: %s", _reason(error))
+        raise
+    finally:
+        sync_command = close_wandb(failed=not completed)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    if is_rank_zero():
+        print_summary(result, str(folder))
+        if sync_command is not None:
+            print(f"W&B was offline; upload with: {sync_command}")
+    return result
+
+
+def _fit(experiment: Experiment) -> None:
+    if is_rank_zero():
+        log.info("%s: %s", experiment.folder, experiment.strategy.to_dict())
+        log.info("%s", experiment.footprint)
+    for logger in experiment.trainer.loggers:
+        logger.log_hyperparams(experiment.config)
+    try:
+        experiment.trainer.fit(
+            experiment.task,
+            datamodule=experiment.data,
+            ckpt_path=experiment.start.checkpoint,
+            weights_only=True,
+        )
+    except SystemExit as stop:
+        # Lightning shuts down after Ctrl-C and then exits; the caller should know why.
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _finish(experiment: Experiment) -> dict[str, Any]:
+    """Test once, save the artifact, and collect what goes into the result."""
+    trainer, task, data = experiment.trainer, experiment.task, experiment.data
+    memory = experiment.memory.measure(experiment.net)  # before the test set is read
+    metrics = _metrics(trainer)
+    if "val/acc" not in metrics:  # resumed after the last epoch: nothing was left to train
+        trainer.validate(task, datamodule=data, verbose=False)
+        metrics |= _metrics(trainer)
+    best = _best_checkpoint(trainer)
+    if best is not None and best.best_model_score is not None:
+        metrics["val/best_acc"] = float(best.best_model_score)
+    use_best = experiment.config["test_checkpoint"] == "best"
+    if use_best and (best is None or not best.best_model_path):
+        raise InputError("test_checkpoint=best needs a callback that keeps the best of a metric")
+    trainer.test(
+        task,
+        datamodule=data,
+        ckpt_path=best.best_model_path if use_best and best is not None else None,
+        weights_only=True,
+        verbose=False,
+    )
+    metrics |= _metrics(trainer)
+    artifact = experiment.folder / ARTIFACT
+    if trainer.is_global_zero:
+        memfold.save(experiment.net, artifact)
+        memory["artifact_bytes"] = artifact.stat().st_size
+        for logger in trainer.loggers:
+            logger.log_metrics(
+                {"memory/artifact_bytes": float(memory["artifact_bytes"])}, trainer.global_step
+            )
+    return {"metrics": metrics, "memory": memory, "time": experiment.timer.metrics}
+
+
+def _best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
+    checkpoints = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    return next((c for c in checkpoints if c.monitor is not None), None)
+
+
+def _metrics(trainer: Trainer) -> dict[str, float]:
+    return {key: float(v) for key, v in trainer.callback_metrics.items() if "/" in key}
+
+
+def _describe_built(experiment: Experiment, facts: dict[str, Any]) -> dict[str, Any]:
+    counts, device = experiment.footprint, experiment.trainer.strategy.root_device
+    options = experiment.strategy.to_dict()
+    return {
+        "compression": {
+            **options,
+            "ratio": counts.ratio,
+            "requested_ratio": options["ratio"],
+        },
+        "parameters": {
+            "dense": experiment.num_dense_parameters,
+            "compressible": counts.num_weights,
+            "trained": sum(p.numel() for p in experiment.net.parameters() if p.requires_grad),
+        },
+        "test_checkpoint": experiment.config["test_checkpoint"],
+        "environment": {
+            **facts["environment"],
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "world_size": experiment.trainer.world_size,
+        },
+    }
+
+
+def _record_overrides(cfg: DictConfig, folder: Path) -> None:
+    """Let `.hydra` describe the resumed run, now that its checkpoint has been accepted."""
+    if not is_rank_zero():
+        return
+    task = [text for text in HydraConfig.get().overrides.task if not text.startswith("resume=")]
+    job = OmegaConf.merge(cfg, {"resume": None})
+    write_text_atomically(folder / HYDRA_FOLDER / "overrides.yaml", yaml.safe_dump(task))
+    write_text_atomically(folder / HYDRA_FOLDER / "config.yaml", OmegaConf.to_yaml(job))
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted (Ctrl-C)"
+    return "".join(traceback.format_exception_only(error))

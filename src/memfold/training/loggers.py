@@ -1,0 +1,214 @@
+"""Where metrics go: `metrics.csv` always, and what `logger=` names."""
+
+import csv
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import wandb
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from wandb.sdk.lib import wbauth
+
+from memfold.errors import InputError
+from memfold.training.processes import is_rank_zero
+from memfold.training.run_folder import METRICS, write_text_atomically
+
+__all__ = [
+    "MetricsFile",
+    "close_wandb",
+    "no_further_logger",
+    "tensorboard_logger",
+    "wandb_logger",
+]
+
+
+class MetricsFile(Logger):
+    """`metrics.csv`: one row per logged step, on disk as soon as it is logged.
+
+    Lightning's CSVLogger deletes an earlier file; a resumed run has to keep it. A new column
+    means writing the file again, which is done atomically, so that a kill loses no row.
+    """
+
+    def __init__(self, folder: Path, *, keep_before_step: int = 0) -> None:
+        """Open the file at the first row.
+
+        Args:
+            folder: The run folder.
+            keep_before_step: Keep the rows of an earlier run with a smaller step; this run will
+                write the others again.
+        """
+        super().__init__()
+        self._folder = folder
+        self._path = folder / METRICS
+        self._keep_before_step = keep_before_step
+        self._columns: list[str] = []
+        self._is_open = False
+
+    @property
+    def name(self) -> str:
+        """No subfolder."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """No subfolder."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run folder."""
+        return str(self._folder)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: `.hydra/config.yaml` has the configuration."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append a row."""
+        row = {"step": step, **{key: float(value) for key, value in metrics.items()}}
+        if "epoch" in row:
+            row["epoch"] = int(metrics["epoch"])
+        if not self._is_open:
+            self._keep_earlier_rows()
+        if set(row) <= set(self._columns):
+            with self._path.open("a", encoding="utf-8", newline="") as file:
+                csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
+        else:
+            self._rewrite([*self._read(), row])
+
+    def _keep_earlier_rows(self) -> None:
+        kept = [row for row in self._read() if _step(row) < self._keep_before_step]
+        self._rewrite(kept)
+        self._is_open = True
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self._path.exists():
+            return []
+        text = self._path.read_text(encoding="utf-8")
+        whole_lines = text[: text.rfind("\n") + 1]  # a kill may have cut the last row short
+        return list(csv.DictReader(io.StringIO(whole_lines)))
+
+    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+        names = {key for row in rows for key in row if key}
+        self._columns = ["step", "epoch", *sorted(names - {"step", "epoch"})]
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text_atomically(self._path, text.getvalue())
+
+
+def no_further_logger(folder: Path, run_name: str, tags: list[str]) -> None:
+    """`logger=csv`: `metrics.csv` is written in any case."""
+
+
+def tensorboard_logger(folder: Path, run_name: str, tags: list[str]) -> Logger:
+    """Write TensorBoard files into `folder/tensorboard`.
+
+    Raises:
+        InputError: TensorBoard is not installed.
+    """
+    try:
+        return TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "logger=tensorboard needs the extra tensorboard: pip install 'memfold[tensorboard]'"
+        ) from error
+
+
+def wandb_logger(
+    folder: Path,
+    run_name: str,
+    tags: list[str],
+    *,
+    project: str = "memfold",
+    mode: str | None = None,
+    name: str | None = None,
+    group: str | None = None,
+) -> Logger:
+    """Start a Weights & Biases run, which continues the one that `folder` holds already.
+
+    Args:
+        folder: The run folder; W&B makes `wandb/` in it.
+        run_name: The name of the run when `name` is `None`.
+        tags: Tags of the run.
+        project: W&B project.
+        mode: online, offline or disabled; `None`: WANDB_MODE, else online when W&B has
+            credentials, else offline.
+        name: The name of the run.
+        group: Groups the runs of a sweep.
+
+    Raises:
+        InputError: An option is wrong, or W&B cannot start.
+    """
+    modes = ("online", "offline", "disabled")
+    mode = mode or os.environ.get("WANDB_MODE") or _default_wandb_mode()
+    if mode not in modes:
+        raise InputError(f"logger.mode must be one of {', '.join(modes)} or null, got {mode!r}")
+    if not is_rank_zero():
+        return WandbLogger(project=project)  # a stand-in: only rank 0 starts a run
+    try:
+        run = wandb.init(
+            project=project,
+            name=name or run_name,
+            group=group,
+            tags=tags,
+            dir=folder,
+            mode=mode,  # type: ignore[arg-type]
+            id=_earlier_wandb_id(folder),
+            resume="allow",
+            settings=wandb.Settings(console="off", silent=mode != "online"),
+        )
+    except (wandb.Error, ValueError) as error:
+        raise InputError(
+            f"logger=wandb cannot start: {error}; logger.mode=offline or logger=csv needs no server"
+        ) from error
+    # The count of log calls, W&B's own x-axis, means nothing.
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return WandbLogger(experiment=run, save_dir=folder, project=project)
+
+
+def close_wandb(*, failed: bool) -> str | None:
+    """End the W&B run of this process, if there is one.
+
+    Returns:
+        The command that uploads the run, when it was written offline.
+    """
+    if not is_rank_zero():
+        return None
+    run = wandb.run
+    if run is None:
+        return None
+    folder = Path(run.dir).parent
+    is_offline = run.offline and not run.disabled
+    run.finish(exit_code=int(failed))
+    return f"wandb sync {folder}" if is_offline else None
+
+
+def _default_wandb_mode() -> str:
+    # Environment, netrc and settings, as `wandb.init` looks for them, but without a prompt.
+    credentials = wbauth.authenticate_session(
+        host=wandb.setup().settings.base_url,
+        source="memfold",
+        prompt=False,
+        update_session=False,
+    )
+    return "offline" if credentials is None else "online"
+
+
+def _earlier_wandb_id(folder: Path) -> str | None:
+    """Read the id from `wandb/run-<time>-<id>` or `wandb/offline-run-<time>-<id>`."""
+    runs = sorted((folder / "wandb").glob("*run-*-*"), key=lambda run: run.stat().st_mtime)
+    return runs[-1].name.rpartition("-")[2] if runs else None
+
+
+def _step(row: Mapping[str, Any]) -> float:
+    try:
+        return float(row["step"])
+    except (KeyError, TypeError, ValueError):
+        return float("inf")  # no row of ours

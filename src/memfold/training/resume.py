@@ -1,0 +1,168 @@
+"""Continue a run: its overrides before Hydra starts, its checkpoint before Lightning does."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+
+from memfold.errors import InputError
+from memfold.training.run_folder import HYDRA_FOLDER
+
+__all__ = ["StartingPoint", "expand_arguments", "quote_value", "read_checkpoint"]
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """Where training starts."""
+
+    checkpoint: Path | None = None
+    """The checkpoint to resume from; `None`: the beginning."""
+    step: int = 0
+    """Optimizer steps done before."""
+    num_epochs: int = 0
+    """Epochs done before."""
+
+
+def expand_arguments(arguments: Sequence[str]) -> list[str]:
+    """Add to a command line with `resume=RUN` what the run was started with.
+
+    Flags come first in the result, which saves the user from Hydra's refusal of a flag that
+    stands between two overrides.
+
+    The run's own overrides come first, without those that are given anew. Expanding twice gives
+    the same as expanding once, because Lightning starts its child processes with the expanded
+    command line, which goes through here again.
+
+    Args:
+        arguments: The command line after the program's name.
+
+    Raises:
+        InputError: `resume` does not name one run folder.
+        OverrideParseException: Hydra cannot read an override.
+    """
+    flags = [text for text in arguments if not _is_override(text)]
+    given_texts = [text for text in arguments if _is_override(text)]
+    given = OverridesParser.create().parse_overrides(given_texts)
+    folder = _run_folder(given, in_sweep="-m" in arguments or "--multirun" in arguments)
+    if folder is None:
+        return [*flags, *given_texts]
+    file = folder / HYDRA_FOLDER / "overrides.yaml"
+    try:
+        original_texts = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"resume={folder} is no run folder: {file} cannot be read") from error
+    if not isinstance(original_texts, list) or not all(isinstance(t, str) for t in original_texts):
+        raise InputError(f"resume={folder}: {file} holds no list of overrides")
+    original = OverridesParser.create().parse_overrides(original_texts)
+    kept = [
+        text
+        for text, override in zip(original_texts, original, strict=True)
+        if not _is_given_anew(override, given)
+    ]
+    # The folder's own .hydra stays until the checkpoint has been accepted (see training.job).
+    extra = [f"hydra.run.dir={quote_value(str(folder))}", "hydra.output_subdir=null"]
+    extra = [text for text in extra if text not in given_texts]
+    return [*flags, *kept, *given_texts, *extra]
+
+
+def quote_value(text: str) -> str:
+    """Write `text` so that Hydra reads it as one string, whatever characters it has."""
+    return QuotedString(text=text.replace("${", r"\${"), quote=Quote.single).with_quotes()
+
+
+def read_checkpoint(path: Path, expected: Mapping[str, object]) -> StartingPoint:
+    """Check that Lightning can resume from the checkpoint at `path`.
+
+    Args:
+        path: An existing file.
+        expected: The state dict of the module that is to be resumed: name -> tensor.
+
+    Returns:
+        The checkpoint and how far it is.
+
+    Raises:
+        InputError: The file is truncated or corrupt, holds pickled objects, or belongs to another
+            model.
+    """
+    import torch
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load does not look at the checksums
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"checksum of {damaged}")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"resume: {path} holds pickled Python objects, which could run code; "
+            "only checkpoints of tensors and plain values are loaded"
+        ) from error
+    except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise InputError(
+            f"resume: {path} is truncated, damaged or no checkpoint; start a new run"
+        ) from error
+    if (
+        not isinstance(checkpoint, dict)
+        or not {"state_dict", "global_step", "epoch"} <= checkpoint.keys()
+    ):
+        raise InputError(f"resume: {path} is no checkpoint of a training run")
+    found = checkpoint["state_dict"]
+    for name in sorted(expected.keys() ^ found.keys()):
+        state = "lacks" if name in expected else "has the additional"
+        raise InputError(
+            f"resume: {path} belongs to another model: it {state} tensor {name}; "
+            "resume with the backbone and compression that the run was started with"
+        )
+    for name, tensor in expected.items():
+        shapes = [tuple(getattr(value, "shape", ())) for value in (found[name], tensor)]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"resume: {path} belongs to another model: {name} has shape {shapes[0]}, "
+                f"this model needs {shapes[1]}"
+            )
+    # Checkpoints are written at the end of an epoch, before Lightning counts it.
+    return StartingPoint(path, int(checkpoint["global_step"]), int(checkpoint["epoch"]) + 1)
+
+
+def _is_override(argument: str) -> bool:
+    """Tell an override (key=value, ~key) from a flag of Hydra's or the value of one."""
+    return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
+
+
+def _run_folder(given: Sequence[Override], *, in_sweep: bool) -> Path | None:
+    values = [override for override in given if override.key_or_group == "resume"]
+    if not values or values[-1].value() is None:
+        return None
+    resume = values[-1]
+    if in_sweep or resume.is_sweep_override():
+        raise InputError(f"{resume.input_line}: one run is resumed at a time, without -m")
+    folder = _path(resume)
+    if not folder.is_dir():
+        raise InputError(f"resume={folder}: there is no such folder; give that of an earlier run")
+    for override in given:
+        if override.key_or_group == "hydra.run.dir":
+            other = _path(override)
+            if not other.is_dir() or not other.samefile(folder):
+                raise InputError(
+                    f"resume={folder} continues in that folder; hydra.run.dir={other} is another"
+                )
+    return folder
+
+
+def _path(override: Override) -> Path:
+    return Path(str(override.value()).replace(r"\${", "${"))  # OmegaConf's escape
+
+
+def _is_given_anew(original: Override, given: Sequence[Override]) -> bool:
+    """Tell whether `original` has to give way; `+key=1` stays, for a later `key=2` needs it."""
+    if original.key_or_group == "resume":
+        return True
+    same = [g for g in given if g.key_or_group == original.key_or_group]
+    if original.is_add() and "." in original.key_or_group:
+        same = [g for g in same if g.is_add()]
+    return bool(same)

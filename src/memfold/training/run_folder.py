@@ -1,0 +1,68 @@
+"""The names of what a run leaves behind, and when a folder may be used."""
+
+import json
+import os
+from pathlib import Path
+
+from memfold.errors import InputError
+
+__all__ = [
+    "ARTIFACT",
+    "HYDRA_FOLDER",
+    "LAST_CHECKPOINT",
+    "METRICS",
+    "RESULT",
+    "read_result",
+    "refuse_used_folder",
+    "write_text_atomically",
+]
+
+HYDRA_FOLDER = ".hydra"
+RESULT = "result.json"
+METRICS = "metrics.csv"
+ARTIFACT = "model.safetensors"
+LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
+
+
+def read_result(folder: Path) -> dict[str, object]:
+    """Return the contents of `result.json`; empty when there is none that can be read."""
+    try:
+        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return result if isinstance(result, dict) else {}
+
+
+def refuse_used_folder(folder: Path, key: str = "hydra.run.dir") -> None:
+    """Check that a new run in `folder` would overwrite no result and no checkpoint.
+
+    Args:
+        folder: A run folder, which need not exist.
+        key: The configuration key that chose it, for the message.
+
+    Raises:
+        InputError: There is a completed run, or one that can be resumed.
+    """
+    if read_result(folder).get("status") == "completed":
+        raise InputError(
+            f"{key}={folder} holds a completed run; choose another folder, "
+            "or train it further with resume= and a larger trainer.max_epochs"
+        )
+    if (folder / LAST_CHECKPOINT).exists():
+        raise InputError(
+            f"{key}={folder} holds an unfinished run; continue it with resume={folder}, "
+            "or choose another folder"
+        )
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader finds the old or the new contents, never a part."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,127 @@
+"""The classification task: losses, metrics, optimizers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from memfold.errors import InputError
+from memfold.tasks import Classification
+from memfold.training.quiet import hush_libraries
+from memfold.training.schedules import Constant
+
+NUM_CLASSES = 3
+
+
+@pytest.fixture
+def samples() -> tuple[Tensor, Tensor]:
+    """10 samples: batches of 4, 4 and 2, so that a plain mean of batch means is wrong."""
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(10, 5, generator=generator), torch.randint(3, (10,), generator=generator)
+
+
+def task(net: nn.Module, rate: float = 0.0, **options: float) -> Classification:
+    return Classification(
+        net,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=rate),
+        scheduler=Constant().attach,
+        num_classes=NUM_CLASSES,
+        **options,
+    )
+
+
+def trainer(folder: Path) -> Trainer:
+    hush_libraries()
+    return Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+
+
+def loader(samples: tuple[Tensor, Tensor]) -> DataLoader:
+    return DataLoader(TensorDataset(*samples), batch_size=4)
+
+
+def test_metrics_are_means_over_all_samples(samples: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Linear(5, NUM_CLASSES)
+    images, labels = samples
+    with torch.no_grad():
+        logits = net(images)
+    run = trainer(tmp_path)
+    # With learning rate 0 the network stays what it was.
+    run.fit(task(net, label_smoothing=0.2), loader(samples), loader(samples))
+    metrics = {key: float(value) for key, value in run.callback_metrics.items()}
+    accuracy = float((logits.argmax(1) == labels).float().mean())
+    smooth = float(F.cross_entropy(logits, labels, label_smoothing=0.2))
+    plain = float(F.cross_entropy(logits, labels))
+    assert metrics["train/loss"] == pytest.approx(smooth, rel=1e-5)
+    assert metrics["val/loss"] == pytest.approx(plain, rel=1e-5)
+    assert metrics["train/acc"] == metrics["val/acc"] == pytest.approx(accuracy)
+    assert metrics["lr"] == 0
+
+
+def test_test_metrics_have_their_own_names(samples: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.test(task(nn.Linear(5, NUM_CLASSES)), loader(samples), verbose=False)
+    assert set(run.callback_metrics) == {"test/loss", "test/acc"}
+
+
+def test_frozen_parameters_are_left_to_themselves(
+    samples: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    net = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, NUM_CLASSES))
+    net[0].requires_grad_(False)
+    before = [p.detach().clone() for p in net.parameters()]
+    run = trainer(tmp_path)
+    run.fit(task(net, rate=0.1), loader(samples), loader(samples))
+    moved = [not torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True)]
+    assert moved == [False, False, True, True]
+    assert len(run.optimizers[0].param_groups[0]["params"]) == 2
+
+
+def test_schedule_is_stepped_per_optimizer_step_and_knows_its_length(
+    samples: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    known = {}
+
+    def scheduler(optimizer: torch.optim.Optimizer, **lengths: int):
+        known.update(lengths)
+        return Constant().attach(optimizer, **lengths)
+
+    module = Classification(
+        nn.Linear(5, NUM_CLASSES),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        scheduler=scheduler,
+        num_classes=NUM_CLASSES,
+    )
+    hush_libraries()
+    run = trainer(tmp_path)
+    run.accumulate_grad_batches = 2
+    run.fit_loop.max_epochs = 5
+    run.fit(module, loader(samples), loader(samples))
+    assert known == {"total_steps": 10, "steps_per_epoch": 2}
+    assert run.lr_scheduler_configs[0].scheduler.last_epoch == 10
+
+
+def test_hyperparameters_are_plain_values() -> None:
+    assert dict(task(nn.Linear(5, NUM_CLASSES)).hparams) == {
+        "num_classes": NUM_CLASSES,
+        "label_smoothing": 0.0,
+    }
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
+def test_wrong_label_smoothing_is_named(value: float) -> None:
+    with pytest.raises(InputError, match=r"task\.label_smoothing"):
+        task(nn.Linear(5, NUM_CLASSES), label_smoothing=value)

@@ -1,0 +1,58 @@
+"""Compose and run jobs: in this process, or as a user does."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+
+REPOSITORY = Path(__file__).parents[2]
+TESTS = REPOSITORY / "tests"
+
+# An MLP on the embedded digits: a second or two with everything around it.
+SMALL = ("backbone=mlp", "logger=csv", "trainer=cpu", "~callbacks.progress_bar")
+
+
+def compose_job(
+    folder: Path, *overrides: str, number: int = 0, hydra_overrides: Sequence[str] = ()
+) -> DictConfig:
+    """Compose the configuration of a job in `folder`, and set Hydra's own as in `train.py`."""
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3", job_name="train"):
+        cfg = compose("train", list(overrides), return_hydra_config=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open_dict(cfg):
+        cfg.hydra.runtime.output_dir = str(folder)
+        cfg.hydra.job.num = number
+        cfg.hydra.overrides.hydra = list(hydra_overrides)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        task = cfg.copy()
+        del task["hydra"]
+    return task
+
+
+def start_training(*arguments: str) -> subprocess.Popen[str]:
+    """Start `train.py` in a process of its own."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "MASTER_"))}
+    for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "PL_GLOBAL_SEED"):
+        environment.pop(name, None)
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+    return subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "train.py"), *arguments],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def train(*arguments: str) -> tuple[int, str, str]:
+    """Run `train.py`; return its exit status, stdout and stderr."""
+    process = start_training(*arguments)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err

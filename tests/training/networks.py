@@ -1,0 +1,52 @@
+"""Backbones for `backbone=custom`."""
+
+import os
+import signal
+
+import torch
+from torch import nn
+
+
+class DropoutNet(nn.Sequential):
+    """Draws from the global generator in every training step."""
+
+    def __init__(self, in_channels: int, image_size: int, num_classes: int) -> None:
+        super().__init__(
+            nn.Flatten(),
+            nn.Linear(in_channels * image_size**2, 32),
+            nn.BatchNorm1d(32),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Linear(32, num_classes),
+        )
+
+
+class Killed(nn.Module):
+    """Ends its process as the out-of-memory killer does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Infinite(nn.Module):
+    """Gives infinite logits from its third training step on."""
+
+    def __init__(self, in_channels: int, image_size: int, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_channels * image_size**2, num_classes)
+        self.num_calls = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.num_calls += self.training
+        logits = self.linear(images.flatten(1))
+        return logits * torch.inf if self.num_calls >= 3 else logits
+
+
+class InfiniteOnRankOne(Infinite):
+    """Gives infinite logits in the second of two processes."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if os.environ.get("LOCAL_RANK") != "1":
+            self.num_calls = -1
+        return super().forward(images)

@@ -1,0 +1,124 @@
+"""What every run observes, on networks small enough to count by hand."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from memfold.errors import InputError
+from memfold.training.callbacks import EpochSeeds, FiniteLoss, MemoryMetrics, StepTimer
+from memfold.training.loggers import MetricsFile
+from memfold.training.quiet import hush_libraries
+
+
+class Regression(LightningModule):
+    """A linear layer whose loss is set to `bad_loss` at one step, counted from 1."""
+
+    def __init__(self, bad_loss: float = 0.0, bad_step: int = 0) -> None:
+        super().__init__()
+        self.net = nn.Linear(3, 2)
+        self.bad_loss = bad_loss
+        self.bad_step = bad_step
+        self.num_steps = 0
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        self.num_steps += 1
+        loss = self.net(batch[0]).square().mean()
+        return loss * self.bad_loss if self.num_steps == self.bad_step else loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
+
+
+def fit(
+    folder: Path, module: Regression, *callbacks: Callback, num_epochs: int = 2, seed: int = 0
+) -> Trainer:
+    """Train on 8 samples in 2 batches an epoch."""
+    hush_libraries()
+    torch.manual_seed(seed)
+    trainer = Trainer(
+        max_epochs=num_epochs,
+        accelerator="cpu",
+        callbacks=list(callbacks),
+        logger=[MetricsFile(folder)],
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    data = TensorDataset(torch.ones(8, 3), torch.zeros(8, dtype=torch.int64))
+    trainer.fit(module, DataLoader(data, batch_size=4))
+    return trainer
+
+
+class Draws(Callback):
+    """Keep what the global generator gives in each epoch."""
+
+    def __init__(self) -> None:
+        self.numbers: list[float] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.numbers.append(float(torch.rand(())))
+
+
+def test_draws_of_an_epoch_depend_on_the_seed_alone(tmp_path: Path) -> None:
+    runs = []
+    for seed, global_seed in ((5, 1), (5, 2), (6, 1)):
+        draws = Draws()
+        fit(tmp_path, Regression(), EpochSeeds(seed), draws, seed=global_seed)
+        runs.append(draws.numbers)
+    assert runs[0] == runs[1] != runs[2]
+    assert len(set(runs[0])) == 4
+
+
+@pytest.mark.parametrize("bad_loss", [float("nan"), float("inf")])
+@pytest.mark.parametrize("bad_step", [1, 2, 4])
+def test_infinite_loss_stops_and_names_its_step(
+    tmp_path: Path, bad_loss: float, bad_step: int
+) -> None:
+    module = Regression(bad_loss, bad_step)
+    with pytest.raises(InputError, match=rf"at step {bad_step} .*optimizer\.lr"):
+        fit(tmp_path, module, FiniteLoss())
+    assert module.num_steps <= bad_step + 1
+
+
+def test_train_state_is_parameters_gradients_and_momentum(tmp_path: Path) -> None:
+    memory = MemoryMetrics()
+    memory.start(torch.device("cpu"))
+    module = Regression()
+    assert memory.measure(module.net)["train_state_bytes"] is None
+    fit(tmp_path, module, memory)
+    counts = memory.measure(module.net)
+    parameter_bytes = 4 * (3 * 2 + 2)
+    assert counts["train_state_bytes"] == 3 * parameter_bytes
+    assert counts["dense_bytes"] == counts["stored_bytes"] == parameter_bytes
+    text = (tmp_path / "metrics.csv").read_text()
+    for key in counts:
+        assert f"memory/{key}" in text
+
+
+def test_memory_survives_a_resume(tmp_path: Path) -> None:
+    first, second = MemoryMetrics(), MemoryMetrics()
+    first.start(torch.device("cpu"))
+    module = Regression()
+    fit(tmp_path, module, first)
+    first.load_state_dict({**first.state_dict(), "peak_bytes": 2**50})
+    second.load_state_dict(first.state_dict())
+    counts = second.measure(module.net)
+    assert counts["train_state_bytes"] == 3 * 4 * (3 * 2 + 2)
+    assert counts["peak_bytes"] == 2**50
+
+
+def test_time_adds_up_over_resumes(tmp_path: Path) -> None:
+    timer = StepTimer()
+    timer.load_state_dict({"fit_seconds": 1000.0})
+    fit(tmp_path, Regression(), timer)
+    times = timer.metrics
+    assert times["fit_seconds"] is not None
+    assert times["step_seconds"] is not None
+    assert 1000 < times["fit_seconds"] < 1060
+    assert 0 < times["step_seconds"] < 60
+    assert times["samples_per_second"] == pytest.approx(4 / times["step_seconds"])

@@ -1,0 +1,130 @@
+"""train.py as a user runs it: exit statuses, one-line errors, folders left alone."""
+
+import ast
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from memfold.training.command_line import describe_error, report_error
+from training.jobs import REPOSITORY, SMALL, start_training, train
+
+
+def composition_error(*overrides: str) -> str:
+    with (
+        initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"),
+        pytest.raises(HydraException) as caught,
+    ):
+        compose("train", list(overrides))
+    return describe_error(caught.value)
+
+
+@pytest.mark.parametrize("group", ["compression", "backbone", "data", "trainer", "experiment"])
+def test_unknown_option_lists_those_that_exist(group: str) -> None:
+    message = composition_error(f"{group}=nope")
+    names = sorted(file.stem for file in (REPOSITORY / "conf" / group).glob("*.yaml"))
+    assert message == f"{group}=nope is unknown; available: {', '.join(names)}"
+
+
+def test_unknown_key_lists_those_that_exist() -> None:
+    message = composition_error("optimizer.lrr=3")
+    assert message.startswith("optimizer.lrr is no key")
+    assert "lr, momentum, nesterov, weight_decay" in message
+    message = composition_error("ratioo=0.1")
+    assert message.startswith("ratioo is no key")
+    assert "ratio, resume" in message
+
+
+def test_unreadable_override_is_quoted() -> None:
+    message = composition_error("ratio=[1,")
+    assert message.startswith("ratio=[1,: ")
+    assert "\n" not in message
+
+
+def test_only_rank_zero_reports(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank in ("1", "0"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert report_error(ValueError("two\nlines"), with_traceback=False) == 1
+        expected = "error: two lines\n" if rank == "0" else ""
+        assert capsys.readouterr().err == expected
+
+
+def test_train_script_imports_light_things_only() -> None:
+    source = (REPOSITORY / "train.py").read_text()
+    assert len(source.splitlines()) < 60
+    imported = {
+        name
+        for node in ast.walk(ast.parse(source))
+        for name in (
+            [node.module]
+            if isinstance(node, ast.ImportFrom)
+            else [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else []
+        )
+    }
+    assert imported == {"sys", "pathlib", "hydra", "omegaconf", "memfold.training"}
+
+
+@pytest.mark.ddp
+def test_help_is_quick() -> None:
+    start = time.monotonic()
+    status, out, err = train("--help")
+    assert (status, err) == (0, "")
+    assert "compression: dense" in out
+    assert "stable_rps" in out
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.ddp
+def test_mistake_is_one_line_and_leaves_a_failed_result(tmp_path: Path) -> None:
+    status, _, err = train(
+        *SMALL, "compression=stable_rps", "ratio=1.5", f"hydra.run.dir={tmp_path}"
+    )
+    assert status == 1
+    assert err.startswith("error: ratio must be")
+    assert err.count("\n") == 1
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["status"] == "failed"
+    assert err == f"error: {result['error']}\n"
+    assert "failed: ratio must be" in (tmp_path / "train.log").read_text()
+
+
+@pytest.mark.ddp
+def test_debug_trace_shows_where(tmp_path: Path) -> None:
+    status, _, err = train(*SMALL, "seed=-1", "debug=trace", f"hydra.run.dir={tmp_path}")
+    assert status == 1
+    assert err.startswith("Traceback")
+    assert err.splitlines()[-1].startswith("error: seed must be")
+
+
+@pytest.mark.ddp
+def test_completed_run_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text('{"status": "completed"}')
+    status, _, err = train(*SMALL, f"hydra.run.dir={tmp_path}")
+    assert status == 1
+    assert err.startswith(f"error: hydra.run.dir={tmp_path} holds a completed run")
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+@pytest.mark.ddp
+def test_interrupted_run_says_so_and_can_be_resumed(tmp_path: Path) -> None:
+    process = start_training(*SMALL, "trainer.max_epochs=500", f"hydra.run.dir={tmp_path}")
+    while not (tmp_path / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == ""
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["status"], result["error"]) == ("failed", "interrupted (Ctrl-C)")
+    assert (tmp_path / "checkpoints" / "last.ckpt").exists()

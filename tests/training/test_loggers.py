@@ -1,0 +1,125 @@
+"""metrics.csv and the loggers beside it."""
+
+import csv
+import os
+from pathlib import Path
+
+import pytest
+import wandb
+
+from memfold.errors import InputError
+from memfold.training.loggers import (
+    MetricsFile,
+    close_wandb,
+    tensorboard_logger,
+    wandb_logger,
+)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+def test_each_row_is_on_disk_at_once_and_new_columns_keep_the_old_rows(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path)
+    file.log_metrics({"val/acc": 0.5, "epoch": 0}, step=9)
+    assert rows(tmp_path) == [{"step": "9", "epoch": "0", "val/acc": "0.5"}]
+    file.log_metrics({"train/loss": 2.25, "epoch": 0}, step=9)
+    file.log_metrics({"val/acc": 0.75, "epoch": 1}, step=19)
+    assert rows(tmp_path) == [
+        {"step": "9", "epoch": "0", "val/acc": "0.5"},
+        {"step": "9", "epoch": "0", "train/loss": "2.25"},
+        {"step": "19", "epoch": "1", "val/acc": "0.75"},
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_resumed_run_drops_what_it_will_write_again(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path)
+    for epoch in range(4):
+        file.log_metrics({"val/acc": epoch / 8, "epoch": epoch}, step=10 * epoch + 9)
+    with (tmp_path / "metrics.csv").open("a") as text:
+        text.write("4")  # cut short by a kill
+    resumed = MetricsFile(tmp_path, keep_before_step=20)
+    resumed.log_metrics({"val/acc": 0.25, "epoch": 2}, step=29)
+    assert [row["step"] for row in rows(tmp_path)] == ["9", "19", "29"]
+
+
+def test_new_run_starts_a_new_file(tmp_path: Path) -> None:
+    MetricsFile(tmp_path).log_metrics({"val/acc": 0.5}, step=9)
+    MetricsFile(tmp_path).log_metrics({"val/acc": 0.25}, step=1)
+    assert rows(tmp_path) == [{"step": "1", "val/acc": "0.25"}]
+
+
+def test_tensorboard_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*args: object, **kwargs: object) -> None:
+        raise ModuleNotFoundError("No module named 'tensorboard'")
+
+    monkeypatch.setattr("memfold.training.loggers.TensorBoardLogger", missing)
+    with pytest.raises(InputError, match=r"memfold\[tensorboard\]"):
+        tensorboard_logger(tmp_path, "name", [])
+
+
+@pytest.fixture
+def no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """W&B without a key; returns the netrc file it would read."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    wandb.teardown()
+    return tmp_path / "netrc"
+
+
+def started_mode(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the mode that `wandb_logger` chooses, without starting anything."""
+    modes = []
+
+    def init(**options: object) -> None:
+        modes.append(options["mode"])
+        raise wandb.Error("stopped by the test")
+
+    monkeypatch.setattr(wandb, "init", init)
+    with pytest.raises(InputError, match=r"stopped by the test.*logger\.mode=offline"):
+        wandb_logger(folder, "name", [])
+    return modes[0]
+
+
+def test_wandb_is_online_only_with_a_key(
+    no_credentials: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert started_mode(tmp_path, monkeypatch) == "offline"
+    no_credentials.write_text(f"machine api.wandb.ai login user password {'a' * 40}\n")
+    no_credentials.chmod(0o600)
+    assert started_mode(tmp_path, monkeypatch) == "online"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert started_mode(tmp_path, monkeypatch) == "disabled"
+    monkeypatch.delenv("WANDB_MODE")
+    no_credentials.unlink()
+    monkeypatch.setenv("WANDB_API_KEY", "b" * 40)
+    assert started_mode(tmp_path, monkeypatch) == "online"
+
+
+def test_unknown_wandb_mode_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"logger\.mode must be one of online, offline"):
+        wandb_logger(tmp_path, "name", [], mode="of")
+
+
+def test_offline_run_is_named_and_continued(no_credentials: Path, tmp_path: Path) -> None:
+    ids = []
+    for _ in range(2):
+        logger = wandb_logger(tmp_path, "mlp-dense-s1", ["dense"])
+        run = wandb.run
+        assert run is not None
+        ids.append(run.id)
+        assert (run.name, run.project, run.tags) == ("mlp-dense-s1", "memfold", ("dense",))
+        logger.log_metrics({"val/acc": 0.5}, step=3)
+        command = close_wandb(failed=False)
+        assert wandb.run is None
+        assert command is not None
+        folder = Path(command.removeprefix("wandb sync "))
+        assert folder.is_relative_to(tmp_path / "wandb")
+        assert list(folder.glob("*.wandb"))
+    assert ids[0] == ids[1]
+    assert close_wandb(failed=False) is None

@@ -1,0 +1,234 @@
+"""Resuming: the command line, the checkpoint, and a run that was killed."""
+
+import csv
+import io
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import nn
+
+from memfold.errors import InputError
+from memfold.training.resume import expand_arguments, quote_value, read_checkpoint
+from training.jobs import SMALL, start_training, train
+
+
+def run_folder(folder: Path, *overrides: str) -> Path:
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
+    return folder
+
+
+def values(arguments: list[str]) -> dict[str, object]:
+    overrides = OverridesParser.create().parse_overrides([a for a in arguments if "=" in a])
+    return {override.key_or_group: override.value() for override in overrides}
+
+
+def test_other_command_lines_keep_their_arguments() -> None:
+    arguments = ["-m", "backbone=mlp", "ratio=0.1,0.2", "~callbacks.progress_bar"]
+    assert expand_arguments(arguments) == arguments
+    assert expand_arguments(["ratio=0.1", "resume=null"]) == ["ratio=0.1", "resume=null"]
+
+
+def test_flags_may_stand_between_overrides() -> None:
+    assert expand_arguments(["ratio=1", "--cfg", "job", "seed=2"]) == [
+        "--cfg",
+        "job",
+        "ratio=1",
+        "seed=2",
+    ]
+
+
+@pytest.mark.parametrize("name", ["run", "a b=c", "it's, [odd]", "tail\\", "$x ${now:%Y}"])
+def test_original_overrides_come_back_unless_given_anew(tmp_path: Path, name: str) -> None:
+    folder = run_folder(
+        tmp_path / name, "backbone=mlp", "ratio=0.5", "+x.y=1", "trainer.max_epochs=3"
+    )
+    given_anew = [f"resume={quote_value(str(folder))}", "trainer.max_epochs=9", "x.y=2"]
+    expanded = expand_arguments(given_anew)
+    assert expanded[:3] == ["backbone=mlp", "ratio=0.5", "+x.y=1"]
+    assert expanded[3:6] == given_anew
+    found = values(expanded)
+    assert found["trainer.max_epochs"] == 9
+    assert found["hydra.output_subdir"] is None
+    assert str(found["hydra.run.dir"]).replace("\\$", "$") == str(folder)
+
+
+def test_expanding_twice_is_expanding_once(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "a b", "backbone=mlp", "seed=3", "resume=old")
+    once = expand_arguments([f"resume='{folder}'", "seed=4"])
+    assert expand_arguments(once) == once
+    # What Lightning's launcher adds for a child.
+    extra = [f'hydra.run.dir="{folder}"', "hydra.job.name=child", "hydra.output_subdir=null"]
+    child = expand_arguments([*once, *extra])
+    assert values(child) == {**values(once), "hydra.job.name": "child"}
+
+
+@given(st.text(st.characters(exclude_categories=["C"]), min_size=1).filter(lambda t: "$" not in t))
+def test_quoted_text_is_read_as_it_is(text: str) -> None:
+    override = OverridesParser.create().parse_override(f"key={quote_value(text)}")
+    assert override.value() == text
+
+
+def test_resume_needs_one_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        expand_arguments([f"resume={tmp_path}/missing"])
+    with pytest.raises(InputError, match="is no run folder"):
+        expand_arguments([f"resume={tmp_path}"])
+    folder = run_folder(tmp_path / "run", "seed=1")
+    with pytest.raises(InputError, match="without -m"):
+        expand_arguments([f"resume={folder}", "-m"])
+    with pytest.raises(InputError, match="without -m"):
+        expand_arguments([f"resume={folder},{folder}"])
+    with pytest.raises(InputError, match=r"hydra\.run\.dir="):
+        expand_arguments([f"resume={folder}", f"hydra.run.dir={tmp_path}"])
+    (folder / ".hydra" / "overrides.yaml").write_text("{a: [")
+    with pytest.raises(InputError, match="cannot be read"):
+        expand_arguments([f"resume={folder}"])
+
+
+def whole_checkpoint() -> bytes:
+    torch.manual_seed(0)
+    file = io.BytesIO()
+    state = nn.Linear(40, 30).state_dict()
+    torch.save({"state_dict": state, "global_step": 12, "epoch": 3}, file)
+    return file.getvalue()
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(whole_checkpoint())
+    return path
+
+
+def test_checkpoint_tells_how_far_it_is(checkpoint: Path) -> None:
+    start = read_checkpoint(checkpoint, nn.Linear(40, 30).state_dict())
+    assert (start.checkpoint, start.step, start.num_epochs) == (checkpoint, 12, 4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_truncated_checkpoint_is_refused(checkpoint: Path, share: float) -> None:
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(InputError, match=r"^resume: .*last\.ckpt is truncated"):
+        read_checkpoint(checkpoint, nn.Linear(40, 30).state_dict())
+
+
+def test_corrupt_checkpoint_is_refused(checkpoint: Path) -> None:
+    contents = bytearray(checkpoint.read_bytes())
+    middle = len(contents) // 2
+    for position in range(middle, middle + 64):
+        contents[position] ^= 0xFF
+    checkpoint.write_bytes(contents)
+    with pytest.raises(InputError, match=r"last\.ckpt is truncated, damaged"):
+        read_checkpoint(checkpoint, nn.Linear(40, 30).state_dict())
+
+
+@pytest.mark.parametrize("position", range(0, 5000, 250))
+def test_one_changed_byte_is_found_or_harmless(checkpoint: Path, position: int) -> None:
+    """Zip headers hold bytes without meaning; weights have none."""
+    contents = bytearray(checkpoint.read_bytes())
+    contents[position] ^= 0xFF
+    checkpoint.write_bytes(contents)
+    expected = torch.load(io.BytesIO(whole_checkpoint()), weights_only=True)["state_dict"]
+    try:
+        read_checkpoint(checkpoint, expected)
+    except InputError:
+        return
+    found = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_pickled_objects_are_refused(checkpoint: Path) -> None:
+    torch.save({"state_dict": {}, "global_step": 1, "epoch": 1, "x": nn.Linear(2, 2)}, checkpoint)
+    with pytest.raises(InputError, match="pickled Python objects"):
+        read_checkpoint(checkpoint, {})
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ([1, 2], "no checkpoint of a training run"),
+        ({"state_dict": {}}, "no checkpoint of a training run"),
+    ],
+)
+def test_other_files_are_refused(checkpoint: Path, contents: object, message: str) -> None:
+    torch.save(contents, checkpoint)
+    with pytest.raises(InputError, match=message):
+        read_checkpoint(checkpoint, {})
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Linear(40, 31), r"weight has shape \(30, 40\), this model needs \(31, 40\)"),
+        (nn.Linear(40, 30, bias=False), "additional tensor bias"),
+        (nn.Sequential(nn.Linear(40, 30)), r"lacks tensor 0\.bias"),
+    ],
+)
+def test_checkpoint_of_another_model_is_refused(
+    checkpoint: Path, model: nn.Module, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        read_checkpoint(checkpoint, model.state_dict())
+
+
+def metric_rows(folder: Path) -> list[tuple[str, ...]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        names = ("step", "epoch", "lr", "train/loss", "train/acc", "val/acc", "test/acc")
+        return [
+            tuple(row.get(n, "") for n in names) for row in csv.DictReader(file) if row["epoch"]
+        ]
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    path = folder / "checkpoints" / "last.ckpt"
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+@pytest.mark.ddp
+def test_killed_and_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed, then resumed"
+    arguments = [
+        *SMALL,
+        "compression=stable_rps",
+        "ratio=0.05",
+        "backbone=custom",
+        "backbone.target=training.networks.DropoutNet",
+        "data.crop_padding=1",
+        "scheduler=one_cycle",
+        "trainer.max_epochs=25",
+    ]
+    arguments.remove("backbone=mlp")
+    victim = start_training(*arguments, f"hydra.run.dir='{killed}'")
+    log = killed / "train.log"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and "epoch 4," in log.read_text()):
+        assert victim.poll() is None, victim.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    victim.kill()
+    victim.communicate()
+    assert not (killed / "model.safetensors").exists()
+    assert 0 < len(metric_rows(killed)) < 50
+
+    status, _, err = train(*arguments, f"hydra.run.dir='{whole}'")
+    assert status == 0, err
+    status, _, err = train(f"resume='{killed}'")
+    assert status == 0, err
+
+    expected, found = state(whole), state(killed)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    assert metric_rows(killed) == metric_rows(whole)
+    artifacts = [load_file(folder / "model.safetensors") for folder in (whole, killed)]
+    assert artifacts[0].keys() == artifacts[1].keys()
+    assert all(torch.equal(tensor, artifacts[1][name]) for name, tensor in artifacts[0].items())
