@@ -3,14 +3,14 @@
 import json
 import pickle
 
-import memfold
 import pytest
 import torch
-from memfold.artifact import header_bytes
-from memfold.errors import InputError
 from safetensors import safe_open
 from torch import nn
 
+import memfold
+from memfold.artifact import header_bytes
+from memfold.errors import InputError
 from strategies.cases import STRATEGIES
 from strategies.models import MODELS, build
 
@@ -42,7 +42,7 @@ def test_a_file_takes_the_stored_bytes_and_its_header(strategy, model_name, tmp_
 
 def test_the_strategy_is_stored_as_data(artifact):
     with safe_open(artifact, framework="pt") as file:
-        strategy = json.loads(file.metadata()["strategy"])
+        strategy = json.loads(file.metadata()["memfold"])["strategy"]
     assert strategy["name"] == "stable_rps"
     assert strategy["ratio"] == 0.3
     assert strategy["gradient_scale"] == "length"
@@ -96,13 +96,23 @@ def test_foreign_safetensors_and_unknown_strategies_are_refused(tmp_path):
     save_file({"a": torch.zeros(3)}, path)
     with pytest.raises(InputError, match="not a memfold artifact"):
         memfold.load(path, small_model())
-    metadata = {"format": "memfold", "version": "1", "num_values": "3", "weights": "[]"}
-    save_file({"a": torch.zeros(3)}, path, metadata | {"strategy": '{"name": "magic"}'})
-    with pytest.raises(InputError, match="magic is unknown"):
-        memfold.load(path, small_model())
-    save_file({"a": torch.zeros(3)}, path, metadata | {"strategy": "{"})
-    with pytest.raises(InputError, match="damaged metadata"):
-        memfold.load(path, small_model())
+    record = {"version": 1, "num_values": 3, "weights": [], "strategy": {"name": "magic"}}
+    for damaged, message in (
+        (json.dumps(record), "magic is unknown"),
+        (json.dumps(record | {"version": 2}), "has version 2, expected 1"),
+        (json.dumps({"version": 1}), "damaged metadata"),
+        ("{", "damaged metadata"),
+        ("[]", "damaged metadata"),
+    ):
+        save_file({"a": torch.zeros(3)}, path, {"memfold": damaged})
+        with pytest.raises(InputError, match=message):
+            memfold.load(path, small_model())
+
+
+def test_the_same_model_gives_the_same_bytes(artifact, tmp_path):
+    other = tmp_path / "other.safetensors"
+    memfold.save(memfold.compress(small_model(), "stable_rps", ratio=0.3), other)
+    assert other.read_bytes() == artifact.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
 """Bytes, counted by hand."""
 
-import memfold
 import pytest
 import torch
-from memfold.memory import PeakMeter, grad_sync_bytes, train_state_bytes
 from torch import nn
 
+import memfold
+from memfold.memory import PeakMeter, grad_sync_bytes, train_state_bytes
 from strategies.models import build
 
 

@@ -22,8 +22,8 @@ from memfold.strategies.dense import Dense
 
 __all__ = ["header_bytes", "load", "save"]
 
-_FORMAT = "memfold"
-_VERSION = "1"
+_KEY = "memfold"
+_VERSION = 1
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
@@ -51,13 +51,14 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
         num_values, names, shapes = compression.num_values, compression.names, compression.shapes
     owned = compression.owned_names() if compression is not None else frozenset()
     tensors |= state_tensors(model, leave_out=owned)
-    metadata = {
-        "format": _FORMAT,
+    record = {
         "version": _VERSION,
-        "strategy": json.dumps(strategy.to_dict()),
-        "num_values": str(num_values),
-        "weights": json.dumps([[n, list(s)] for n, s in zip(names, shapes, strict=True)]),
+        "strategy": strategy.to_dict(),
+        "num_values": num_values,
+        "weights": [[n, list(s)] for n, s in zip(names, shapes, strict=True)],
     }
+    # One key: safetensors writes several in an order that differs from run to run.
+    metadata = {_KEY: json.dumps(record)}
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         save_file({k: v.detach().contiguous() for k, v in tensors.items()}, partial, metadata)
@@ -115,16 +116,15 @@ def _read(path: Path) -> tuple[Strategy, int, dict[str, list[int]], dict[str, Te
             f"artifact {path} cannot be read: it is truncated, damaged or not in safetensors "
             f"format ({error})"
         ) from error
-    found = (metadata.get("format"), metadata.get("version"))
-    if found != (_FORMAT, _VERSION):
-        raise InputError(
-            f"{path} is not a memfold artifact of version {_VERSION}: its metadata says "
-            f"format {found[0]!r}, version {found[1]!r}"
-        )
+    if _KEY not in metadata:
+        raise InputError(f"{path} is not a memfold artifact: its metadata has no key {_KEY!r}")
     try:
-        strategy = Strategy.from_dict(json.loads(metadata["strategy"]))
-        weights = dict(json.loads(metadata["weights"]))
-        return strategy, int(metadata["num_values"]), weights, tensors
+        record = json.loads(metadata[_KEY])
+        version = record["version"]
+        if version != _VERSION:
+            raise InputError(f"artifact {path} has version {version!r}, expected {_VERSION}")
+        strategy = Strategy.from_dict(record["strategy"])
+        return strategy, int(record["num_values"]), dict(record["weights"]), tensors
     except InputError:
         raise
     except (KeyError, ValueError, TypeError) as error:

@@ -1,6 +1,7 @@
 """Parameter sharing as the papers write it: loops over single weights, explicit matrices."""
 
 import torch
+
 from memfold.strategies.sharing.hashing import PolynomialHash
 
 

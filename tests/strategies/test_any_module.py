@@ -5,11 +5,11 @@ import gc
 import io
 import pickle
 
-import memfold
 import pytest
 import torch
-from memfold.strategies import compression_of
 
+import memfold
+from memfold.strategies import compression_of
 from strategies.cases import SHARING, STRATEGIES
 from strategies.models import MODELS, build, make_input
 

@@ -4,14 +4,14 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-import memfold
 import pytest
 import torch
-from memfold.errors import InputError
-from memfold.strategies import Strategy, strategy_class
 from omegaconf import OmegaConf
 from torch import nn
 
+import memfold
+from memfold.errors import InputError
+from memfold.strategies import Strategy, strategy_class
 from strategies.cases import STRATEGIES
 
 ROOT = Path(__file__).parents[2]

@@ -2,14 +2,14 @@
 
 import copy
 
-import memfold
 import pytest
 import torch
-from memfold.strategies import compression_of
-from reference.sharing import explicit_map, sharing_matrices
 from torch import nn
 from torch.nn import functional as F
 
+import memfold
+from memfold.strategies import compression_of
+from reference.sharing import explicit_map, sharing_matrices
 from strategies.cases import SHARING, STRATEGIES
 
 OPTIMIZERS = {

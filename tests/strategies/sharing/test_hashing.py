@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from memfold.strategies.sharing.hashing import HASH_RANGE, PolynomialHash, RangeHash, scale_below
 
 PRIME = 2**31 - 1
