@@ -34,15 +34,16 @@ shapes_lists = st.lists(
 def make_mapping(kind, shapes, fraction, seed):
     spans = make_spans(shapes)
     n = spans[-1].stop
+    kind, sign = kind.split("-")
     if kind == "element":
-        return ElementMapping(spans, max(len(spans), round(fraction * n)), seed=seed)
+        return ElementMapping(spans, max(len(spans), round(fraction * n)), seed=seed, sign=sign)
     if kind == "tile":
-        return TileMapping(spans, max(6, round(fraction * n)), seed=seed, tile=(2, 3))
-    sign = kind.removeprefix("fold-")
+        m = max(6, round(fraction * n))
+        return TileMapping(spans, m, seed=seed, sign=sign, tile=(2, 3))
     return RandomFold(spans, max(1, round(fraction * n)), seed=seed, sign=sign)
 
 
-KINDS = ("fold-run", "fold-weight", "tile", "element")
+KINDS = ("fold-run", "fold-weight", "tile-run", "tile-weight", "element-run")
 cases = st.tuples(st.sampled_from(KINDS), shapes_lists, st.floats(0.01, 1), st.integers(0, 99))
 
 
@@ -129,7 +130,7 @@ def test_runs_share_a_sign_and_weights_do_not():
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
 def test_tiles_are_contiguous_chunks(rows, columns, seed):
     spans = make_spans([(rows, columns)])
-    mapping = TileMapping(spans, 40, seed=seed, tile=(2, 3))
+    mapping = TileMapping(spans, 40, seed=seed, sign="run", tile=(2, 3))
     starts, _ = mapping._tiles(spans[0], CPU)
     assert int(starts.min()) >= 0
     assert int(starts.max()) <= 40 - 6
@@ -147,7 +148,7 @@ def test_a_shared_budget_is_spent_exactly(sizes, fraction):
 
 def test_hashednet_layers_use_their_own_segment():
     spans = make_spans([(20, 30), (40, 10)])
-    mapping = ElementMapping(spans, 100, seed=2)
+    mapping = ElementMapping(spans, 100, seed=2, sign="run")
     slots = explicit_map(mapping).abs().argmax(1)
     assert set(slots[:600].tolist()) == set(range(60))
     assert set(slots[600:].tolist()) == set(range(60, 100))

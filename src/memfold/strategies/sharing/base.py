@@ -15,7 +15,7 @@ from memfold.strategies.base import DEFAULT_RATIO, Context, Strategy
 from memfold.strategies.computed import check_computable
 from memfold.strategies.selection import CompressibleWeight
 from memfold.strategies.sharing.hashing import HASH_RANGE
-from memfold.strategies.sharing.mapping import SlotMapping, Span, spans_of
+from memfold.strategies.sharing.mapping import Sign, SlotMapping, Span, spans_of
 from memfold.strategies.sharing.shared_vector import GradientScale, SharedVector, index_bytes
 
 __all__ = ["SharingStrategy"]
@@ -25,6 +25,8 @@ __all__ = ["SharingStrategy"]
 class SharingStrategy(Strategy):
     """Let every weight be a signed, scaled view into one vector of m trained numbers."""
 
+    sign: Sign = "run"
+    """One random sign per contiguous run of slots (`run`) or per weight (`weight`)."""
     gradient_scale: GradientScale = "length"
     """Gamma: `length` (1/sqrt(load)) keeps the length of the dense model's step, so that one
     learning rate serves every ratio; `projection` (1/load) is the paper's theory; `none` is 1."""
@@ -39,6 +41,8 @@ class SharingStrategy(Strategy):
             InputError: An option is out of range.
         """
         super().__post_init__()
+        if self.sign not in ("run", "weight"):
+            raise InputError(f"compression.sign must be run or weight, got {self.sign!r}")
         if self.gradient_scale not in ("length", "projection", "none"):
             raise InputError(
                 "compression.gradient_scale must be length, projection or none, "

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from memfold.errors import InputError
 from memfold.strategies.sharing.base import SharingStrategy
-from memfold.strategies.sharing.hashing import RangeHash, hash_signs, scale_below
-from memfold.strategies.sharing.mapping import SlotMapping, Span
+from memfold.strategies.sharing.hashing import RangeHash, scale_below
+from memfold.strategies.sharing.mapping import Sign, SlotMapping, Span
 
 __all__ = ["ElementMapping", "HashedNet"]
 
@@ -26,9 +26,8 @@ _CHUNK_NUMEL = 1 << 16
 class ElementMapping(SlotMapping):
     """Independent h(i) and sign for every weight, within the segment of its own tensor."""
 
-    def __init__(self, spans: Sequence[Span], num_slots: int, *, seed: int) -> None:
-        super().__init__(spans, num_slots)
-        self._seed = seed
+    def __init__(self, spans: Sequence[Span], num_slots: int, *, seed: int, sign: Sign) -> None:
+        super().__init__(spans, num_slots, seed=seed, sign=sign)
         sizes = share_budget([span.numel for span in self.spans], num_slots)
         ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
         self._segments = {span.name: (ends[i], ends[i + 1]) for i, span in enumerate(self.spans)}
@@ -60,18 +59,17 @@ class ElementMapping(SlotMapping):
     def _chunks(self, span: Span, like: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Hash a span piece by piece: where, slots (int64), signs (dtype of `like`)."""
         first, stop = self._segments[span.name]
-        slot_hash = RangeHash(self._seed, "slot", span.name)
-        sign_hash = RangeHash(self._seed, "sign", span.name)
+        slot_hash = RangeHash(self.seed, "slot", span.name)
         for begin in range(0, span.numel, _CHUNK_NUMEL):
             end = min(begin + _CHUNK_NUMEL, span.numel)
             indices = scale_below(stop - first, slot_hash(begin, end, like.device)) + first
-            signs = hash_signs(sign_hash(begin, end, like.device)).to(like.dtype)
+            signs = self.weight_signs(span.start + begin, span.start + end, like)
             yield slice(begin, end), indices, signs
 
 
 @dataclass(frozen=True, kw_only=True)
 class HashedNet(SharingStrategy, name="hashednet"):
-    """One vector per tensor, hashed weight by weight."""
+    """One vector per tensor, hashed weight by weight. Every weight is a run of its own."""
 
     def mapping(self, spans: Sequence[Span], num_slots: int) -> ElementMapping:
         """Make the mapping for `num_slots` values.
@@ -84,7 +82,7 @@ class HashedNet(SharingStrategy, name="hashednet"):
                 f"ratio gives {num_slots} values for {len(spans)} tensors; hashednet needs one "
                 "value per tensor: raise ratio (or budget_bytes) or narrow compression.include"
             )
-        return ElementMapping(spans, num_slots, seed=self.seed)
+        return ElementMapping(spans, num_slots, seed=self.seed, sign=self.sign)
 
 
 def share_budget(sizes: Sequence[int], total: int) -> list[int]:

@@ -3,13 +3,17 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from memfold.strategies.selection import CompressibleWeight
+from memfold.strategies.sharing.hashing import RangeHash, hash_signs
 
-__all__ = ["SlotMapping", "Span", "spans_of"]
+__all__ = ["Sign", "SlotMapping", "Span", "spans_of"]
+
+Sign = Literal["run", "weight"]
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,25 @@ class SlotMapping(ABC):
     dropped. Indices and signs are whole numbers, so that they agree on every device and dtype.
     """
 
-    def __init__(self, spans: Sequence[Span], num_slots: int) -> None:
+    def __init__(self, spans: Sequence[Span], num_slots: int, *, seed: int, sign: Sign) -> None:
+        """Keep what follows from the options.
+
+        Args:
+            spans: All weights, end to end.
+            num_slots: The m of the papers.
+            seed: Of every hash.
+            sign: One random sign per contiguous run of slots, or one per weight.
+        """
         self.spans = tuple(spans)
         self.num_slots = num_slots
         self.num_weights = self.spans[-1].stop
+        self.seed = seed
+        self.sign: Sign = sign
+
+    def weight_signs(self, start: int, stop: int, like: Tensor) -> Tensor:
+        """Hash the signs of weights number start, ..., stop - 1, in dtype and device of `like`."""
+        hashed = RangeHash(self.seed, "weight-sign")(start, stop, like.device)
+        return hash_signs(hashed).to(like.dtype)
 
     @property
     def is_bijection(self) -> bool:

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 from memfold.errors import InputError
 from memfold.strategies.sharing.base import SharingStrategy
 from memfold.strategies.sharing.hashing import PolynomialHash
-from memfold.strategies.sharing.mapping import SlotMapping, Span
+from memfold.strategies.sharing.mapping import Sign, SlotMapping, Span
 
 __all__ = ["ROAST", "TileMapping"]
 
@@ -27,13 +27,18 @@ _SCATTER_NUMEL = 1 << 16
 
 
 class TileMapping(SlotMapping):
-    """h = start of the tile + row-major position in the tile; one sign per tile."""
+    """h = start of the tile + row-major position in the tile; a run is a tile."""
 
     def __init__(
-        self, spans: Sequence[Span], num_slots: int, *, seed: int, tile: tuple[int, int]
+        self,
+        spans: Sequence[Span],
+        num_slots: int,
+        *,
+        seed: int,
+        sign: Sign,
+        tile: tuple[int, int],
     ) -> None:
-        super().__init__(spans, num_slots)
-        self._seed = seed
+        super().__init__(spans, num_slots, seed=seed, sign=sign)
         self._rows, self._columns = tile
 
     def gather(self, slots: Tensor, span: Span, factor: float) -> Tensor:
@@ -45,10 +50,15 @@ class TileMapping(SlotMapping):
         windows.mul_((signs * factor).to(slots.dtype)[:, None])
         tiles = windows.view(high, wide, self._rows, self._columns).transpose(1, 2)
         matrix = tiles.reshape(high * self._rows, wide * self._columns)
-        return matrix[:rows, :columns].reshape(-1)
+        out = matrix[:rows, :columns].reshape(-1)
+        if self.sign == "weight":
+            out.mul_(self.weight_signs(span.start, span.stop, slots))
+        return out
 
     def scatter(self, weights: Tensor, span: Span, factor: float, out: Tensor) -> None:
         """See `SlotMapping.scatter`."""
+        if self.sign == "weight":
+            weights = weights * self.weight_signs(span.start, span.stop, weights)
         rows, columns = _matrix_shape(span)
         high, wide = self._grid(span)
         starts, signs = self._tiles(span, out.device)
@@ -97,10 +107,13 @@ class TileMapping(SlotMapping):
         """Start and sign of each tile, row-major: two int64 tensors of shape (tiles,)."""
         high, wide = self._grid(span)
         keys = np.arange(high * wide)
-        starts = PolynomialHash(self._seed, "tile", span.name).below(
+        starts = PolynomialHash(self.seed, "tile", span.name).below(
             self.num_slots - self._rows * self._columns + 1, keys
         )
-        signs = PolynomialHash(self._seed, "tile-sign", span.name).signs(keys)
+        if self.sign == "weight":
+            signs = np.ones_like(keys)
+        else:
+            signs = PolynomialHash(self.seed, "tile-sign", span.name).signs(keys)
         return torch.from_numpy(starts).to(device), torch.from_numpy(signs).to(device)
 
 
@@ -139,7 +152,7 @@ class ROAST(SharingStrategy, name="roast"):
                 "or lower compression.tile_rows and compression.tile_columns"
             )
         tile = (self.tile_rows, self.tile_columns)
-        return TileMapping(spans, num_slots, seed=self.seed, tile=tile)
+        return TileMapping(spans, num_slots, seed=self.seed, sign=self.sign, tile=tile)
 
 
 def _matrix_shape(span: Span) -> tuple[int, int]:

@@ -9,20 +9,16 @@ gradients, optimizer state, checkpoints, DDP traffic. What does not: activations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from memfold.errors import InputError
 from memfold.strategies.sharing.base import SharingStrategy
-from memfold.strategies.sharing.hashing import PolynomialHash, RangeHash, hash_signs
-from memfold.strategies.sharing.mapping import SlotMapping, Span
+from memfold.strategies.sharing.hashing import PolynomialHash
+from memfold.strategies.sharing.mapping import Sign, SlotMapping, Span
 
 __all__ = ["RandomFold", "StableRPS"]
-
-Sign = Literal["run", "weight"]
 
 # From this many slots on, a loop of slice-additions beats a gather over many partitions.
 _LOOP_SLOTS = 1024
@@ -50,10 +46,9 @@ class RandomFold(SlotMapping):
     """
 
     def __init__(self, spans: Sequence[Span], num_slots: int, *, seed: int, sign: Sign) -> None:
-        super().__init__(spans, num_slots)
+        super().__init__(spans, num_slots, seed=seed, sign=sign)
         self._rotation = PolynomialHash(seed, "rotation")
         self._run_sign = PolynomialHash(seed, "run-sign")
-        self._weight_sign = RangeHash(seed, "weight-sign") if sign == "weight" else None
 
     @property
     def is_bijection(self) -> bool:
@@ -77,13 +72,15 @@ class RandomFold(SlotMapping):
                 index = torch.from_numpy(windows).to(slots.device)
                 rows = torch.index_select(doubled, 0, index, out=target.view(-1, m))
                 rows.mul_(_column(factors, slots))
-        return out if self._weight_sign is None else out.mul_(self._signs(span, slots))
+        if self.sign == "weight":
+            out.mul_(self.weight_signs(span.start, span.stop, slots))
+        return out
 
     def scatter(self, weights: Tensor, span: Span, factor: float, out: Tensor) -> None:
         """See `SlotMapping.scatter`."""
         m = self.num_slots
-        if self._weight_sign is not None:
-            weights = weights * self._signs(span, weights)
+        if self.sign == "weight":
+            weights = weights * self.weight_signs(span.start, span.stop, weights)
         rotations, signs = self._rotations(span), self._run_signs(span)
         for piece in self._pieces(span):
             source = weights[piece.start : piece.stop]
@@ -135,32 +132,14 @@ class RandomFold(SlotMapping):
     def _run_signs(self, span: Span) -> np.ndarray:
         """Sign of each run of the span, hashed from its first weight; 1 with signs per weight."""
         partitions = self._partitions(span)
-        if self._weight_sign is not None:
+        if self.sign == "weight":
             return np.ones_like(partitions)
         return self._run_sign.signs(np.maximum(partitions * self.num_slots, span.start))
-
-    def _signs(self, span: Span, like: Tensor) -> Tensor:
-        assert self._weight_sign is not None
-        hashed = self._weight_sign(span.start, span.stop, like.device)
-        return hash_signs(hashed).to(like.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StableRPS(SharingStrategy, name="stable_rps"):
     """One vector for the whole model, RANDOMFOLD, unit gain per slot, scaled gradients."""
-
-    sign: Sign = "run"
-    """One random sign per contiguous run (`run`) or per weight (`weight`, the paper's)."""
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            InputError: An option is out of range.
-        """
-        super().__post_init__()
-        if self.sign not in ("run", "weight"):
-            raise InputError(f"compression.sign must be run or weight, got {self.sign!r}")
 
     def mapping(self, spans: Sequence[Span], num_slots: int) -> RandomFold:
         """Make the mapping for `num_slots` values."""
