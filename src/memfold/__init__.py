@@ -60,6 +60,10 @@ def compress(
         InputError: Unknown strategy or option, a value out of range, or a model that the strategy
             cannot compress. The model is then unchanged.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if "name" in options or not isinstance(strategy, str | Strategy):
+        raise InputError(f"strategy must be a name or a Strategy, got {strategy!r}")
     given = {"ratio": ratio, "budget_bytes": budget_bytes, "seed": seed, **options}
     given = {key: value for key, value in given.items() if value is not None}
     if isinstance(strategy, str):

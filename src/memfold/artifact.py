@@ -8,6 +8,7 @@ code in it, so loading one executes none.
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,7 +18,13 @@ from torch import Tensor, nn
 
 from memfold.errors import InputError
 from memfold.strategies.accounting import state_tensors
-from memfold.strategies.base import Strategy, compression_of
+from memfold.strategies.base import (
+    Compression,
+    Strategy,
+    check_not_compressed,
+    check_whole,
+    compression_of,
+)
 from memfold.strategies.dense import Dense
 
 __all__ = ["header_bytes", "load", "save"]
@@ -39,16 +46,25 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
         Size of the file in bytes.
 
     Raises:
-        InputError: The model's state holds something that is not a tensor.
+        InputError: The folder does not exist, the model's state holds something that is not a
+            tensor, a layer was replaced after it was compressed, or `model` is a part or a wrapper
+            of a compressed model.
     """
     path = Path(path)
-    compression = compression_of(model)
+    if not path.parent.is_dir() or path.is_dir():
+        raise InputError(f"artifact {path}: must be a file in a folder that exists")
+    compression = _compression(model)
+    for name, value in model.state_dict(keep_vars=True).items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"{name} in the model's state is no tensor and cannot be stored")
     if compression is None:
         strategy: Strategy = Dense()
         tensors, num_values, names, shapes = {}, 0, [], []
     else:
+        compression.check_places()
         strategy, tensors = compression.strategy, compression.packed()
         num_values, names, shapes = compression.num_values, compression.names, compression.shapes
+    packed = list(tensors)
     owned = compression.owned_names() if compression is not None else frozenset()
     tensors |= state_tensors(model, leave_out=owned)
     record = {
@@ -56,12 +72,13 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
         "strategy": strategy.to_dict(),
         "num_values": num_values,
         "weights": [[n, list(s)] for n, s in zip(names, shapes, strict=True)],
+        "packed": packed,
     }
     # One key: safetensors writes several in an order that differs from run to run.
     metadata = {_KEY: json.dumps(record)}
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, partial, metadata)
+        save_file({k: _alone(v) for k, v in tensors.items()}, partial, metadata)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -84,12 +101,13 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
             The model is then unchanged.
     """
     path = Path(path)
-    strategy, num_values, weights, tensors = _read(path)
-    _check_backbone(path, model, weights, tensors)
+    check_not_compressed(model)
+    record, tensors = _read(path)
+    _check_backbone(path, model, record, tensors)
     owned: frozenset[str] = frozenset()
-    if weights:
-        compression = strategy.restore(model, num_values)
-        compression.unpack(tensors)
+    if record.weights:
+        names = list(record.weights)
+        compression = record.strategy.restore(model, names, record.num_values, tensors)
         owned = compression.owned_names()
     for name, target in state_tensors(model, leave_out=owned).items():
         with torch.no_grad():
@@ -103,8 +121,19 @@ def header_bytes(path: str | os.PathLike[str]) -> int:
         return 8 + int.from_bytes(file.read(8), "little")
 
 
-def _read(path: Path) -> tuple[Strategy, int, dict[str, list[int]], dict[str, Tensor]]:
-    """Read strategy, number of values, shapes of the compressed weights, and all tensors."""
+@dataclass(frozen=True)
+class _Record:
+    """What an artifact's metadata says."""
+
+    strategy: Strategy
+    num_values: int
+    weights: dict[str, list[int]]
+    """Name -> shape of each compressed weight."""
+    packed: frozenset[str]
+    """Names of the tensors that stand for them."""
+
+
+def _read(path: Path) -> tuple[_Record, dict[str, Tensor]]:
     if not path.is_file():
         raise InputError(f"artifact {path} does not exist")
     try:
@@ -123,8 +152,11 @@ def _read(path: Path) -> tuple[Strategy, int, dict[str, list[int]], dict[str, Te
         version = record["version"]
         if version != _VERSION:
             raise InputError(f"artifact {path} has version {version!r}, expected {_VERSION}")
+        num_values, weights = record["num_values"], dict(record["weights"])
+        if not isinstance(num_values, int) or len(weights) != len(record["weights"]):
+            raise ValueError("num_values or weights")
         strategy = Strategy.from_dict(record["strategy"])
-        return strategy, int(record["num_values"]), dict(record["weights"]), tensors
+        return _Record(strategy, num_values, weights, frozenset(record["packed"])), tensors
     except InputError:
         raise
     except (KeyError, ValueError, TypeError) as error:
@@ -132,10 +164,11 @@ def _read(path: Path) -> tuple[Strategy, int, dict[str, list[int]], dict[str, Te
 
 
 def _check_backbone(
-    path: Path, model: nn.Module, weights: dict[str, list[int]], tensors: Mapping[str, Tensor]
+    path: Path, model: nn.Module, record: _Record, tensors: Mapping[str, Tensor]
 ) -> None:
     """Compare names and shapes with the dense backbone before it is touched."""
-    stored = {name: list(tensor.shape) for name, tensor in tensors.items()} | weights
+    stored = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    stored |= record.weights
     for name, target in state_tensors(model).items():
         if name not in stored:
             raise InputError(f"artifact {path} is of another backbone: it has no {name}")
@@ -144,6 +177,26 @@ def _check_backbone(
                 f"artifact {path} is of another backbone: its {name} has shape {stored[name]}, "
                 f"this one's has {list(target.shape)}"
             )
-    for name in weights:
-        if name not in model.state_dict(keep_vars=True):
+    known = model.state_dict(keep_vars=True)
+    for name in record.weights:
+        if name not in known:
             raise InputError(f"artifact {path} is of another backbone: this one has no {name}")
+    for name in tensors:
+        if name not in known and name not in record.packed:
+            raise InputError(f"artifact {path} is of another backbone: this one has no {name}")
+
+
+def _compression(model: nn.Module) -> Compression | None:
+    """Return the compression of a model; refuse parts of one, and what holds one."""
+    check_whole(model)
+    for path, module in model.named_modules():
+        if path and compression_of(module) is not None:
+            raise InputError(f"the compressed model is the part {path!r}: save that part")
+    return compression_of(model)
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """Return a tensor whose memory no other one uses."""
+    tensor = tensor.detach().contiguous()
+    is_alone = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize
+    return tensor if is_alone else tensor.clone()

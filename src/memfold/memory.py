@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from memfold.strategies.accounting import state_tensors, tensor_bytes, unique_tensors
-from memfold.strategies.base import Compression, compression_of
+from memfold.strategies.base import Compression, check_whole, compression_of
 
 __all__ = ["Footprint", "PeakMeter", "footprint", "grad_sync_bytes", "train_state_bytes"]
 
@@ -52,7 +52,11 @@ def footprint(model: nn.Module) -> Footprint:
 
     Args:
         model: A compressed model, or one that holds compressed models.
+
+    Raises:
+        InputError: `model` is a part of a compressed model without its values.
     """
+    check_whole(model)
     parts = _compressions(model)
     owned: set[str] = set()
     for prefix, part in parts:

@@ -1,6 +1,7 @@
 """Seeds that depend on names and numbers alone, never on the process."""
 
 import hashlib
+from numbers import Integral
 
 __all__ = ["derive_seed"]
 
@@ -15,6 +16,7 @@ def derive_seed(*parts: int | str) -> int:
     Args:
         parts: For example `(seed, "rotation", tensor_name)`. 1 and "1" are different parts.
     """
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    tagged = (f"int:{int(p)}" if isinstance(p, Integral) else f"str:{p}" for p in parts)
+    text = "\x1f".join(tagged)
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -4,17 +4,28 @@ from collections.abc import Collection, Iterable, Iterator
 
 from torch import Tensor, nn
 
-from memfold.errors import InputError
+__all__ = ["extent", "state_tensors", "storage_key", "tensor_bytes", "unique_tensors"]
 
-__all__ = ["state_tensors", "tensor_bytes", "unique_tensors"]
+
+def storage_key(tensor: Tensor) -> tuple[object, ...]:
+    """Return what two names of the same tensor have in common: memory, offset, shape, strides."""
+    storage = tensor.untyped_storage()._cdata
+    return storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def extent(tensor: Tensor) -> tuple[int, int, int]:
+    """Return the storage of a tensor, and the first and last byte there that it may touch."""
+    spans = ((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    first = int(tensor.storage_offset()) * tensor.itemsize
+    last = first + (int(sum(spans)) + 1) * tensor.itemsize - 1
+    return tensor.untyped_storage()._cdata, first, last
 
 
 def unique_tensors(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Yield each tensor once, under its first name, when several names share its storage."""
+    """Yield each tensor once, under its first name, when several names share it."""
     seen: set[tuple[object, ...]] = set()
     for name, tensor in tensors:
-        storage = tensor.untyped_storage()
-        key = (storage._cdata, tensor.storage_offset(), tensor.shape, tensor.stride())
+        key = storage_key(tensor)
         if tensor.numel() > 0 and key in seen:
             continue
         seen.add(key)
@@ -25,20 +36,13 @@ def state_tensors(model: nn.Module, leave_out: Collection[str] = ()) -> dict[str
     """Return the parameters and persistent buffers of `model`, a tied tensor once.
 
     Args:
-        model: Any module.
+        model: Any module. What its state dict holds besides tensors is left out.
         leave_out: State-dict names to skip.
-
-    Raises:
-        InputError: The state dict holds something that is not a tensor.
     """
-    state = model.state_dict(keep_vars=True)
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise InputError(
-                f"{name} in the model's state is a {type(value).__name__}; "
-                "only tensors can be stored"
-            )
-    return dict(unique_tensors((k, v) for k, v in state.items() if k not in leave_out))
+    state = model.state_dict(keep_vars=True).items()
+    return dict(
+        unique_tensors((k, v) for k, v in state if isinstance(v, Tensor) and k not in leave_out)
+    )
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:

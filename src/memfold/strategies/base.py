@@ -1,7 +1,7 @@
 """What every strategy is: options, a registry, and the state it leaves on a model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from math import prod
@@ -12,14 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from memfold.errors import InputError
-from memfold.strategies.selection import CompressibleWeight, select_weights
+from memfold.strategies.computed import computed_sources
+from memfold.strategies.selection import CompressibleWeight, named_weights, select_weights
 
 __all__ = [
     "Compression",
     "Context",
     "Strategy",
+    "check_not_compressed",
+    "check_whole",
     "compression_of",
     "densify",
+    "set_number",
     "strategy_class",
     "strategy_names",
 ]
@@ -88,11 +92,11 @@ class Compression(ABC):
         """Tensors that an artifact stores: `value_bytes + index_bytes` bytes in all."""
 
     @abstractmethod
-    def unpack(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `packed` returned.
+    def check_places(self) -> None:
+        """Check that the model still has every compressed weight where it was.
 
         Raises:
-            InputError: A tensor is missing or has another shape.
+            InputError: A layer was replaced after the model was compressed.
         """
 
     @abstractmethod
@@ -136,6 +140,11 @@ class Strategy(ABC):
         Raises:
             InputError: An option is out of range, or `ratio` and `budget_bytes` are both given.
         """
+        for key in ("include", "exclude"):
+            object.__setattr__(self, key, _patterns(key, getattr(self, key)))
+        for key in ("budget_bytes", "seed", "min_size"):
+            set_number(self, key, int)
+        set_number(self, "ratio", float)
         if self.ratio is not None and self.budget_bytes is not None:
             raise InputError(
                 f"ratio={self.ratio} and budget_bytes={self.budget_bytes} are both given; "
@@ -152,11 +161,6 @@ class Strategy(ABC):
             raise InputError(
                 f"compression.min_size must be a whole number of at least 0, got {self.min_size!r}"
             )
-        for key in ("include", "exclude"):
-            patterns = getattr(self, key)
-            if isinstance(patterns, str) or not all(isinstance(p, str) for p in patterns):
-                raise InputError(f"compression.{key} must be a list of patterns, got {patterns!r}")
-            object.__setattr__(self, key, tuple(patterns))
 
     def to_dict(self) -> dict[str, object]:
         """Return `name` and every option, made of plain values (tuples become lists)."""
@@ -171,7 +175,7 @@ class Strategy(ABC):
             InputError: The name or an option is unknown, or a value is out of range.
         """
         options = dict(options)
-        cls = strategy_class(str(options.pop("name", None)))
+        cls = strategy_class(options.pop("name", None))
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(options) - set(known))
         if unknown:
@@ -191,24 +195,32 @@ class Strategy(ABC):
         model.__dict__[_STATE] = compression
         return compression
 
-    def restore(self, model: nn.Module, num_values: int) -> Compression:
-        """Give `model` the structure of an artifact with `num_values`, without its values.
+    def restore(
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        num_values: int,
+        tensors: Mapping[str, Tensor],
+    ) -> Compression:
+        """Turn a dense model into the one whose `packed` tensors these are.
+
+        Args:
+            model: Dense; unchanged when this raises.
+            names: State-dict names of the compressed weights, in their order.
+            num_values: Number of stored values.
+            tensors: What `Compression.packed` returned; other tensors are ignored.
 
         Raises:
-            InputError: The model does not fit these options.
+            InputError: A weight or tensor is missing or does not fit.
         """
-        compression = self.build(model, self._select(model), Context(), num_values=num_values)
+        check_not_compressed(model)
+        compression = self.rebuild(model, named_weights(model, names), num_values, tensors)
         model.__dict__[_STATE] = compression
         return compression
 
     @abstractmethod
     def build(
-        self,
-        model: nn.Module,
-        weights: tuple[CompressibleWeight, ...],
-        context: Context,
-        *,
-        num_values: int | None = None,
+        self, model: nn.Module, weights: tuple[CompressibleWeight, ...], context: Context
     ) -> Compression:
         """Replace `weights` in `model`, after every check that can fail.
 
@@ -216,15 +228,20 @@ class Strategy(ABC):
             model: The root module.
             weights: At least one, in registration order.
             context: Data and loss, for strategies that need them.
-            num_values: Number of stored values, from an artifact; from the options when `None`.
         """
 
+    @abstractmethod
+    def rebuild(
+        self,
+        model: nn.Module,
+        weights: tuple[CompressibleWeight, ...],
+        num_values: int,
+        tensors: Mapping[str, Tensor],
+    ) -> Compression:
+        """Like `build`, with the values that `Compression.packed` returned."""
+
     def _select(self, model: nn.Module) -> tuple[CompressibleWeight, ...]:
-        for path, module in model.named_modules():
-            found = compression_of(module)
-            if found is not None:
-                where = f"its part {path!r}" if path else "it"
-                raise InputError(f"the model is compressed already: {where} has {found.strategy}")
+        check_not_compressed(model)
         return select_weights(
             model, include=self.include, exclude=self.exclude, min_size=self.min_size
         )
@@ -235,12 +252,45 @@ def compression_of(model: nn.Module) -> Compression | None:
     return model.__dict__.get(_STATE)
 
 
+def check_not_compressed(model: nn.Module) -> None:
+    """Check that no part of a model is compressed.
+
+    Raises:
+        InputError: One is.
+    """
+    check_whole(model)
+    for path, module in model.named_modules():
+        found = compression_of(module)
+        if found is not None:
+            where = f"its part {path!r}" if path else "it"
+            raise InputError(f"the model is compressed already: {where} has {found.strategy}")
+
+
+def check_whole(model: nn.Module) -> None:
+    """Check that the weights of a compressed model are not looked at without their values.
+
+    Raises:
+        InputError: `model` is a part of a compressed model that does not hold the values.
+    """
+    modules = set(model.modules())
+    for path, module in model.named_modules():
+        if any(source.root not in modules for source in computed_sources(module)):
+            raise InputError(
+                f"{path or type(model).__name__} is a part of a compressed model and its values "
+                "are elsewhere: use the whole model, or memfold.densify(model) first"
+            )
+
+
 def densify(model: nn.Module) -> nn.Module:
     """Return a plain dense copy of `model` with the same function and state-dict names.
 
     The copy has the classes, parameters and ties of the backbone as its author wrote it; `model`
     stays as it is.
+
+    Raises:
+        InputError: `model` is a part of a compressed model without its values.
     """
+    check_whole(model)
     dense = deepcopy(model)
     for module in list(dense.modules()):
         compression = module.__dict__.pop(_STATE, None)
@@ -254,22 +304,43 @@ def strategy_names() -> tuple[str, ...]:
     return tuple(sorted(_REGISTRY))
 
 
-def strategy_class(name: str) -> type[Strategy]:
+def strategy_class(name: object) -> type[Strategy]:
     """Look a strategy up by name.
 
     Raises:
         InputError: There is no such strategy; the message lists those that exist.
     """
-    if name not in _REGISTRY:
+    if not isinstance(name, str) or name not in _REGISTRY:
         raise InputError(
             f"compression={name} is unknown; strategies: {', '.join(strategy_names())}"
         )
     return _REGISTRY[name]
 
 
+def set_number(strategy: Strategy, key: str, kind: type[int] | type[float]) -> None:
+    """Turn a number of any library in a field into a plain int or float; leave all else.
+
+    Numbers end in JSON and in hashes, where 5 and numpy.int64(5) have to be the same.
+    """
+    value = getattr(strategy, key)
+    if isinstance(value, bool):
+        return
+    if kind is int and isinstance(value, Integral):
+        object.__setattr__(strategy, key, int(value))
+    elif kind is float and isinstance(value, Real):
+        object.__setattr__(strategy, key, float(value))
+
+
+def _patterns(key: str, value: object) -> tuple[str, ...]:
+    patterns = tuple(value) if isinstance(value, Iterable) else None
+    if patterns is None or isinstance(value, str) or not all(isinstance(p, str) for p in patterns):
+        raise InputError(f"compression.{key} must be a list of patterns, got {value!r}")
+    return patterns
+
+
 def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+    return isinstance(value, float)
 
 
 def _is_integer(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -6,30 +6,52 @@ of stored. This needs a property on the class, so the module's class is replaced
 it with the same name; `isinstance`, `repr`, `copy.deepcopy` and pickling work as before.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from memfold.errors import InputError
 
-__all__ = ["check_computable", "compute_parameters", "restore_parameters"]
+__all__ = [
+    "WeightSource",
+    "check_computable",
+    "compute_parameters",
+    "computed_sources",
+    "restore_parameters",
+]
 
 _SOURCES = "_memfold_sources"
 _ORDER = "_memfold_parameter_order"
+_BASE = "_memfold_base_class"
 
 
-def compute_parameters(module: nn.Module, sources: Mapping[str, Callable[[], Tensor]]) -> None:
+class WeightSource(Protocol):
+    """What computes a weight; copied and pickled with the module that reads it."""
+
+    @property
+    def root(self) -> nn.Module:
+        """The module that holds the values."""
+        ...
+
+    def __call__(self) -> Tensor:
+        """Compute the weight."""
+        ...
+
+
+def compute_parameters(module: nn.Module, sources: Mapping[str, WeightSource]) -> None:
     """Replace parameters of `module`, in place, by attributes computed from `sources`.
 
     Args:
-        module: Owner of the parameters; a module is rewritten once, with all its sources.
-        sources: Attribute name to a callable that returns the tensor to use in its place. The
-            callables are copied and pickled with the module.
+        module: Owner of the parameters, which `check_computable` has accepted; a module is
+            rewritten once, with all its sources.
+        sources: Attribute name -> what computes the tensor to use in its place.
     """
     base = type(module)
+    computed = _computed_class(base, tuple(sources))
+    module.__dict__[_BASE] = base
     module.__dict__[_ORDER] = tuple(module._parameters)
     module.__dict__[_SOURCES] = dict(sources)
     for name in sources:
@@ -38,39 +60,58 @@ def compute_parameters(module: nn.Module, sources: Mapping[str, Callable[[], Ten
         # The list of dense weights that RNNBase keeps beside its parameters.
         module.__dict__.pop("_flat_weights", None)
         module.__dict__["_flat_weight_refs"] = []
-    _set_class(module, _computed_class(base, tuple(sources)))
+    _set_class(module, computed)
+
+
+def computed_sources(module: nn.Module) -> Collection[WeightSource]:
+    """Return what computes the weights of this very module."""
+    return vars(module).get(_SOURCES, {}).values()
 
 
 def restore_parameters(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
     """Undo `compute_parameters`: the original class, with `parameters` in their old places."""
     order: tuple[str, ...] = module.__dict__.pop(_ORDER)
     del module.__dict__[_SOURCES]
-    _set_class(module, type(module).__mro__[1])
-    others = dict(module._parameters)
+    _set_class(module, module.__dict__.pop(_BASE))
+    present = {**module._parameters, **parameters}
     module._parameters.clear()
-    for name in order:
-        module._parameters[name] = parameters[name] if name in parameters else others.pop(name)
-    module._parameters.update(others)
+    for name in (*order, *present):
+        if name in present:
+            module._parameters[name] = present[name]
     if isinstance(module, nn.RNNBase):
         module._init_flat_weights()
 
 
-def check_computable(module: nn.Module, name: str) -> None:
+def check_computable(module: nn.Module, attributes: Collection[str], path: str) -> None:
     """Check that `compute_parameters` can rewrite this module.
 
+    Args:
+        module: Owner of the parameters.
+        attributes: Their names in it.
+        path: Its name in the model.
+
     Raises:
-        InputError: The module is a compiled script, or changes its weight in place.
+        InputError: The module is compiled or traced code, its class cannot be derived from, or it
+            changes its weight in place.
     """
-    if isinstance(module, torch.jit.ScriptModule):
+    kind = type(module).__name__
+    if isinstance(module, torch.jit.ScriptModule | fx.GraphModule):
         raise InputError(
-            f"{name} cannot be compressed: {type(module).__name__} is compiled code; compress the "
-            "model before torch.jit, or add it to compression.exclude"
+            f"{path or kind} cannot be compressed: {kind} is compiled code; compress the model "
+            "before it is scripted or traced, or add it to compression.exclude"
         )
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
         raise InputError(
-            f"{name} cannot be compressed: {type(module).__name__}(max_norm={module.max_norm}) "
-            "rewrites its rows in place; add it to compression.exclude or drop max_norm"
+            f"{path or kind} cannot be compressed: {kind}(max_norm={module.max_norm}) rewrites "
+            "its rows in place; add it to compression.exclude or drop max_norm"
         )
+    try:
+        _computed_class(type(module), tuple(attributes))
+    except Exception as error:  # whatever the class's own machinery raises
+        raise InputError(
+            f"{path or kind} cannot be compressed: no class can be derived from {kind} ({error}); "
+            "add it to compression.exclude"
+        ) from error
 
 
 def _set_class(module: nn.Module, cls: type) -> None:

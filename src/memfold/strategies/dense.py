@@ -57,14 +57,8 @@ class DenseWeights(Compression):
         state = state_tensors(self.model)
         return {name: state[name].detach() for name in self.names}
 
-    def unpack(self, tensors: Mapping[str, Tensor]) -> None:
-        """See `Compression.unpack`."""
-        for name, weight in self.packed().items():
-            if name not in tensors or tensors[name].shape != weight.shape:
-                raise InputError(
-                    f"the artifact has no tensor {name} of shape {tuple(weight.shape)}"
-                )
-            weight.copy_(tensors[name])
+    def check_places(self) -> None:
+        """Nothing was moved."""
 
     def restore_dense(self) -> None:
         """Nothing was changed."""
@@ -75,19 +69,32 @@ class Dense(Strategy, name="dense"):
     """Leave the model as it is. A ratio or a budget has no meaning here and is ignored, loudly."""
 
     def build(
-        self,
-        model: nn.Module,
-        weights: tuple[CompressibleWeight, ...],
-        context: Context,
-        *,
-        num_values: int | None = None,
+        self, model: nn.Module, weights: tuple[CompressibleWeight, ...], context: Context
     ) -> DenseWeights:
         """See `Strategy.build`."""
-        del context, num_values
+        del context
         for key in ("ratio", "budget_bytes"):
             value = getattr(self, key)
             if value is not None and value != 1:
                 warn(
                     f"compression=dense ignores {key}={value}: nothing is compressed", stacklevel=2
                 )
+        return DenseWeights(self, model, weights)
+
+    def rebuild(
+        self,
+        model: nn.Module,
+        weights: tuple[CompressibleWeight, ...],
+        num_values: int,
+        tensors: Mapping[str, Tensor],
+    ) -> DenseWeights:
+        """See `Strategy.rebuild`."""
+        del num_values
+        for weight in weights:
+            if weight.name not in tensors or tensors[weight.name].shape != weight.shape:
+                raise InputError(
+                    f"the artifact has no tensor {weight.name} of shape {tuple(weight.shape)}"
+                )
+        for weight in weights:
+            weight.tensor.detach().copy_(tensors[weight.name])
         return DenseWeights(self, model, weights)

@@ -3,15 +3,24 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from math import prod
 from warnings import warn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from memfold.errors import InputError
+from memfold.strategies.accounting import extent, storage_key
 
-__all__ = ["CompressibleWeight", "Owner", "select_weights"]
+__all__ = ["CompressibleWeight", "Owner", "named_weights", "select_weights"]
+
+_NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+)
 
 
 @dataclass(frozen=True)
@@ -62,8 +71,9 @@ def select_weights(
     """List the compressible weights of `model` in registration order.
 
     A weight is compressible when it has at least two dimensions, a real floating dtype and
-    requires a gradient; frozen tensors stay untouched. Patterns are shell globs, matched against
-    the tensor's state-dict name (`layer1.0.conv1.weight`) and its module's (`layer1.0.conv1`).
+    requires a gradient, and is neither a bias nor a norm's parameter; frozen tensors stay
+    untouched. Patterns are shell globs, matched against the tensor's state-dict name
+    (`layer1.0.conv1.weight`) and every module around it (`layer1.0.conv1`, `layer1.0`, `layer1`).
 
     Args:
         model: Any module; tensors are found by parameter, not by layer class.
@@ -72,10 +82,10 @@ def select_weights(
         min_size: Leave weights with fewer elements untouched.
 
     Raises:
-        InputError: An include pattern matches nothing, nothing is left to compress, or the model
-            has parameters that do not exist yet (lazy modules).
+        InputError: An include pattern matches nothing, nothing is left to compress, the model has
+            parameters that do not exist yet (lazy modules), or weights overlap in memory.
     """
-    weights = tuple(_compressible(model))
+    weights = tuple(w for w in _weights(model) if w.tensor.requires_grad)
     if not weights:
         raise InputError(
             f"{type(model).__name__} has no compressible weights: no trainable floating-point "
@@ -107,12 +117,26 @@ def select_weights(
             f"compression.min_size={min_size} leave nothing to compress; "
             f"this model has {_sample(weights)}"
         )
+    _check_memory(model, chosen)
     return chosen
 
 
-def _compressible(model: nn.Module) -> Iterator[CompressibleWeight]:
-    owners: dict[int, list[Owner]] = {}
-    tensors: dict[int, nn.Parameter] = {}
+def named_weights(model: nn.Module, names: Sequence[str]) -> tuple[CompressibleWeight, ...]:
+    """Find the weights with these state-dict names, frozen or not, in the order of the names.
+
+    Raises:
+        InputError: A name is missing, or is no compressible weight's first name.
+    """
+    found = {weight.name: weight for weight in _weights(model)}
+    for name in names:
+        if name not in found:
+            raise InputError(f"the model has no compressible weight {name}; it has {list(found)}")
+    return tuple(found[name] for name in names)
+
+
+def _weights(model: nn.Module) -> Iterator[CompressibleWeight]:
+    """Yield every tensor that is a weight by its kind; tied ones share memory, object or not."""
+    owners: dict[tuple[object, ...], list[Owner]] = {}
     for path, module in model.named_modules():
         for attribute, tensor in module._parameters.items():
             if tensor is None:
@@ -123,19 +147,66 @@ def _compressible(model: nn.Module) -> Iterator[CompressibleWeight]:
                     f"{owner.name} is a lazy parameter without a shape; "
                     "run one batch through the model before compressing it"
                 )
-            owners.setdefault(id(tensor), []).append(owner)
-            tensors[id(tensor)] = tensor
-    for key, tensor in tensors.items():
-        is_weight = tensor.dim() >= 2 and tensor.is_floating_point() and tensor.numel() > 0
-        if is_weight and tensor.requires_grad:
-            yield CompressibleWeight(tuple(owners[key]), tensor.shape)
+            if tensor.dim() >= 2 and tensor.is_floating_point() and tensor.numel() > 0:
+                owners.setdefault(storage_key(tensor), []).append(owner)
+    for places in owners.values():
+        if not any(_is_bias_or_norm(owner) for owner in places):
+            first = places[0].module._parameters[places[0].attribute]
+            assert first is not None
+            yield CompressibleWeight(tuple(places), first.shape)
+
+
+def _is_bias_or_norm(owner: Owner) -> bool:
+    is_bias = owner.attribute.startswith("bias") or owner.attribute.endswith("bias")
+    return is_bias or isinstance(owner.module, _NORMS)
+
+
+def _check_memory(model: nn.Module, chosen: Sequence[CompressibleWeight]) -> None:
+    """Check that nothing else in the model holds the memory of the chosen weights."""
+    places: dict[int, list[tuple[int, int, str]]] = {}
+    for weight in chosen:
+        storage, first, last = extent(weight.tensor)
+        places.setdefault(storage, []).append((first, last, weight.name))
+    owned = {owner.name for weight in chosen for owner in weight.owners}
+    for name, tensor in _held_tensors(model):
+        storage, first, last = extent(tensor)
+        for begin, end, weight_name in places.get(storage, []):
+            if name not in owned and first <= end and begin <= last:
+                raise InputError(
+                    f"{name} holds the memory of {weight_name}, and would go on using the dense "
+                    f"weight: remove it, or add {weight_name} to compression.exclude"
+                )
+    for ranges in places.values():
+        ranges.sort()
+        for (_, end, name), (begin, _, other) in pairwise(ranges):
+            if begin <= end:
+                raise InputError(f"{name} and {other} overlap in memory; exclude one of them")
+
+
+def _held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield parameters, buffers, and tensors in plain attributes, lists and dicts, with a name."""
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                yield prefix + name, tensor
+        for name, value in vars(module).items():
+            if name == "_flat_weights" and isinstance(module, nn.RNNBase):
+                continue
+            if name in ("_parameters", "_buffers", "_modules"):
+                continue
+            items = value.values() if isinstance(value, dict) else value
+            for item in items if isinstance(value, dict | list | tuple | set) else [value]:
+                if isinstance(item, Tensor):
+                    yield prefix + name, item
 
 
 def _matches(weight: CompressibleWeight, pattern: str) -> bool:
-    return any(
-        fnmatchcase(owner.name, pattern) or fnmatchcase(owner.path, pattern)
-        for owner in weight.owners
-    )
+    for owner in weight.owners:
+        parts = owner.name.split(".")
+        if any(fnmatchcase(".".join(parts[:i]), pattern) for i in range(1, len(parts) + 1)):
+            return True
+    return False
 
 
 def _sample(weights: Sequence[CompressibleWeight]) -> str:

@@ -1,22 +1,27 @@
 """Options and budget that all sharing strategies have in common."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from numbers import Real
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from memfold.errors import InputError
 from memfold.strategies.accounting import state_tensors, tensor_bytes
-from memfold.strategies.base import DEFAULT_RATIO, Context, Strategy
+from memfold.strategies.base import DEFAULT_RATIO, Context, Strategy, set_number
 from memfold.strategies.computed import check_computable
 from memfold.strategies.selection import CompressibleWeight
 from memfold.strategies.sharing.hashing import HASH_RANGE
 from memfold.strategies.sharing.mapping import Sign, SlotMapping, Span, spans_of
-from memfold.strategies.sharing.shared_vector import GradientScale, SharedVector, index_bytes
+from memfold.strategies.sharing.shared_vector import (
+    RESERVED_NAMES,
+    GradientScale,
+    SharedVector,
+    index_bytes,
+    initial_scale_of,
+)
 
 __all__ = ["SharingStrategy"]
 
@@ -41,6 +46,7 @@ class SharingStrategy(Strategy):
             InputError: An option is out of range.
         """
         super().__post_init__()
+        set_number(self, "initial_scale", float)
         if self.sign not in ("run", "weight"):
             raise InputError(f"compression.sign must be run or weight, got {self.sign!r}")
         if self.gradient_scale not in ("length", "projection", "none"):
@@ -49,7 +55,7 @@ class SharingStrategy(Strategy):
                 f"got {self.gradient_scale!r}"
             )
         scale = self.initial_scale
-        if scale is not None and not (isinstance(scale, Real) and scale > 0 and isfinite(scale)):
+        if scale is not None and not (isinstance(scale, float) and scale > 0 and isfinite(scale)):
             raise InputError(f"compression.initial_scale must be above 0 or null, got {scale!r}")
 
     @abstractmethod
@@ -61,31 +67,53 @@ class SharingStrategy(Strategy):
         """
 
     def build(
-        self,
-        model: nn.Module,
-        weights: tuple[CompressibleWeight, ...],
-        context: Context,
-        *,
-        num_values: int | None = None,
+        self, model: nn.Module, weights: tuple[CompressibleWeight, ...], context: Context
     ) -> SharedVector:
         """See `Strategy.build`."""
         del context
         self._check(model, weights)
-        spans = spans_of(weights)
-        if num_values is None:
-            num_values = self._num_values(model, weights)
+        mapping = self._mapping(weights, self._num_values(model, weights))
+        scales = [initial_scale_of(weight) for weight in weights]
+        shared = self._shared(model, weights, mapping, scales)
+        shared.attach(shared.initial_values(weights, self.seed))
+        return shared
+
+    def rebuild(
+        self,
+        model: nn.Module,
+        weights: tuple[CompressibleWeight, ...],
+        num_values: int,
+        tensors: Mapping[str, Tensor],
+    ) -> SharedVector:
+        """See `Strategy.rebuild`."""
+        self._check(model, weights)
+        mapping = self._mapping(weights, num_values)
+        shared = self._shared(model, weights, mapping, [1.0] * len(weights))
+        like = weights[0].tensor
+        shared.attach(shared.accept(tensors).to(device=like.device, dtype=like.dtype))
+        return shared
+
+    def _mapping(self, weights: tuple[CompressibleWeight, ...], num_values: int) -> SlotMapping:
         if not 0 < num_values < HASH_RANGE:
             raise InputError(f"{num_values} shared values: at most {HASH_RANGE - 1} are possible")
-        shared = SharedVector(
+        return self.mapping(spans_of(weights), num_values)
+
+    def _shared(
+        self,
+        model: nn.Module,
+        weights: tuple[CompressibleWeight, ...],
+        mapping: SlotMapping,
+        scales: list[float],
+    ) -> SharedVector:
+        return SharedVector(
             self,
             model,
             weights,
-            self.mapping(spans, num_values),
+            mapping,
+            scales,
             gradient_scale=self.gradient_scale,
             initial_scale=self.initial_scale,
         )
-        shared.attach(self.seed)
-        return shared
 
     def _num_values(self, model: nn.Module, weights: tuple[CompressibleWeight, ...]) -> int:
         num_weights = sum(weight.numel for weight in weights)
@@ -117,6 +145,15 @@ class SharingStrategy(Strategy):
                 )
         if tensors[0].device == torch.device("meta"):
             raise InputError("the model is on the meta device: its weights have no values to share")
-        for weight in weights:
-            for owner in weight.owners:
-                check_computable(owner.module, owner.name)
+        attributes: dict[nn.Module, list[str]] = {}
+        paths: dict[nn.Module, str] = {}
+        for owner in (owner for weight in weights for owner in weight.owners):
+            attributes.setdefault(owner.module, []).append(owner.attribute)
+            paths[owner.module] = owner.path
+        for module, names in attributes.items():
+            check_computable(module, names, paths[module])
+        for name in RESERVED_NAMES:
+            if hasattr(model, name):
+                raise InputError(
+                    f"the model has an attribute {name}, which the shared vector needs"
+                )

@@ -9,7 +9,6 @@ A tensor with more than two dimensions is viewed as (first, all others).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from memfold.errors import InputError
+from memfold.strategies.base import set_number
 from memfold.strategies.sharing.base import SharingStrategy
 from memfold.strategies.sharing.hashing import PolynomialHash
 from memfold.strategies.sharing.mapping import Sign, SlotMapping, Span
@@ -134,8 +134,9 @@ class ROAST(SharingStrategy, name="roast"):
         """
         super().__post_init__()
         for key in ("tile_rows", "tile_columns"):
+            set_number(self, key, int)
             size = getattr(self, key)
-            if not isinstance(size, Integral) or size < 1:
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise InputError(f"compression.{key} must be a whole number above 0, got {size!r}")
 
     def mapping(self, spans: Sequence[Span], num_slots: int) -> TileMapping:

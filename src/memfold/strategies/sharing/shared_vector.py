@@ -14,13 +14,14 @@ scales. mu, nu, Gamma and the loads are vectors of m numbers that follow from th
 hash: they are computed once per forward pass and dropped, never stored.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from math import prod
+from math import isfinite, prod
 from typing import Any, Literal
 from warnings import warn
 from weakref import ref
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,13 +33,15 @@ from memfold.strategies.selection import CompressibleWeight
 from memfold.strategies.sharing.autograd import ReadWeight, ScaleSlots, working_dtype
 from memfold.strategies.sharing.mapping import SlotMapping
 
-__all__ = ["GradientScale", "SharedVector", "index_bytes"]
+__all__ = ["RESERVED_NAMES", "GradientScale", "SharedVector", "index_bytes", "initial_scale_of"]
 
 GradientScale = Literal["length", "projection", "none"]
 
 _VALUES = "shared_values"
 _SCALES = "shared_scales"
 _FINGERPRINT = "shared_fingerprint"
+RESERVED_NAMES = (_VALUES, _SCALES, _FINGERPRINT)
+"""State-dict names on the root module."""
 
 
 class _View:
@@ -48,8 +51,39 @@ class _View:
         self.shared = shared
         self.index = index
 
+    @property
+    def root(self) -> nn.Module:
+        return self.shared.model
+
     def __call__(self) -> Tensor:
         return self.shared.weight(self.index)
+
+
+class _Pass:
+    """What one forward pass of the root has built."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self._built: dict[tuple[object, ...], ref[Tensor]] = {}
+        self._held: list[Tensor] = []
+
+    def recall(
+        self,
+        key: object,
+        mode: tuple[bool, ...],
+        build: Callable[[], Tensor],
+        *,
+        hold: bool = False,
+    ) -> Tensor:
+        """Return the tensor built before in the same mode, if anything holds it; else build it."""
+        known = self._built.get((key, *mode))
+        tensor = known() if known is not None else None
+        if tensor is None:
+            tensor = build()
+            self._built[(key, *mode)] = ref(tensor)
+            if hold:
+                self._held.append(tensor)
+        return tensor
 
 
 class SharedVector(Compression):
@@ -66,6 +100,7 @@ class SharedVector(Compression):
         model: nn.Module,
         weights: tuple[CompressibleWeight, ...],
         mapping: SlotMapping,
+        scales: list[float],
         *,
         gradient_scale: GradientScale,
         initial_scale: float | None,
@@ -75,15 +110,15 @@ class SharedVector(Compression):
         self.gradient_scale: GradientScale = gradient_scale
         self.initial_scale = initial_scale
         self.places = [[(o.module, o.attribute) for o in weight.owners] for weight in weights]
-        self.zero_rows = [_zero_row(weight) for weight in weights]
-        self.scales = [_initial_scale(weight) for weight in weights]
+        # At ratio 1 nothing is shared: the row is what the dense model makes of it.
+        rows = [None if mapping.is_bijection else _zero_row(weight) for weight in weights]
+        self.zero_rows: list[int | None] = rows
+        self.scales = scales
         self.fingerprint = _fingerprint(self)
-        self._cache: dict[object, tuple[tuple[object, ...], ref[Tensor]]] = {}
-        self._held: Tensor | None = None
+        self._pass: _Pass | None = None
 
-    def attach(self, seed: int) -> None:
-        """Draw phi, register it, and turn the dense parameters into views. Nothing here fails."""
-        values = self._initial_values(seed)
+    def attach(self, values: Tensor) -> None:
+        """Register phi and turn the dense parameters into views. Nothing here fails."""
         sources: dict[nn.Module, dict[str, _View]] = {}
         for index, places in enumerate(self.places):
             for module, attribute in places:
@@ -120,22 +155,17 @@ class SharedVector(Compression):
         return index_bytes(len(self.scales))
 
     def weight(self, index: int) -> Tensor:
-        """Build dense weight number `index`, or return it when this pass holds it already."""
+        """Build dense weight number `index`.
+
+        While the root's forward pass runs, a weight that something still holds is returned again.
+        """
         values = self.values
-        wants_grad = torch.is_grad_enabled() and values.requires_grad
-        slots = self._cached("slots", values, lambda: self._slots(values, wants_grad))
-        return self._cached(
-            index,
-            values,
-            lambda: ReadWeight.apply(
-                slots,
-                self.mapping,
-                self.mapping.spans[index],
-                self.scales[index],
-                values.dtype,
-                self.zero_rows[index],
-            ),
-        )
+        running = self._pass
+        if running is None or running.values is not values:
+            return self._read(index, self._slots(values))
+        mode = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+        slots = running.recall("slots", mode, lambda: self._slots(values), hold=True)
+        return running.recall(index, mode, lambda: self._read(index, slots))
 
     def slot_factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Compute 1 / nu_b and Gamma_b / nu_b, float64, shape (m,); 0 for a slot with no weight."""
@@ -158,29 +188,41 @@ class SharedVector(Compression):
         """See `Compression.packed`."""
         return {_VALUES: self.values.detach(), **self._scale_tensors()}
 
-    def unpack(self, tensors: Mapping[str, Tensor]) -> None:
-        """See `Compression.unpack`."""
-        expected = {name: tensor.shape for name, tensor in self.packed().items()}
-        for name, shape in expected.items():
+    def accept(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Take over the scales of `packed` tensors, and return their values.
+
+        Raises:
+            InputError: A tensor is missing, or does not fit.
+        """
+        for name in RESERVED_NAMES:
             if name not in tensors:
                 raise InputError(f"the artifact has no tensor {name}")
-            if tensors[name].shape != shape:
-                raise InputError(
-                    f"the artifact's {name} has shape {tuple(tensors[name].shape)}, "
-                    f"this model needs {tuple(shape)}"
-                )
+        values = tensors[_VALUES]
+        if values.shape != (self.num_values,) or not values.is_floating_point():
+            raise InputError(
+                f"the artifact's {_VALUES} is {values.dtype} of shape {tuple(values.shape)}; "
+                f"floating-point numbers of shape ({self.num_values},) are needed"
+            )
         problem = self._take_scales(tensors[_SCALES], tensors[_FINGERPRINT])
         if problem is not None:
             raise InputError(problem)
-        with torch.no_grad():
-            self.values.copy_(tensors[_VALUES])
+        return values
+
+    def check_places(self) -> None:
+        """See `Compression.check_places`."""
+        modules = set(self.model.modules())
+        for name, places in zip(self.names, self.places, strict=True):
+            if any(module not in modules for module, _ in places):
+                raise InputError(f"{name}: its module was replaced after the model was compressed")
 
     def restore_dense(self) -> None:
         """See `Compression.restore_dense`."""
         for handle in self._handles:
             handle.remove()
         with torch.no_grad():
-            weights = [nn.Parameter(self.weight(i).clone()) for i in range(len(self.scales))]
+            trains = self.values.requires_grad
+            built = [self.weight(i).clone() for i in range(len(self.scales))]
+        weights = [nn.Parameter(weight, requires_grad=trains) for weight in built]
         dense: dict[nn.Module, dict[str, nn.Parameter]] = {}
         for weight, places in zip(weights, self.places, strict=True):
             for module, attribute in places:
@@ -191,53 +233,43 @@ class SharedVector(Compression):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to the pass that runs now."""
-        return {**self.__dict__, "_cache": {}, "_held": None}
+        return {**self.__dict__, "_pass": None}
 
-    def _slots(self, values: Tensor, wants_grad: bool) -> Tensor:
-        forward, backward = self.slot_factors(values.device)
+    def _slots(self, values: Tensor) -> Tensor:
         dtype = working_dtype(values.dtype)
-        if wants_grad:
-            return ScaleSlots.apply(values, forward.to(dtype), backward.to(dtype))
-        return values.detach().to(dtype) * forward.to(dtype)
+        forward, backward = (factor.to(dtype) for factor in self.slot_factors(values.device))
+        if torch.is_grad_enabled() and values.requires_grad:
+            return ScaleSlots.apply(values, forward, backward)
+        return values.to(dtype) * forward
 
-    def _cached(self, key: object, values: Tensor, build: Callable[[], Tensor]) -> Tensor:
-        """Return a tensor of the running pass if anything still holds it, else build it."""
-        modes = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
-        state = (id(values), values._version, *modes)
-        known = self._cache.get(key)
-        tensor = known[1]() if known is not None and known[0] == state else None
-        if tensor is None:
-            tensor = build()
-            self._cache[key] = (state, ref(tensor))
-        return tensor
+    def _read(self, index: int, slots: Tensor) -> Tensor:
+        span, scale, row = self.mapping.spans[index], self.scales[index], self.zero_rows[index]
+        return ReadWeight.apply(slots, self.mapping, span, scale, self.dtype, row)
 
     def _begin_forward(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        # A new pass never reuses an older one's tensors: phi may have been changed through .data,
-        # which leaves its version as it was.
-        self._cache.clear()
-        values = self.values
-        wants_grad = torch.is_grad_enabled() and values.requires_grad
-        self._held = self._cached("slots", values, lambda: self._slots(values, wants_grad))
+        # A new pass never uses an older one's tensors: phi may have been changed through .data,
+        # which leaves no trace.
+        self._pass = _Pass(self.values)
 
     def _end_forward(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        self._held = None
+        self._pass = None
 
-    def _initial_values(self, seed: int) -> Tensor:
-        first = self.places[0][0]
-        like = first[0]._parameters[first[1]]
-        assert like is not None
+    def initial_values(self, weights: Sequence[CompressibleWeight], seed: int) -> Tensor:
+        """Draw phi: N(0, nu_b^2), or what gives the dense weights where every slot holds one."""
+        like = weights[0].tensor
         forward, _ = self.slot_factors(like.device)
-        scale = torch.where(forward > 0, 1 / forward, 0)
+        nu = torch.where(forward > 0, 1 / forward, 0)
         if not self.mapping.is_bijection:
-            generator = torch.Generator().manual_seed(derive_seed(seed, "shared-values"))
-            noise = torch.randn(self.num_values, generator=generator, dtype=torch.float64)
-            return (noise.to(like.device) * scale).to(like.dtype)
-        values = torch.zeros_like(scale)
-        for span, places, own in zip(self.mapping.spans, self.places, self.scales, strict=True):
-            dense = places[0][0]._parameters[places[0][1]]
-            assert dense is not None
-            self.mapping.scatter(dense.detach().reshape(-1).double(), span, 1 / own, values)
-        return (values * scale).to(like.dtype)
+            generator = torch.Generator("cpu").manual_seed(derive_seed(seed, "shared-values"))
+            noise = torch.randn(
+                self.num_values, generator=generator, dtype=torch.float64, device="cpu"
+            )
+            return (noise.to(like.device) * nu).to(like.dtype)
+        values = torch.zeros_like(nu)
+        for weight, span, scale in zip(weights, self.mapping.spans, self.scales, strict=True):
+            dense = weight.tensor.detach().reshape(-1).double()
+            self.mapping.scatter(dense, span, 1 / scale, values)
+        return (values * nu).to(like.dtype)
 
     def _scale_tensors(self) -> dict[str, Tensor]:
         device = self.values.device
@@ -248,15 +280,16 @@ class SharedVector(Compression):
 
     def _take_scales(self, scales: Tensor, fingerprint: Tensor) -> str | None:
         """Take over another model's scales, or say why they do not fit."""
-        if int(fingerprint) != self.fingerprint:
+        if fingerprint.numel() != 1 or int(fingerprint) != self.fingerprint:
             return (
                 "these values were folded with another strategy, seed, ratio, set of weights or "
                 f"mapping option than this model's {self.strategy}"
             )
         if scales.shape != (len(self.scales),):
             return f"{_SCALES} has shape {tuple(scales.shape)}, expected ({len(self.scales)},)"
+        if not bool((scales > 0).all() and scales.isfinite().all()):
+            return f"{_SCALES} must be finite numbers above 0"
         self.scales = [float(scale) for scale in scales]
-        self._cache.clear()
         return None
 
     def _save_scales(
@@ -277,7 +310,12 @@ class SharedVector(Compression):
     ) -> None:
         tensors = [state.pop(prefix + name, None) for name in (_SCALES, _FINGERPRINT)]
         if tensors[0] is None or tensors[1] is None:
-            missing_keys += [prefix + _SCALES, prefix + _FINGERPRINT] if strict else []
+            if prefix + _VALUES in state:
+                error_messages.append(
+                    f"{_VALUES} came without {_SCALES} and {_FINGERPRINT}: nothing tells whether "
+                    "they fit this model's mapping"
+                )
+            missing_keys += [prefix + _SCALES, prefix + _FINGERPRINT]
             return
         problem = self._take_scales(tensors[0], tensors[1])
         if problem is not None:
@@ -301,7 +339,7 @@ def _fingerprint(shared: SharedVector) -> int:
     return derive_seed(*parts, shared.num_values, *shapes)
 
 
-def _initial_scale(weight: CompressibleWeight) -> float:
+def initial_scale_of(weight: CompressibleWeight) -> float:
     """Measure lambda: the standard deviation of a tensor's initial weights, as a float32 number.
 
     A constant tensor (zero-initialised heads, one-element weights) has none. Its absolute value
@@ -315,13 +353,11 @@ def _initial_scale(weight: CompressibleWeight) -> float:
     spread = float(tensor.double().std()) if weight.numel > 1 else 0.0
     if spread == 0:
         spread = float(tensor.double().flatten()[0].abs())
-    if spread != spread or spread == float("inf"):
+    if not isfinite(spread):
         raise InputError(f"{weight.name} has initial weights that are not finite")
     if spread == 0:
         spread = (3 * prod(weight.shape[1:])) ** -0.5
-    rounded = float(torch.tensor(spread, dtype=torch.float32))
-    tiny = torch.finfo(torch.float32).tiny
-    return max(rounded, tiny)
+    return max(float(np.float32(spread)), float(np.finfo(np.float32).tiny))
 
 
 def _zero_row(weight: CompressibleWeight) -> int | None:
@@ -330,7 +366,7 @@ def _zero_row(weight: CompressibleWeight) -> int | None:
     if len(weight.owners) > 1 or not isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return None
     row = module.padding_idx
-    if row is not None and bool(weight.tensor[row].any()):
+    if row is not None and bool(weight.tensor.detach()[row].any()):
         warn(
             f"{weight.name}: the padding row {row} is not zero and cannot be kept; it becomes zero",
             stacklevel=2,
