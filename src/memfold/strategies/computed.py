@@ -135,11 +135,8 @@ def _rebuild(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
 
 def _reduce(module: nn.Module) -> tuple[Any, ...]:
     # A class made at run time cannot be found by its name: store how to make it.
-    return (
-        _rebuild,
-        (type(module).__mro__[1], tuple(module.__dict__[_SOURCES])),
-        dict(module.__dict__),
-    )
+    arguments = (module.__dict__[_BASE], tuple(module.__dict__[_SOURCES]))
+    return _rebuild, arguments, module.__getstate__()
 
 
 @cache
