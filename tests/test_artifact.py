@@ -40,6 +40,12 @@ def test_a_file_takes_the_stored_bytes_and_its_header(strategy, model_name, tmp_
     assert size == memfold.footprint(model).stored_bytes + header_bytes(path)
 
 
+def test_a_file_has_the_mode_of_any_other(artifact):
+    other = artifact.with_name("other")
+    other.touch()
+    assert artifact.stat().st_mode == other.stat().st_mode
+
+
 def test_the_strategy_is_stored_as_data(artifact):
     with safe_open(artifact, framework="pt") as file:
         strategy = json.loads(file.metadata()["memfold"])["strategy"]

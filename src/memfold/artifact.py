@@ -78,7 +78,11 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
     metadata = {_KEY: json.dumps(record)}
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        # safetensors makes files that only their owner can read; this one gets the usual mode.
+        partial.touch()
+        mode = partial.stat().st_mode
         save_file({k: _alone(v) for k, v in tensors.items()}, partial, metadata)
+        partial.chmod(mode)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

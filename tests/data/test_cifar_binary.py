@@ -110,3 +110,15 @@ def test_nothing_there(tmp_path: Path) -> None:
         module.prepare_data()
     with pytest.raises(InputError, match=r"no cifar-100-binary in .*cifar100 or "):
         module.load_train()
+
+
+def test_a_set_of_another_size_than_published_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_cifar10(tmp_path / "cifar-10-batches-bin")
+    data = CIFAR10(root=str(tmp_path))
+    data.setup("fit")
+    data.setup("test")
+    assert "training set in" in caplog.text
+    assert "has 100 images, as published it has 50000" in caplog.text
+    assert "has 20 images, as published it has 10000" in caplog.text

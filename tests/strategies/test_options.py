@@ -46,7 +46,11 @@ BAD = [
     ("roast", {"tile_rows": 0}, "compression.tile_rows must be a whole number above 0"),
     ("roast", {"ratio": 0.5}, "fewer than one tile of 16 x 16"),
     ("hashednet", {"ratio": 0.005}, "one value per tensor"),
-    ("stabel_rps", {}, "compression=stabel_rps is unknown; strategies: dense, hashednet, roast"),
+    (
+        "stabel_rps",
+        {},
+        f"compression=stabel_rps is unknown; strategies: {', '.join(memfold.strategies())}",
+    ),
 ]
 
 

@@ -1,5 +1,6 @@
 """The data module that every image data set shares."""
 
+import logging
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar
@@ -22,6 +23,8 @@ from memfold.errors import InputError
 from memfold.seeding import derive_seed
 
 __all__ = ["ImageDataModule"]
+
+log = logging.getLogger(__name__)
 
 
 class ImageDataModule(pl.LightningDataModule, ABC):
@@ -47,6 +50,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     """Of each channel over the training images, pixels scaled to 0..1."""
 
     std: ClassVar[tuple[float, ...]]
+    published_sizes: ClassVar[tuple[int, int] | None] = None
+    """Images in the training and the test set as published, if it is."""
 
     def __init__(
         self,
@@ -133,9 +138,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """
         if stage in ("fit", "validate", None) and self._train_file is None:
             self._train_file = self.load_train()
+            self._note_size(0, len(self._train_file))
             self._split(self._train_file.labels)
         if stage in ("test", None) and self._test_file is None:
             self._test_file = self.load_test()
+            self._note_size(1, len(self._test_file))
 
     @property
     def train_samples(self) -> Tensor:
@@ -200,6 +207,18 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             self._mean = self._mean.to(images.device)
             self._std = self._std.to(images.device)
         return normalise(images, self._mean, self._std), labels
+
+    def _note_size(self, part: int, found: int) -> None:
+        # A file cut between two records is whole by its format: only the count can tell.
+        if self.published_sizes is not None and found != self.published_sizes[part]:
+            log.warning(
+                "data=%s: the %s set in %s has %d images, as published it has %d",
+                self.name,
+                ("training", "test")[part],
+                self.root,
+                found,
+                self.published_sizes[part],
+            )
 
     def _split(self, labels: Tensor) -> None:
         """Choose the validation samples and, of the others, the training samples."""

@@ -13,6 +13,7 @@ class CIFAR10(CifarDataModule):
     num_classes = 10
     mean = (0.4914, 0.4822, 0.4465)
     std = (0.2470, 0.2435, 0.2616)
+    published_sizes = (50_000, 10_000)
     folder = "cifar-10-batches-bin"
     remote = Remote(
         "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",

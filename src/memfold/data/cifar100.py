@@ -13,6 +13,7 @@ class CIFAR100(CifarDataModule):
     num_classes = 100
     mean = (0.5071, 0.4866, 0.4409)
     std = (0.2673, 0.2564, 0.2762)
+    published_sizes = (50_000, 10_000)
     folder = "cifar-100-binary"
     remote = Remote(
         "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",

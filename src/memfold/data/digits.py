@@ -29,6 +29,7 @@ class Digits(ImageDataModule):
     num_classes = 10
     mean = (0.3057,)
     std = (0.3759,)
+    published_sizes = (1437, 360)
 
     def load_train(self) -> ImageSet:
         """Return the 1,437 images outside the test set."""

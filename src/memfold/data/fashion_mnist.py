@@ -16,6 +16,7 @@ class FashionMNIST(IdxDataModule):
     num_classes = 10
     mean = (0.2860,)
     std = (0.3530,)
+    published_sizes = (60_000, 10_000)
     url = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/"
     checksums: ClassVar[dict[str, str]] = {
         "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",

@@ -16,6 +16,7 @@ class MNIST(IdxDataModule):
     num_classes = 10
     mean = (0.1307,)
     std = (0.3081,)
+    published_sizes = (60_000, 10_000)
     url = "https://ossci-datasets.s3.amazonaws.com/mnist/"
     checksums: ClassVar[dict[str, str]] = {
         "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",

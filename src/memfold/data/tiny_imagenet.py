@@ -29,6 +29,7 @@ class TinyImageNet(ImageDataModule):
     num_classes = 200
     mean = (0.4802, 0.4481, 0.3975)
     std = (0.2770, 0.2691, 0.2821)
+    published_sizes = (100_000, 10_000)
 
     def prepare_data(self) -> None:
         """Download, unpack and decode what is not there yet."""
