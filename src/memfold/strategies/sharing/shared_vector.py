@@ -221,7 +221,8 @@ class SharedVector(Compression):
             handle.remove()
         with torch.no_grad():
             trains = self.values.requires_grad
-            built = [self.weight(i).clone() for i in range(len(self.scales))]
+            slots = self._slots(self.values)
+            built = [self._read(index, slots) for index in range(len(self.scales))]
         weights = [nn.Parameter(weight, requires_grad=trains) for weight in built]
         dense: dict[nn.Module, dict[str, nn.Parameter]] = {}
         for weight, places in zip(weights, self.places, strict=True):
