@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -34,7 +35,12 @@ class Regression(LightningModule):
 
 
 def fit(
-    folder: Path, module: Regression, *callbacks: Callback, num_epochs: int = 2, seed: int = 0
+    folder: Path,
+    module: Regression,
+    *callbacks: Callback,
+    num_epochs: int = 2,
+    seed: int = 0,
+    validate: bool = False,
 ) -> Trainer:
     """Train on 8 samples in 2 batches an epoch."""
     hush_libraries()
@@ -45,12 +51,14 @@ def fit(
         callbacks=list(callbacks),
         logger=[MetricsFile(folder)],
         default_root_dir=folder,
-        enable_checkpointing=False,
+        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        num_sanity_val_steps=0,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     data = TensorDataset(torch.ones(8, 3), torch.zeros(8, dtype=torch.int64))
-    trainer.fit(module, DataLoader(data, batch_size=4))
+    loader = DataLoader(data, batch_size=4)
+    trainer.fit(module, loader, loader if validate else None)
     return trainer
 
 
@@ -83,6 +91,38 @@ def test_infinite_loss_stops_and_names_its_step(
     with pytest.raises(InputError, match=rf"at step {bad_step} .*optimizer\.lr"):
         fit(tmp_path, module, FiniteLoss())
     assert module.num_steps <= bad_step + 1
+
+
+class BadEvaluation(Regression):
+    """A finite training loss, and a validation loss or a weight that is not."""
+
+    def __init__(self, val_loss: float, weight: float) -> None:
+        super().__init__()
+        self.val_loss = val_loss
+        self.weight = weight
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.log("val/loss", torch.tensor(self.val_loss))
+
+    def on_train_batch_end(self, *_: object) -> None:
+        with torch.no_grad():
+            self.net.weight[0, 0] = self.weight if self.num_steps == 2 else 0.0
+
+
+@pytest.mark.parametrize(
+    ("val_loss", "weight", "message"),
+    [
+        (float("nan"), 0.0, "val/loss is nan at step 2"),
+        (0.0, float("inf"), r"the parameter net\.weight is not finite at step 2"),
+    ],
+)
+def test_no_checkpoint_of_weights_that_are_not_finite(
+    tmp_path: Path, val_loss: float, weight: float, message: str
+) -> None:
+    saving = ModelCheckpoint(tmp_path / "checkpoints", save_on_train_epoch_end=True)
+    with pytest.raises(InputError, match=message + r" .*optimizer\.lr"):
+        fit(tmp_path, BadEvaluation(val_loss, weight), FiniteLoss(), saving, validate=True)
+    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_train_state_is_parameters_gradients_and_momentum(tmp_path: Path) -> None:

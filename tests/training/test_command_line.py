@@ -128,3 +128,27 @@ def test_interrupted_run_says_so_and_can_be_resumed(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["status"], result["error"]) == ("failed", "interrupted (Ctrl-C)")
     assert (tmp_path / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.ddp
+def test_unwritable_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "run"
+    status, _, err = train(*SMALL, f"hydra.run.dir={folder}")
+    assert (status, err) == (1, f"error: cannot write {folder}: Not a directory\n")
+
+
+@pytest.mark.ddp
+def test_full_disk_is_one_line_and_keeps_the_earlier_checkpoint(tmp_path: Path) -> None:
+    status, _, err = train(*SMALL, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}")
+    assert status == 0, err
+    files = [tmp_path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+    before = [file.read_bytes() for file in files]
+    status, _, err = train(
+        f"resume={tmp_path}", "trainer.max_epochs=2", largest_file=len(before[0]) // 2
+    )
+    assert status == 1
+    assert err.startswith(f"error: cannot write {tmp_path / 'checkpoints'}/")
+    assert err.endswith(": File too large\n")
+    assert err.count("\n") == 1
+    assert [file.read_bytes() for file in files] == before

@@ -55,3 +55,19 @@ def test_divergence_on_one_rank_ends_all_with_one_line(tmp_path: Path) -> None:
     assert err.startswith("error: the training loss is")
     assert err.count("\n") == 1
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.ddp
+def test_dead_process_is_named(tmp_path: Path) -> None:
+    arguments = [text for text in SMALL if text not in ("trainer=cpu", "backbone=mlp")]
+    status, _, err = train(
+        *arguments,
+        "trainer=ddp_cpu",
+        "backbone=custom",
+        "backbone.target=training.networks.DiesOnRankOne",
+        f"hydra.run.dir={tmp_path}",
+    )
+    assert status == 1
+    assert err.startswith("error: another process of this run died")
+    assert err.count("\n") == 1
+    assert err == f"error: {json.loads((tmp_path / 'result.json').read_text())['error']}\n"

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import pickle
 import time
 from pathlib import Path
 
@@ -93,6 +94,13 @@ def test_resume_needs_one_run_folder(tmp_path: Path) -> None:
         expand_arguments([f"resume={folder}"])
 
 
+@pytest.mark.parametrize("group", ["optimizer", "callbacks"])
+def test_group_cannot_be_null(group: str) -> None:
+    with pytest.raises(InputError, match=f"^{group}=null: one of the choices"):
+        expand_arguments([f"{group}=null"])
+    assert expand_arguments(["experiment=null"]) == ["experiment=null"]
+
+
 def whole_checkpoint() -> bytes:
     torch.manual_seed(0)
     file = io.BytesIO()
@@ -148,6 +156,12 @@ def test_one_changed_byte_is_found_or_harmless(checkpoint: Path, position: int) 
 
 def test_pickled_objects_are_refused(checkpoint: Path) -> None:
     torch.save({"state_dict": {}, "global_step": 1, "epoch": 1, "x": nn.Linear(2, 2)}, checkpoint)
+    with pytest.raises(InputError, match="pickled Python objects"):
+        read_checkpoint(checkpoint, {})
+
+
+def test_plain_pickle_is_called_one(checkpoint: Path) -> None:
+    checkpoint.write_bytes(pickle.dumps({"state_dict": {}}))
     with pytest.raises(InputError, match="pickled Python objects"):
         read_checkpoint(checkpoint, {})
 
@@ -208,9 +222,9 @@ def test_killed_and_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None
     ]
     arguments.remove("backbone=mlp")
     victim = start_training(*arguments, f"hydra.run.dir='{killed}'")
-    log = killed / "train.log"
+    metrics = killed / "metrics.csv"
     deadline = time.monotonic() + 60
-    while not (log.exists() and "epoch 4," in log.read_text()):
+    while not (metrics.exists() and any(row[1] == "4" and row[3] for row in metric_rows(killed))):
         assert victim.poll() is None, victim.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)

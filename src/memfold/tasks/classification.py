@@ -50,8 +50,11 @@ class Classification(LightningModule):
             InputError: `label_smoothing` is out of range.
         """
         super().__init__()
-        if not 0.0 <= label_smoothing < 1.0:
-            raise InputError(f"task.label_smoothing must be in [0, 1), got {label_smoothing!r}")
+        is_number = isinstance(label_smoothing, int | float)
+        if not is_number or isinstance(label_smoothing, bool) or not 0.0 <= label_smoothing < 1.0:
+            raise InputError(
+                f"task.label_smoothing must be a number in [0, 1), got {label_smoothing!r}"
+            )
         # Plain values: anything else would make the checkpoint a pickle.
         self.save_hyperparameters(
             {"num_classes": num_classes, "label_smoothing": label_smoothing}, logger=False

@@ -28,17 +28,16 @@ from memfold.training.callbacks import (
     StepTimer,
 )
 from memfold.training.checkpoint_io import AtomicCheckpointIO
+from memfold.training.checks import check_config
 from memfold.training.instantiate import instantiate
 from memfold.training.loggers import MetricsFile
 from memfold.training.processes import is_rank_zero
 from memfold.training.resume import StartingPoint, read_checkpoint
 from memfold.training.run_folder import LAST_CHECKPOINT, read_result
 
-__all__ = ["Experiment", "build", "build_network"]
+__all__ = ["Experiment", "build", "build_network", "plain_config"]
 
 log = logging.getLogger(__name__)
-
-_MAX_SEED = 2**32 - 1  # NumPy's limit
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,8 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
         InputError: A value is wrong, a file is missing, or the checkpoint to resume from does not
             fit.
     """
-    config = _plain(cfg)
-    _check(config)
+    config = plain_config(cfg)
+    check_config(config)
     data: ImageDataModule = instantiate(config["data"], "data")
     memory, timer = MemoryMetrics(), StepTimer()
     watchers = [memory, timer, EpochSeeds(config["seed"]), FiniteLoss(), EpochLog()]
@@ -140,33 +139,20 @@ def build_network(config: dict[str, Any], data: ImageDataModule) -> tuple[nn.Mod
     return net, strategy, num_dense_parameters
 
 
-def _plain(cfg: DictConfig) -> dict[str, Any]:
+def plain_config(cfg: DictConfig) -> dict[str, Any]:
+    """Resolve `cfg` to plain values, without Hydra's own.
+
+    Raises:
+        OmegaConfBaseException: A value is missing or cannot be resolved.
+    """
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(config, dict)
     config.pop("hydra", None)
     return {str(key): value for key, value in config.items()}
 
 
-def _check(config: dict[str, Any]) -> None:
-    ratio, budget = config["ratio"], config["budget_bytes"]
-    if ratio is not None and budget is not None:
-        raise InputError(f"ratio={ratio} and budget_bytes={budget} are both given; give one")
-    seed = config["seed"]
-    if not _is_whole(seed) or not 0 <= seed <= _MAX_SEED:
-        raise InputError(f"seed must be a whole number from 0 to {_MAX_SEED}, got {seed!r}")
-    epochs = config["trainer"]["max_epochs"]
-    if not _is_whole(epochs) or epochs < 1:
-        raise InputError(f"trainer.max_epochs must be a whole number above 0, got {epochs!r}")
-    if config["test_checkpoint"] not in ("last", "best"):
-        raise InputError(f"test_checkpoint must be last or best, got {config['test_checkpoint']!r}")
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _configured_callbacks(config: dict[str, Any]) -> list[Callback]:
-    entries = {key: value for key, value in (config["callbacks"] or {}).items() if value}
+    entries = {key: value for key, value in config["callbacks"].items() if value}
     return [instantiate(value, f"callbacks.{key}") for key, value in entries.items()]
 
 
@@ -191,18 +177,21 @@ def _optimizer_factory(config: dict[str, Any]) -> Callable[[Any], Optimizer]:
 def _starting_point(config: dict[str, Any], folder: Path, task: LightningModule) -> StartingPoint:
     if config["resume"] is None:
         return StartingPoint()
-    if not Path(config["resume"]).is_dir() or not folder.samefile(config["resume"]):
-        raise InputError(f"resume={config['resume']} is not the run folder {folder}")
     checkpoint = folder / LAST_CHECKPOINT
     if not checkpoint.exists():
         log.warning("%s has no checkpoint yet: the run starts from the beginning", folder)
         return StartingPoint()
     start = read_checkpoint(checkpoint, task.state_dict())
-    epochs = config["trainer"]["max_epochs"]
-    if read_result(folder).get("status") == "completed" and start.num_epochs >= epochs:
+    epochs, result = config["trainer"]["max_epochs"], read_result(folder)
+    if result.get("status") == "completed" and result.get("epochs") == epochs:
         raise InputError(
             f"resume={folder}: the run is completed; trainer.max_epochs={epochs} must be above "
-            f"{start.num_epochs} to train it further"
+            f"{epochs} to train it further"
+        )
+    if epochs < start.num_epochs:
+        raise InputError(
+            f"resume={folder}: trainer.max_epochs={epochs} must be at least {start.num_epochs}, "
+            "the epochs that its checkpoint has"
         )
     return start
 

@@ -8,20 +8,29 @@ import random
 import time
 from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from torch import Tensor, nn
 
 from memfold.errors import InputError
 from memfold.memory import PeakMeter, footprint, grad_sync_bytes, train_state_bytes
 from memfold.seeding import derive_seed
 
-__all__ = ["EpochLog", "EpochSeeds", "FiniteLoss", "MemoryMetrics", "RunProgressBar", "StepTimer"]
+__all__ = [
+    "EpochLog",
+    "EpochSeeds",
+    "FiniteLoss",
+    "MemoryMetrics",
+    "RunCheckpoint",
+    "RunProgressBar",
+    "StepTimer",
+]
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +67,9 @@ class EpochSeeds(Callback):
 
 
 class FiniteLoss(Callback):
-    """Stop when the training loss is no longer a number.
+    """Stop when a loss or a parameter is no longer a finite number.
 
+    This happens before a checkpoint is written: callbacks that watch come before those that save.
     The loss of a step is read one step later: the GPU has it by then, and goes on without a pause.
     """
 
@@ -81,21 +91,34 @@ class FiniteLoss(Callback):
         self._pending = (trainer.global_step, trainer.strategy.reduce(loss, reduce_op="sum"))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the last loss of the epoch before a checkpoint is written."""
+        """Look at the last loss of the epoch and at the parameters."""
         self._check(trainer)
         self._pending = None
+        # The same on all ranks, as are the reduced losses below.
+        finite = {name: p.isfinite().all() for name, p in pl_module.named_parameters()}
+        if not torch.stack(list(finite.values())).all():
+            name = next(name for name, value in finite.items() if not value)
+            raise _diverged(trainer, f"the parameter {name} is not finite", trainer.global_step)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the validation loss."""
+        self._check_metrics(trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the test loss."""
+        self._check_metrics(trainer)
+
+    def _check_metrics(self, trainer: Trainer) -> None:
+        for name, value in trainer.callback_metrics.items():
+            if name.endswith("/loss") and not torch.isfinite(value):
+                raise _diverged(trainer, f"{name} is {value.item()}", trainer.global_step)
 
     def _check(self, trainer: Trainer) -> None:
         if self._pending is None:
             return
         step, loss = self._pending
         if not torch.isfinite(loss):
-            rate = trainer.optimizers[0].param_groups[0]["lr"]
-            raise InputError(
-                f"the training loss is {loss.item()} at step {step} (epoch "
-                f"{trainer.current_epoch}, learning rate {rate:.3g}): lower optimizer.lr, set "
-                "scheduler.warmup_epochs or trainer.gradient_clip_val"
-            )
+            raise _diverged(trainer, f"the training loss is {loss.item()}", step)
 
 
 class MemoryMetrics(Callback):
@@ -130,7 +153,9 @@ class MemoryMetrics(Callback):
         }
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what is known before the first step."""
+        """Log what is known before the first step; a resumed run has logged it."""
+        if trainer.global_step > 0:
+            return
         later = ("train_state_bytes", "peak_bytes")
         counts = self.measure(_network(pl_module))
         _log(trainer, {key: value for key, value in counts.items() if key not in later})
@@ -168,6 +193,23 @@ class MemoryMetrics(Callback):
     def _peak_bytes(self) -> int:
         now = 0 if self._meter is None else self._meter.peak_bytes()
         return max(self._earlier_peak_bytes, now)
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Lightning's checkpoints, whose best one is known after the run folder was moved or copied."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the state of the run that is resumed, with the paths of today."""
+        before = state_dict["dirpath"]
+
+        def rebased(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {rebased(key): rebased(item) for key, item in value.items()}
+            if isinstance(value, str) and value and Path(value).is_relative_to(before):
+                return str(Path(str(self.dirpath), Path(value).relative_to(before)))
+            return value
+
+        super().load_state_dict(rebased(state_dict))
 
 
 class RunProgressBar(RichProgressBar):
@@ -244,6 +286,15 @@ class StepTimer(Callback):
     def _fit_seconds(self) -> float:
         running = 0.0 if self._fit_start is None else time.perf_counter() - self._fit_start
         return self._earlier_seconds + running
+
+
+def _diverged(trainer: Trainer, what: str, step: int) -> InputError:
+    rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    rate = f", learning rate {rates[0]:.3g}" if rates else ""
+    return InputError(
+        f"{what} at step {step} (epoch {trainer.current_epoch}{rate}): lower optimizer.lr, set "
+        "scheduler.warmup_epochs or trainer.gradient_clip_val"
+    )
 
 
 def _network(task: LightningModule) -> nn.Module:

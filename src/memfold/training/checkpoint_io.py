@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from memfold.training.run_folder import writing
+
 __all__ = ["AtomicCheckpointIO"]
 
 
@@ -23,17 +25,28 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Save `checkpoint` to the local file `path`.
 
         Raises:
-            OSError: The file cannot be written; `path` is then what it was.
+            InputError: The file cannot be written; `path` is then what it was.
         """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # One name for all attempts: what a killed run left is overwritten, not collected.
-        partial = path.with_name(path.name + ".partial")
-        try:
-            with partial.open("wb") as file:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _save(checkpoint, path)
+
+
+def _save(checkpoint: dict[str, Any], path: Path) -> None:
+    # One name for all attempts: what a killed run left is overwritten, not collected.
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            try:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+            except RuntimeError as error:
+                # torch closes its archive after a failed write, which fails again.
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -12,7 +12,14 @@ from rich.table import Table
 
 from memfold.errors import InputError
 from memfold.training.processes import is_rank_zero
-from memfold.training.run_folder import RESULT, read_result, refuse_used_folder
+from memfold.training.run_folder import (
+    LOCK,
+    RESULT,
+    locked,
+    read_result,
+    refuse_used_folder,
+    writing,
+)
 
 __all__ = ["RunFolderGuard", "SweepSummary"]
 
@@ -28,13 +35,15 @@ class RunFolderGuard(Callback):
         if config.resume is None and is_rank_zero():
             # Hydra itself reports a name that cannot be resolved.
             with suppress(OmegaConfBaseException):
-                _refuse((Path(config.hydra.run.dir),), "hydra.run.dir")
+                folder = Path(config.hydra.run.dir)
+                _refuse((folder,), "hydra.run.dir", new=folder)
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         """Check the job folders that exist in `hydra.sweep.dir`."""
         with suppress(OmegaConfBaseException):
-            files = Path(config.hydra.sweep.dir).rglob(RESULT)
-            _refuse(tuple(file.parent for file in files), "hydra.sweep.dir")
+            sweep = Path(config.hydra.sweep.dir)
+            folders = tuple(file.parent for file in sweep.rglob(RESULT))
+            _refuse(folders, "hydra.sweep.dir", new=sweep)
 
 
 class SweepSummary(Callback):
@@ -66,9 +75,15 @@ class SweepSummary(Callback):
             sys.exit(1)
 
 
-def _refuse(folders: tuple[Path, ...], key: str) -> None:
+def _refuse(folders: tuple[Path, ...], key: str, new: Path) -> None:
+    """Exit unless `new` can be made and no job runs, or left results, in `folders`."""
     try:
+        with writing(new):
+            new.mkdir(parents=True, exist_ok=True)
         for folder in folders:
+            if (folder / LOCK).exists():
+                with locked(folder):
+                    pass
             refuse_used_folder(folder, key)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """The only place that turns a `_target_` into an object."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ def instantiate(config: Mapping[str, Any], key: str, **ready: object) -> Any:
     if not isinstance(config.get("_target_"), str):
         raise InputError(f"{key}._target_ must name a class or function, got {dict(config)}")
     try:
+        _refuse_unknown(config, key, ready)
         factory = hydra.utils.instantiate(config, _partial_=True, _convert_="all")
         return factory(**ready)
     except InputError:
@@ -44,6 +46,24 @@ def instantiate(config: Mapping[str, Any], key: str, **ready: object) -> Any:
         raise
     except mistakes as error:
         raise InputError(_one_line(key, error)) from error
+
+
+def _refuse_unknown(config: Mapping[str, Any], key: str, ready: Mapping[str, object]) -> None:
+    """Name the options that the target has, where its signature tells."""
+    try:
+        parameters = inspect.signature(hydra.utils.get_object(config["_target_"])).parameters
+    except (ValueError, TypeError):
+        return  # built-in
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    named = [
+        name
+        for name, p in parameters.items()
+        if p.kind not in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL) and name not in ready
+    ]
+    for name in config:
+        if not name.startswith("_") and name not in named:
+            raise InputError(f"{key}.{name} is no option; options: {', '.join(named)}")
 
 
 def _one_line(key: str, error: BaseException) -> str:

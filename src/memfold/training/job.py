@@ -2,30 +2,37 @@
 
 import logging
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 import memfold
 from memfold.errors import InputError
-from memfold.training.build import Experiment, build
+from memfold.training.build import Experiment, build, plain_config
+from memfold.training.checks import check_config
 from memfold.training.loggers import close_wandb
 from memfold.training.processes import is_rank_zero
 from memfold.training.quiet import hush_libraries
 from memfold.training.result import ResultFile, describe_job
+from memfold.training.resume import read_checkpoint
 from memfold.training.run_folder import (
     ARTIFACT,
     HYDRA_FOLDER,
+    locked,
     refuse_used_folder,
     write_text_atomically,
+    writing,
 )
+from memfold.training.same_experiment import refuse_other_experiment
 from memfold.training.summary import print_summary
 
 __all__ = ["run_job"]
@@ -39,20 +46,42 @@ def run_job(cfg: DictConfig) -> dict[str, Any]:
     """Run one job in Hydra's output folder; see `memfold.training.run`."""
     hush_libraries()
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if cfg.resume is None and is_rank_zero():
+    if not is_rank_zero():  # rank 0 has the lock, and starts the others
+        return _run_locked(cfg, folder)
+    with locked(folder):
+        _admit(cfg, folder)
+        return _run_locked(cfg, folder)
+
+
+def _admit(cfg: DictConfig, folder: Path) -> None:
+    """Refuse what would spoil an earlier run, before anything is written."""
+    if cfg.resume is None:
         refuse_used_folder(folder)
+        return
+    if not Path(cfg.resume).is_dir() or not folder.samefile(cfg.resume):
+        raise InputError(f"resume={cfg.resume} is not the run folder {folder}")
+    file = folder / HYDRA_FOLDER / "config.yaml"
+    try:
+        before = OmegaConf.create(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"resume={folder}: {file} cannot be read") from error
+    assert isinstance(before, DictConfig)
+    now = plain_config(cfg)
+    check_config(now)
+    refuse_other_experiment(folder, plain_config(before), now)
+
+
+def _run_locked(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     facts = describe_job(cfg)
     result_file = ResultFile(folder, facts)
-    result_file.begin()
-    if is_rank_zero():
-        log.info("%s", facts["command"])
     completed = False
     try:
+        result_file.begin()
+        if is_rank_zero():
+            log.info("%s", facts["command"])
         experiment = build(cfg, folder)
-        if cfg.resume is not None:
-            _record_overrides(cfg, folder)
         result_file.add(_describe_built(experiment, facts))
-        _fit(experiment)
+        _fit(experiment, cfg)
         result_file.add(_finish(experiment))
         result = result_file.complete()
         completed = True
@@ -60,9 +89,13 @@ def run_job(cfg: DictConfig) -> dict[str, Any]:
         result_file.fail("terminated (SIGTERM)")
         raise SystemExit(_TERMINATED) from None
     except BaseException as error:
-        result_file.fail(_reason(error))
-        log.info("failed: %s", _reason(error))
-        raise
+        explained = _explain(error)
+        with suppress(InputError):  # a full disk: the result says failed since the beginning
+            result_file.fail(_reason(explained))
+        log.info("failed: %s", _reason(explained))
+        if explained is error:
+            raise
+        raise explained from error
     finally:
         sync_command = close_wandb(failed=not completed)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -74,12 +107,17 @@ def run_job(cfg: DictConfig) -> dict[str, Any]:
     return result
 
 
-def _fit(experiment: Experiment) -> None:
+def _fit(experiment: Experiment, cfg: DictConfig) -> None:
     if is_rank_zero():
         log.info("%s: %s", experiment.folder, experiment.strategy.to_dict())
         log.info("%s", experiment.footprint)
     for logger in experiment.trainer.loggers:
         logger.log_hyperparams(experiment.config)
+    if cfg.resume is not None:
+        # Only now has the checkpoint been restored; a failure before leaves .hydra as it is.
+        record = LambdaCallback(on_train_start=lambda *_: _record_overrides(cfg, experiment.folder))
+        trainer_callbacks: list[Callback] = experiment.trainer.callbacks  # pyright: ignore
+        trainer_callbacks.insert(0, record)
     try:
         experiment.trainer.fit(
             experiment.task,
@@ -92,12 +130,15 @@ def _fit(experiment: Experiment) -> None:
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
+    if cfg.resume is not None:  # nothing may have been left to train
+        _record_overrides(cfg, experiment.folder)
 
 
 def _finish(experiment: Experiment) -> dict[str, Any]:
-    """Test once, save the artifact, and collect what goes into the result."""
+    """Save the artifact, test once, and collect what goes into the result."""
     trainer, task, data = experiment.trainer, experiment.task, experiment.data
     memory = experiment.memory.measure(experiment.net)  # before the test set is read
+    num_epochs = max(trainer.current_epoch, experiment.start.num_epochs)
     metrics = _metrics(trainer)
     if "val/acc" not in metrics:  # resumed after the last epoch: nothing was left to train
         trainer.validate(task, datamodule=data, verbose=False)
@@ -108,23 +149,28 @@ def _finish(experiment: Experiment) -> dict[str, Any]:
     use_best = experiment.config["test_checkpoint"] == "best"
     if use_best and (best is None or not best.best_model_path):
         raise InputError("test_checkpoint=best needs a callback that keeps the best of a metric")
-    trainer.test(
-        task,
-        datamodule=data,
-        ckpt_path=best.best_model_path if use_best and best is not None else None,
-        weights_only=True,
-        verbose=False,
-    )
-    metrics |= _metrics(trainer)
+    if use_best and best is not None:
+        read_checkpoint(Path(best.best_model_path), task.state_dict())
+        checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+        task.load_state_dict(checkpoint["state_dict"])
+    # Saved first: a damaged test set loses no trained weights.
     artifact = experiment.folder / ARTIFACT
     if trainer.is_global_zero:
-        memfold.save(experiment.net, artifact)
+        with writing(artifact):
+            memfold.save(experiment.net, artifact)
         memory["artifact_bytes"] = artifact.stat().st_size
         for logger in trainer.loggers:
             logger.log_metrics(
                 {"memory/artifact_bytes": float(memory["artifact_bytes"])}, trainer.global_step
             )
-    return {"metrics": metrics, "memory": memory, "time": experiment.timer.metrics}
+    trainer.test(task, datamodule=data, verbose=False)
+    metrics |= _metrics(trainer)
+    return {
+        "epochs": num_epochs,
+        "metrics": metrics,
+        "memory": memory,
+        "time": experiment.timer.metrics,
+    }
 
 
 def _best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
@@ -167,6 +213,20 @@ def _record_overrides(cfg: DictConfig, folder: Path) -> None:
     job = OmegaConf.merge(cfg, {"resume": None})
     write_text_atomically(folder / HYDRA_FOLDER / "overrides.yaml", yaml.safe_dump(task))
     write_text_atomically(folder / HYDRA_FOLDER / "config.yaml", OmegaConf.to_yaml(job))
+
+
+def _explain(error: BaseException) -> BaseException:
+    """Return one line in place of what the libraries say about a user's mistake."""
+    if isinstance(error, MisconfigurationException):
+        return InputError(" ".join(f"trainer: {error}".split()))
+    lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    is_lost = isinstance(error, RuntimeError) and any(text in str(error) for text in lost)
+    if is_lost or isinstance(error, torch.distributed.DistError):
+        return InputError(
+            "another process of this run died, or cannot be reached; its own message stands above "
+            "if it left one (debug=trace shows where this process was)"
+        )
+    return error
 
 
 def _reason(error: BaseException) -> str:

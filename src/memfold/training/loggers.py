@@ -14,7 +14,7 @@ from wandb.sdk.lib import wbauth
 
 from memfold.errors import InputError
 from memfold.training.processes import is_rank_zero
-from memfold.training.run_folder import METRICS, write_text_atomically
+from memfold.training.run_folder import METRICS, write_text_atomically, writing
 
 __all__ = [
     "MetricsFile",
@@ -75,7 +75,10 @@ class MetricsFile(Logger):
         if not self._is_open:
             self._keep_earlier_rows()
         if set(row) <= set(self._columns):
-            with self._path.open("a", encoding="utf-8", newline="") as file:
+            with (
+                writing(self._path),
+                self._path.open("a", encoding="utf-8", newline="") as file,
+            ):
                 csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
         else:
             self._rewrite([*self._read(), row])

@@ -12,6 +12,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from memfold.training.processes import is_rank_zero
 from memfold.training.run_folder import RESULT, read_result, write_text_atomically
@@ -62,18 +63,31 @@ class ResultFile:
 def describe_job(cfg: DictConfig) -> dict[str, Any]:
     """Collect what is known of a job before anything is built."""
     choices = HydraConfig.get().runtime.choices
+    try:
+        config = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException:  # reported when the job is built
+        config = OmegaConf.to_container(cfg)
+    assert isinstance(config, dict)
+    backbone = config.get("backbone")
+    target = backbone.get("target") if isinstance(backbone, dict) else None
     return {
         "command": shlex.join(["python", *sys.argv]),
-        "seed": cfg.seed,
+        "seed": config.get("seed"),
         "compression": {
-            "name": choices["compression"],
-            "ratio": cfg.ratio,
-            "budget_bytes": cfg.budget_bytes,
+            "name": choices.get("compression"),
+            "ratio": config.get("ratio"),
+            "budget_bytes": config.get("budget_bytes"),
         },
-        "backbone": OmegaConf.select(cfg, "backbone.target") or choices["backbone"],
-        "data": choices["data"],
-        "task": choices["task"],
-        "environment": describe_environment(),
+        "backbone": target or choices.get("backbone"),
+        "data": choices.get("data"),
+        "task": choices.get("task"),
+        "environment": {**describe_environment(), "device": None, "world_size": None},
+        # Known when the run is completed; a failed one has the keys too.
+        "epochs": None,
+        "metrics": None,
+        "parameters": None,
+        "memory": None,
+        "time": None,
     }
 
 

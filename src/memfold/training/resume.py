@@ -11,6 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 
 from memfold.errors import InputError
+from memfold.training.checks import GROUPS
 from memfold.training.run_folder import HYDRA_FOLDER
 
 __all__ = ["StartingPoint", "expand_arguments", "quote_value", "read_checkpoint"]
@@ -42,12 +43,18 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
         arguments: The command line after the program's name.
 
     Raises:
-        InputError: `resume` does not name one run folder.
+        InputError: `resume` does not name one run folder, or a group is null.
         OverrideParseException: Hydra cannot read an override.
     """
     flags = [text for text in arguments if not _is_override(text)]
     given_texts = [text for text in arguments if _is_override(text)]
     given = OverridesParser.create().parse_overrides(given_texts)
+    for override in given:  # Hydra answers null with a traceback
+        is_null = override.value() is None and not override.is_delete()
+        if is_null and override.key_or_group in GROUPS:
+            raise InputError(
+                f"{override.input_line}: one of the choices that --help lists is needed"
+            )
     folder = _run_folder(given, in_sweep="-m" in arguments or "--multirun" in arguments)
     if folder is None:
         return [*flags, *given_texts]
@@ -92,6 +99,9 @@ def read_checkpoint(path: Path, expected: Mapping[str, object]) -> StartingPoint
     import torch
 
     try:
+        with path.open("rb") as file:
+            if file.read(1) == pickle.PROTO:
+                raise pickle.UnpicklingError
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch.load does not look at the checksums
         if damaged is not None:

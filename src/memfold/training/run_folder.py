@@ -1,7 +1,11 @@
 """The names of what a run leaves behind, and when a folder may be used."""
 
+import fcntl
 import json
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from memfold.errors import InputError
@@ -10,18 +14,58 @@ __all__ = [
     "ARTIFACT",
     "HYDRA_FOLDER",
     "LAST_CHECKPOINT",
+    "LOCK",
     "METRICS",
     "RESULT",
+    "locked",
     "read_result",
     "refuse_used_folder",
     "write_text_atomically",
+    "writing",
 ]
+
+log = logging.getLogger(__name__)
 
 HYDRA_FOLDER = ".hydra"
 RESULT = "result.json"
 METRICS = "metrics.csv"
 ARTIFACT = "model.safetensors"
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
+LOCK = ".lock"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a full disk or a lack of permission into one line.
+
+    Raises:
+        InputError: The block raised `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of `folder`. The kernel opens the lock when this one is killed.
+
+    Raises:
+        InputError: Another process has the lock, or the folder cannot be written.
+    """
+    with writing(folder / LOCK):
+        file = (folder / LOCK).open("a")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{folder} is in use by another process; wait for it or choose another folder"
+            ) from error
+        except OSError as error:  # some network file systems have no locks
+            log.warning("%s cannot be locked (%s): start no second run in it", folder, error)
+        yield
 
 
 def read_result(folder: Path) -> dict[str, object]:
@@ -56,13 +100,18 @@ def refuse_used_folder(folder: Path, key: str = "hydra.run.dir") -> None:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old or the new contents, never a part."""
+    """Write a file so that a reader finds the old or the new contents, never a part.
+
+    Raises:
+        InputError: The file cannot be written; it is then what it was.
+    """
     partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)

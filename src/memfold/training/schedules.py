@@ -53,7 +53,9 @@ class Schedule(ABC):
             )
         # LambdaLR puts objects with state into its checkpoint, but not functions. A lambda lets
         # a resumed run with more epochs follow the schedule of its new length.
-        return LambdaLR(optimizer, lambda step: self.factor(step, total_steps, steps_per_epoch))
+        return _StepLambdaLR(
+            optimizer, lambda step: self.factor(step, total_steps, steps_per_epoch)
+        )
 
     def factor(self, step: int, total_steps: int, steps_per_epoch: int) -> float:
         """Return the factor for the optimizer step number `step`, counted from 0."""
@@ -114,6 +116,10 @@ class MultiStep(Schedule):
         """
         super().__post_init__()
         _check("gamma", self.gamma)
+        if not isinstance(self.milestones, Sequence | None) or isinstance(self.milestones, str):
+            raise InputError(
+                f"scheduler.milestones must be a list of epochs or null, got {self.milestones!r}"
+            )
         for milestone in self.milestones or ():
             _check("milestones", milestone, largest=math.inf)
 
@@ -167,6 +173,22 @@ class OneCycle(Schedule):
     def decay(self, step: int, warmup_steps: int, total_steps: int, steps_per_epoch: int) -> float:
         """Return the way down."""
         return _cosine(1.0, self.final, _progress(step, warmup_steps, total_steps))
+
+
+class _StepLambdaLR(LambdaLR):
+    """The learning rate is a function of the step, across a resume too.
+
+    The checkpoint's rate belongs to the schedule's old length: without this, the first step of a
+    run that is trained further would take it, which is 0 at the end of a cosine.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the saved step with this schedule's own rate."""
+        super().load_state_dict(state_dict)
+        groups = zip(self.optimizer.param_groups, self.base_lrs, self.lr_lambdas, strict=True)
+        for group, base, factor in groups:
+            group["lr"] = base * factor(self.last_epoch)
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
 
 def _progress(step: int, first: int, last: int) -> float:

@@ -1,0 +1,172 @@
+"""Whole jobs that are resumed: the same experiment, or nothing changes."""
+
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from memfold.errors import InputError
+from memfold.tasks import Classification
+from memfold.training import run
+from memfold.training.run_folder import locked
+from memfold.training.same_experiment import refuse_other_experiment
+from training.jobs import SMALL, compose_job
+
+SHARED = ("compression=stable_rps", "ratio=0.05", "data.batch_size=128")
+
+
+def run_small(folder: Path, *overrides: str) -> dict[str, Any]:
+    return run(compose_job(folder, *SMALL, *SHARED, "trainer.max_epochs=1", *overrides))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def completed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("completed")
+    run_small(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(completed: Path, tmp_path: Path) -> Path:
+    """A copy of a completed run."""
+    return Path(shutil.copytree(completed, tmp_path / "run"))
+
+
+def test_another_experiment_is_refused_and_nothing_changes(folder: Path) -> None:
+    before = contents(folder)
+    for override, message in (
+        ("seed=2", ": seed is 1 in that run, not 2; a resumed run keeps it"),
+        ("ratio=0.1", ": ratio is 0.05 in that run, not 0.1;"),
+        ("compression=roast", r": compression\._target_ is .*StableRPS in that run, not .*ROAST;"),
+        ("compression.sign=weight", r": compression\.sign is run in that run, not weight;"),
+        ("optimizer=adamw", r": optimizer\._target_ is .*SGD in that run, not .*AdamW;"),
+        ("optimizer.lr=0.2", r": optimizer\.lr is 0\.1 in that run, not 0\.2;"),
+        ("scheduler=constant", r": scheduler\._target_ is .*Cosine in that run, not .*Constant;"),
+        ("data.split_seed=5", r": data\.split_seed is 0 in that run, not 5;"),
+        ("data.train_subset=500", r": data\.train_subset is None in that run, not 500;"),
+        ("data.batch_size=64", "num_nodes is 128 in that run, not 64;"),
+        ("backbone.width=99", r": backbone\.width is 256 in that run, not 99;"),
+        ("backbone=cnn", r": backbone\._target_ is .*MLP in that run, not .*CNN;"),
+        ("trainer.precision=bf16-mixed", r": trainer\.precision is 32-true in that run"),
+        ("trainer.limit_train_batches=2", r": trainer\.limit_train_batches is 1\.0 in that run"),
+        ("trainer.devices=2", "num_nodes is 128 in that run, not 256;"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            run_small(folder, f"resume={folder}", "trainer.max_epochs=2", override)
+        assert "\n" not in str(caught.value)
+        assert contents(folder) == before, override
+    assert run_small(folder, f"resume={folder}", "trainer.max_epochs=2")["epochs"] == 2
+
+
+def test_where_and_how_long_a_run_goes_on_may_differ() -> None:
+    before = {
+        "seed": 1,
+        "data": {"root": "a", "batch_size": 100},
+        "trainer": {"devices": 1, "num_nodes": 1, "max_epochs": 3, "strategy": "auto"},
+        "logger": {"_target_": "a"},
+    }
+    now = {
+        "seed": 1,
+        "data": {"root": "b", "batch_size": 25},
+        "trainer": {"devices": 2, "num_nodes": 2, "max_epochs": 9, "strategy": {"_target_": "ddp"}},
+        "logger": {"_target_": "b"},
+        "extras": {"traceback": True},
+    }
+    refuse_other_experiment(Path("run"), before, now)
+    now["trainer"] = {**before["trainer"], "devices": -1}
+    with pytest.raises(InputError, match=r"data\.batch_size is 100 in that run, not 25"):
+        refuse_other_experiment(Path("run"), before, now)
+
+
+def test_overrides_are_recorded_once_the_checkpoint_is_restored(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(folder / ".hydra")
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("while restoring")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classification, "on_load_checkpoint", broken)
+        with pytest.raises(RuntimeError, match="while restoring"):
+            run_small(folder, f"resume={folder}", "trainer.max_epochs=2")
+    assert contents(folder / ".hydra") == before
+    run_small(folder, f"resume={folder}", "trainer.max_epochs=2")
+    assert contents(folder / ".hydra") != before
+
+
+def test_interrupted_extension_is_finished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "test", interrupted)
+        with pytest.raises(RuntimeError, match="power cut"):
+            run_small(folder, f"resume={folder}", "trainer.max_epochs=3")
+    assert (read(folder)["status"], read(folder)["epochs"]) == ("completed", 1)
+    with pytest.raises(InputError, match=r"trainer\.max_epochs=2 must be at least 3"):
+        run_small(folder, f"resume={folder}", "trainer.max_epochs=2")
+    result = run_small(folder, f"resume={folder}", "trainer.max_epochs=3")
+    assert (result["status"], result["epochs"]) == ("completed", 3)
+    assert {"val/acc", "test/acc"} <= result["metrics"].keys()
+    with pytest.raises(InputError, match=r"trainer\.max_epochs=3 must be above 3"):
+        run_small(folder, f"resume={folder}", "trainer.max_epochs=3")
+
+
+def test_one_process_at_a_time(folder: Path) -> None:
+    with locked(folder), pytest.raises(InputError, match=f"{folder} is in use by another process"):
+        run_small(folder, f"resume={folder}", "trainer.max_epochs=2")
+    run_small(folder, f"resume={folder}", "trainer.max_epochs=2")
+
+
+def test_moved_run_knows_its_best_checkpoint(folder: Path) -> None:
+    before = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    scores = [
+        float(state["best_model_score"])
+        for key, state in before["callbacks"].items()
+        if "Checkpoint" in key and state["monitor"] == "val/acc"
+    ]
+    result = run_small(folder, f"resume={folder}", "trainer.max_epochs=2", "test_checkpoint=best")
+    assert result["metrics"]["val/best_acc"] >= scores[0]
+    after = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    paths = [s["best_model_path"] for k, s in after["callbacks"].items() if "Checkpoint" in k]
+    assert len(paths) == 2
+    assert all(Path(path).parent == folder / "checkpoints" for path in paths)
+
+
+def test_junction_has_the_learning_rate_of_the_longer_run(folder: Path) -> None:
+    run_small(folder, f"resume={folder}", "trainer.max_epochs=4")
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    rates = [float(row["lr"]) for row in rows if row["lr"]]
+    expected = [0.05 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4)]
+    assert rates == pytest.approx(expected)
+    assert len([row for row in rows if row["memory/dense_bytes"]]) == 1
+
+
+def test_artifact_is_there_before_the_test_set_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*_: object) -> None:
+        raise InputError("data.root: the test set is damaged")
+
+    monkeypatch.setattr("memfold.data.digits.Digits.load_test", damaged)
+    with pytest.raises(InputError, match="is damaged"):
+        run_small(tmp_path)
+    assert (tmp_path / "model.safetensors").exists()
+    assert read(tmp_path)["status"] == "failed"
