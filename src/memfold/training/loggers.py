@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -187,10 +188,11 @@ def close_wandb(*, failed: bool) -> str | None:
     run = wandb.run
     if run is None:
         return None
-    folder = Path(run.dir).parent
+    # A resumed run has one folder for each time it was started; W&B joins them by the run's id.
+    folders = sorted(Path(run.dir).parents[1].glob(f"offline-run-*-{run.id}"))
     is_offline = run.offline and not run.disabled
     run.finish(exit_code=int(failed))
-    return f"wandb sync {folder}" if is_offline else None
+    return shlex.join(["wandb", "sync", *map(str, folders)]) if is_offline else None
 
 
 def _default_wandb_mode() -> str:

@@ -29,3 +29,9 @@ def hush_libraries() -> None:
     logging.raiseExceptions = False  # a full disk is reported once, not per line of the log
     for pattern in _HARMLESS:
         warnings.filterwarnings("ignore", message=pattern)
+    warnings.formatwarning = _one_line
+
+
+def _one_line(message: Warning | str, *_: object, **__: object) -> str:
+    # Where in the source a warning arose tells its reader nothing.
+    return f"warning: {' '.join(str(message).split())}\n"
