@@ -2,6 +2,8 @@
 
 import csv
 import os
+import shlex
+import time
 from pathlib import Path
 
 import pytest
@@ -118,8 +120,10 @@ def test_offline_run_is_named_and_continued(no_credentials: Path, tmp_path: Path
         command = close_wandb(failed=False)
         assert wandb.run is None
         assert command is not None
-        folder = Path(command.removeprefix("wandb sync "))
-        assert folder.is_relative_to(tmp_path / "wandb")
-        assert list(folder.glob("*.wandb"))
+        folders = [Path(path) for path in shlex.split(command)[2:]]
+        assert folders == sorted((tmp_path / "wandb").glob("offline-run-*"))
+        assert all(list(folder.glob("*.wandb")) for folder in folders)
+        time.sleep(1.1)  # W&B names a folder after the second in which the run starts
+    assert len(folders) == 2
     assert ids[0] == ids[1]
     assert close_wandb(failed=False) is None
