@@ -293,3 +293,20 @@ def test_save_needs_a_folder(tmp_path):
     for path in (tmp_path / "missing" / "a.safetensors", tmp_path):
         with refusal("must be a file in a folder that exists"):
             memfold.save(folded(mlp()), path)
+
+
+@pytest.mark.parametrize("gradient_scale", ["length", "projection", "none"])
+@pytest.mark.parametrize("ratio", [1.0, 0.3])
+def test_layers_of_any_scale_stay_finite(ratio, gradient_scale, x):
+    model = mlp()
+    with torch.no_grad():
+        model[0].weight.mul_(1e-30)
+        model[2].weight.mul_(1e8)
+    dense = copy.deepcopy(model)
+    folded(model, ratio=ratio, gradient_scale=gradient_scale)
+    model(x).sum().backward()
+    assert model(x).isfinite().all()
+    assert model.shared_values.isfinite().all()
+    assert model.shared_values.grad.isfinite().all()
+    if ratio == 1:
+        torch.testing.assert_close(model(x), dense(x))

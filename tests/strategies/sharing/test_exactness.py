@@ -211,7 +211,7 @@ def test_a_module_used_twice_in_one_pass_gets_both_gradients():
     shared.mapping.scatter(
         dense[0].weight.grad.flatten(), shared.mapping.spans[0], shared.scales[0], expected
     )
-    _, backward = shared.slot_factors(expected.device)
+    _, backward = shared.slot_factors(expected.device, expected.dtype)
     torch.testing.assert_close(shared.values.grad, expected * backward)
 
 

@@ -70,7 +70,9 @@ def test_scatter_is_the_adjoint_of_gather_and_accumulate_counts(case, factor):
         slots = torch.linspace(1, 2, mapping.num_slots, dtype=torch.float64)
         torch.testing.assert_close(mapping.gather(slots, span, factor), factor * rows @ slots)
         expected += constant * rows.abs().sum(0)
-    torch.testing.assert_close(mapping.accumulate(constants, CPU), expected, rtol=0, atol=0)
+    torch.testing.assert_close(
+        mapping.accumulate(constants, CPU, torch.float64), expected, rtol=0, atol=0
+    )
 
 
 @given(shapes_lists, st.integers(1, 300), st.integers(0, 99))
@@ -79,7 +81,7 @@ def test_random_fold_loads_differ_by_at_most_one(shapes, num_slots, seed):
     n = spans[-1].stop
     num_slots = min(num_slots, n)
     mapping = RandomFold(spans, num_slots, seed=seed, sign="run")
-    loads = mapping.accumulate([1.0] * len(spans), CPU)
+    loads = mapping.accumulate([1.0] * len(spans), CPU, torch.float32)
     assert set(loads.tolist()) <= {float(n // num_slots), float(-(-n // num_slots))}
     assert loads.sum() == n
 
@@ -91,7 +93,7 @@ def test_random_fold_loads_of_large_models(n, num_slots, seed):
     cut = max(1, n // 3)
     shapes = [(1, cut), (1, n - cut)] if n > cut else [(1, n)]
     mapping = RandomFold(make_spans(shapes), num_slots, seed=seed, sign="run")
-    loads = mapping.accumulate([1.0] * len(shapes), CPU)
+    loads = mapping.accumulate([1.0] * len(shapes), CPU, torch.float32)
     assert set(loads.tolist()) <= {float(n // num_slots), float(-(-n // num_slots))}
 
 

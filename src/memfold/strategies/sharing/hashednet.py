@@ -45,9 +45,11 @@ class ElementMapping(SlotMapping):
         for part, indices, signs in self._chunks(span, out):
             out.index_add_(0, indices, signs.mul_(factor).mul_(weights[part]))
 
-    def accumulate(self, constants: Sequence[float], device: torch.device) -> Tensor:
+    def accumulate(
+        self, constants: Sequence[float], device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
         """See `SlotMapping.accumulate`."""
-        sums = torch.zeros(self.num_slots, dtype=torch.float64, device=device)
+        sums = torch.zeros(self.num_slots, dtype=dtype, device=device)
         for span, constant in zip(self.spans, constants, strict=True):
             first, stop = self._segments[span.name]
             segment = sums[first:stop]

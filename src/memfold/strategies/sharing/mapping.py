@@ -97,13 +97,16 @@ class SlotMapping(ABC):
         """
 
     @abstractmethod
-    def accumulate(self, constants: Sequence[float], device: torch.device) -> Tensor:
+    def accumulate(
+        self, constants: Sequence[float], device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
         """Sum over the weights in each slot a constant that depends on their span alone.
 
         Args:
             constants: One for each span. Ones give the loads.
             device: Of the result.
+            dtype: Of the result, float32 or float64.
 
         Returns:
-            Shape (m,), float64. No cancellation takes place: constants may differ by any factor.
+            Shape (m,). No cancellation takes place: constants may differ by any factor.
         """

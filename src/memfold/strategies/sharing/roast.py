@@ -73,9 +73,11 @@ class TileMapping(SlotMapping):
             indices = starts[part, None] + positions
             out.index_add_(0, indices.flatten(), chunks[part].flatten())
 
-    def accumulate(self, constants: Sequence[float], device: torch.device) -> Tensor:
+    def accumulate(
+        self, constants: Sequence[float], device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
         """See `SlotMapping.accumulate`; whole loads per tensor, so that nothing cancels."""
-        sums = torch.zeros(self.num_slots, dtype=torch.float64, device=device)
+        sums = torch.zeros(self.num_slots, dtype=dtype, device=device)
         for span, constant in zip(self.spans, constants, strict=True):
             sums.add_(self._loads(span, device), alpha=constant)
         return sums

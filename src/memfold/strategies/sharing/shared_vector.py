@@ -167,18 +167,29 @@ class SharedVector(Compression):
         slots = running.recall("slots", mode, lambda: self._slots(values), hold=True)
         return running.recall(index, mode, lambda: self._read(index, slots))
 
-    def slot_factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Compute 1 / nu_b and Gamma_b / nu_b, float64, shape (m,); 0 for a slot with no weight."""
-        load = self.mapping.accumulate([1.0] * len(self.scales), device)
-        power = self.mapping.accumulate([scale**2 for scale in self.scales], device)
-        used = load > 0
-        mean_square = torch.where(used, power / load.clamp(min=1), 1)
-        nu = mean_square.sqrt() if self.initial_scale is None else self.initial_scale
-        forward = torch.where(used, torch.ones_like(load) / nu, 0)
+    def slot_factors(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Compute 1 / nu_b and Gamma_b / nu_b, each of shape (m,); 0 for a slot with no weight.
+
+        In place as far as possible: at mild ratios these vectors are as large as the model.
+        """
+        load = self.mapping.accumulate([1.0] * len(self.scales), device, dtype)
+        mean_square = self.mapping.accumulate([s**2 for s in self.scales], device, dtype)
+        unused = load == 0
+        load.clamp_(min=1)
+        # The square of a scale below 1e-19 is 0 in float32: such a slot has less than unit gain.
+        mean_square.div_(load).clamp_(min=torch.finfo(dtype).tiny).masked_fill_(unused, 1)
+        if self.initial_scale is None:
+            forward = mean_square.rsqrt()
+        else:
+            forward = torch.full_like(load, 1 / self.initial_scale)
+        forward.masked_fill_(unused, 0)
         if self.gradient_scale == "none":
             return forward, forward
-        exponent = 1.0 if self.gradient_scale == "projection" else 0.5
-        return forward, torch.where(used, nu / mean_square / load.clamp(min=1) ** exponent, 0)
+        if self.gradient_scale == "length":
+            load.sqrt_()
+        # Gamma / nu = nu / (mu^2 load^p), where 1 / nu is at hand.
+        backward = load.mul_(mean_square).mul_(forward).reciprocal_().masked_fill_(unused, 0)
+        return forward, backward
 
     def owned_names(self) -> frozenset[str]:
         """See `Compression.owned_names`."""
@@ -238,7 +249,7 @@ class SharedVector(Compression):
 
     def _slots(self, values: Tensor) -> Tensor:
         dtype = working_dtype(values.dtype)
-        forward, backward = (factor.to(dtype) for factor in self.slot_factors(values.device))
+        forward, backward = self.slot_factors(values.device, dtype)
         if torch.is_grad_enabled() and values.requires_grad:
             return ScaleSlots.apply(values, forward, backward)
         return values.to(dtype) * forward
@@ -258,7 +269,7 @@ class SharedVector(Compression):
     def initial_values(self, weights: Sequence[CompressibleWeight], seed: int) -> Tensor:
         """Draw phi: N(0, nu_b^2), or what gives the dense weights where every slot holds one."""
         like = weights[0].tensor
-        forward, _ = self.slot_factors(like.device)
+        forward, _ = self.slot_factors(like.device, working_dtype(like.dtype))
         nu = torch.where(forward > 0, 1 / forward, 0)
         if not self.mapping.is_bijection:
             generator = torch.Generator("cpu").manual_seed(derive_seed(seed, "shared-values"))
@@ -268,7 +279,7 @@ class SharedVector(Compression):
             return (noise.to(like.device) * nu).to(like.dtype)
         values = torch.zeros_like(nu)
         for weight, span, scale in zip(weights, self.mapping.spans, self.scales, strict=True):
-            dense = weight.tensor.detach().reshape(-1).double()
+            dense = weight.tensor.detach().reshape(-1).to(values.dtype)
             self.mapping.scatter(dense, span, 1 / scale, values)
         return (values * nu).to(like.dtype)
 

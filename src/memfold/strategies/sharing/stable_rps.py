@@ -93,10 +93,12 @@ class RandomFold(SlotMapping):
                 for a, b, at in _circular(int(window), row.numel(), m):
                     out[a:b].add_(row[at : at + b - a], alpha=float(scale))
 
-    def accumulate(self, constants: Sequence[float], device: torch.device) -> Tensor:
+    def accumulate(
+        self, constants: Sequence[float], device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
         """See `SlotMapping.accumulate`; whole partitions add the same to every slot."""
         m = self.num_slots
-        sums = torch.zeros(m, dtype=torch.float64, device=device)
+        sums = torch.zeros(m, dtype=dtype, device=device)
         everywhere = 0.0
         for span, constant in zip(self.spans, constants, strict=True):
             rotations = self._rotations(span)
