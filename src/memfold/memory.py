@@ -4,7 +4,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -39,10 +39,6 @@ class Footprint:
     """Compressible weights of the dense model, n."""
     num_values: int
     """Learned values stored in their place, m."""
-
-    def to_dict(self) -> dict[str, int | float]:
-        """Return all fields by name."""
-        return asdict(self)
 
 
 def footprint(model: nn.Module) -> Footprint:

@@ -171,10 +171,10 @@ def test_initial_weights_keep_each_layers_scale(strategy):
     model = nn.Sequential(nn.Linear(300, 200), nn.Linear(200, 400))
     nn.init.normal_(model[0].weight, std=0.02)
     nn.init.normal_(model[1].weight, std=0.5)
-    # A tile mapping with few tiles per value leaves the sample variance of the values visible.
     memfold.compress(model, strategy, ratio=0.1)
     for layer, std in ((model[0], 0.02), (model[1], 0.5)):
-        assert abs(layer.weight.std().item() / std - 1) < 0.1
+        # At least 6,000 normal values lie behind a layer: a standard error of 0.9 %.
+        assert abs(layer.weight.std().item() / std - 1) < 0.05
 
 
 @pytest.mark.parametrize("strategy", SHARING)
