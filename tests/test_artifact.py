@@ -102,11 +102,11 @@ def test_foreign_safetensors_and_unknown_strategies_are_refused(tmp_path):
     save_file({"a": torch.zeros(3)}, path)
     with pytest.raises(InputError, match="not a memfold artifact"):
         memfold.load(path, small_model())
-    record = {"version": 1, "num_values": 3, "weights": [], "strategy": {"name": "magic"}}
+    record = {"version": 2, "num_values": 3, "weights": [], "strategy": {"name": "magic"}}
     for damaged, message in (
         (json.dumps(record), "magic is unknown"),
-        (json.dumps(record | {"version": 2}), "has version 2, expected 1"),
-        (json.dumps({"version": 1}), "damaged metadata"),
+        (json.dumps(record | {"version": 1}), "has version 1, expected 2"),
+        (json.dumps({"version": 2}), "damaged metadata"),
         ("{", "damaged metadata"),
         ("[]", "damaged metadata"),
     ):

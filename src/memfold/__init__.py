@@ -15,12 +15,13 @@ from memfold import strategies
 from memfold.artifact import load, save
 from memfold.errors import InputError
 from memfold.memory import Footprint, footprint
-from memfold.strategies import Context, Strategy, densify
+from memfold.strategies import Context, Strategy, before_step, densify
 
 __all__ = [
     "Footprint",
     "InputError",
     "Strategy",
+    "before_step",
     "compress",
     "densify",
     "footprint",

@@ -8,7 +8,7 @@ code in it, so loading one executes none.
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from memfold.errors import InputError
+from memfold.quantisation import SUFFIXES, dequantise, quantise
 from memfold.strategies.accounting import state_tensors
 from memfold.strategies.base import (
     Compression,
@@ -30,10 +31,10 @@ from memfold.strategies.dense import Dense
 __all__ = ["header_bytes", "load", "save"]
 
 _KEY = "memfold"
-_VERSION = 1
+_VERSION = 2
 
 
-def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
+def save(model: nn.Module, path: str | os.PathLike[str], *, bits: int | None = None) -> int:
     """Write a model's artifact; an existing file is replaced once the new one is complete.
 
     The file takes `footprint(model).stored_bytes` plus `header_bytes(path)`.
@@ -41,14 +42,16 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
     Args:
         model: A compressed model; one that no strategy has seen is stored as dense.
         path: Usually ends in `.safetensors`.
+        bits: Bits per learned value: 32, 16, 8 or 4, in place of the strategy's own `bits`. The
+            untouched tensors keep their dtype.
 
     Returns:
         Size of the file in bytes.
 
     Raises:
         InputError: The folder does not exist, the model's state holds something that is not a
-            tensor, a layer was replaced after it was compressed, or `model` is a part or a wrapper
-            of a compressed model.
+            tensor, a layer was replaced after it was compressed, `model` is a part or a wrapper of
+            a compressed model, or `bits` is not allowed.
     """
     path = Path(path)
     if not path.parent.is_dir() or path.is_dir():
@@ -57,22 +60,29 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
     for name, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
             raise InputError(f"{name} in the model's state is no tensor and cannot be stored")
-    if compression is None:
-        strategy: Strategy = Dense()
-        tensors, num_values, names, shapes = {}, 0, [], []
-    else:
+    owned: frozenset[str] = frozenset()
+    strategy: Strategy = Dense()
+    values, indices, num_values, weights = {}, {}, 0, []
+    if compression is not None:
         compression.check_places()
-        strategy, tensors = compression.strategy, compression.packed()
-        num_values, names, shapes = compression.num_values, compression.names, compression.shapes
-    packed = list(tensors)
-    owned = compression.owned_names() if compression is not None else frozenset()
-    tensors |= state_tensors(model, leave_out=owned)
+        strategy, owned = compression.strategy, compression.owned_names()
+        values, indices = compression.value_tensors(), compression.index_tensors()
+        num_values = compression.num_values
+        shapes = zip(compression.names, compression.shapes, strict=True)
+        weights = [[name, list(shape)] for name, shape in shapes]
+    if bits is not None:
+        strategy = replace(strategy, bits=bits)
+    tensors = indices | state_tensors(model, leave_out=owned)
+    for name, value in values.items():
+        parts = quantise(value, strategy.bits)
+        tensors |= {name + suffix: part for suffix, part in parts.items()}
     record = {
         "version": _VERSION,
         "strategy": strategy.to_dict(),
         "num_values": num_values,
-        "weights": [[n, list(s)] for n, s in zip(names, shapes, strict=True)],
-        "packed": packed,
+        "weights": weights,
+        "values": [[name, list(value.shape)] for name, value in values.items()],
+        "indices": list(indices),
     }
     # One key: safetensors writes several in an order that differs from run to run.
     metadata = {_KEY: json.dumps(record)}
@@ -95,7 +105,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     Args:
         path: Written by `save`.
         model: The same backbone, on any device, with any values. Its dtype stays: values stored in
-            another one are converted.
+            another one, or in fewer bits, are converted.
 
     Returns:
         `model`, compressed, with the artifact's values.
@@ -107,6 +117,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     path = Path(path)
     check_not_compressed(model)
     record, tensors = _read(path)
+    tensors = _unpack(path, record, tensors)
     _check_backbone(path, model, record, tensors)
     owned: frozenset[str] = frozenset()
     if record.weights:
@@ -133,8 +144,10 @@ class _Record:
     num_values: int
     weights: dict[str, list[int]]
     """Name -> shape of each compressed weight."""
-    packed: frozenset[str]
-    """Names of the tensors that stand for them."""
+    values: dict[str, list[int]]
+    """Name -> shape of each tensor of learned values that stands for them."""
+    indices: frozenset[str]
+    """Names of the other tensors that do."""
 
 
 def _read(path: Path) -> tuple[_Record, dict[str, Tensor]]:
@@ -160,11 +173,28 @@ def _read(path: Path) -> tuple[_Record, dict[str, Tensor]]:
         if not isinstance(num_values, int) or len(weights) != len(record["weights"]):
             raise ValueError("num_values or weights")
         strategy = Strategy.from_dict(record["strategy"])
-        return _Record(strategy, num_values, weights, frozenset(record["packed"])), tensors
+        values, indices = dict(record["values"]), frozenset(record["indices"])
+        return _Record(strategy, num_values, weights, values, indices), tensors
     except InputError:
         raise
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"artifact {path} has damaged metadata ({error!r})") from error
+
+
+def _unpack(path: Path, record: _Record, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Turn packed values back into floating-point tensors of their shapes."""
+    unpacked = dict(tensors)
+    for name, shape in record.values.items():
+        parts = {
+            suffix: unpacked.pop(name + suffix) for suffix in SUFFIXES if name + suffix in tensors
+        }
+        bits = record.strategy.bits
+        dtype = parts[""].dtype if bits == 32 and "" in parts else torch.float32
+        try:
+            unpacked[name] = dequantise(parts, shape, bits, dtype)
+        except InputError as error:
+            raise InputError(f"artifact {path}: {name}: {error}") from error
+    return unpacked
 
 
 def _check_backbone(
@@ -186,7 +216,7 @@ def _check_backbone(
         if name not in known:
             raise InputError(f"artifact {path} is of another backbone: this one has no {name}")
     for name in tensors:
-        if name not in known and name not in record.packed:
+        if name not in known and name not in record.values and name not in record.indices:
             raise InputError(f"artifact {path} is of another backbone: this one has no {name}")
 
 

@@ -61,7 +61,7 @@ def footprint(model: nn.Module) -> Footprint:
     values = sum(part.value_bytes for _, part in parts)
     indices = sum(part.index_bytes for _, part in parts)
     stored = values + indices + untouched
-    dense = untouched + sum(_dense_weight_bytes(part) for _, part in parts)
+    dense = untouched + sum(part.dense_bytes for _, part in parts)
     num_weights = sum(part.num_weights for _, part in parts)
     num_values = sum(part.num_values for _, part in parts)
     return Footprint(
@@ -88,7 +88,7 @@ def train_state_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None 
     if optimizer is not None:
         tensors += _optimizer_tensors(optimizer)
     counted = tensor_bytes(tensor for _, tensor in unique_tensors(tensors))
-    return counted + sum(part.index_bytes for _, part in _compressions(model))
+    return counted + sum(part.resident_bytes for _, part in _compressions(model))
 
 
 def grad_sync_bytes(model: nn.Module) -> int:
@@ -147,12 +147,6 @@ def _compressions(model: nn.Module) -> list[tuple[str, Compression]]:
         if part is not None:
             found.append((f"{path}." if path else "", part))
     return found
-
-
-def _dense_weight_bytes(part: Compression) -> int:
-    if part.num_values == part.num_weights:
-        return part.value_bytes
-    return part.num_weights * part.dtype.itemsize
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:

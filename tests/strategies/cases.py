@@ -10,4 +10,7 @@ STRATEGIES = {
     "hashednet": {},
 }
 
+TRAINS_DENSE = ("dense",)
+"""Strategies that train as many numbers as the dense model has."""
+
 SHARING = tuple(name for name in STRATEGIES if issubclass(strategy_class(name), SharingStrategy))

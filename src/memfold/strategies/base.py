@@ -12,14 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from memfold.errors import InputError
-from memfold.strategies.computed import computed_sources
+from memfold.quantisation import check_bits, packed_bytes
+from memfold.strategies.accounting import state_tensors, tensor_bytes
+from memfold.strategies.computed import check_computable, computed_sources
 from memfold.strategies.selection import CompressibleWeight, named_weights, select_weights
 
 __all__ = [
     "Compression",
     "Context",
     "Strategy",
+    "before_step",
     "check_not_compressed",
+    "check_replaceable",
     "check_whole",
     "compression_of",
     "densify",
@@ -47,7 +51,8 @@ class Compression(ABC):
     """The state that a strategy leaves on a model: what replaces the compressible weights.
 
     It hangs on the root module as a plain attribute, so that `copy.deepcopy` and pickling take it
-    along. Everything that it trains or stores is registered on the root or returned by `packed`.
+    along. Everything that it trains or stores is registered on the model or returned by
+    `value_tensors` and `index_tensors`.
     """
 
     def __init__(
@@ -57,11 +62,18 @@ class Compression(ABC):
         self.model = model
         self.names: list[str] = [weight.name for weight in weights]
         self.shapes: list[torch.Size] = [weight.shape for weight in weights]
+        self.structure_version = 0
+        """Counts the changes of structure since the model was compressed."""
 
     @property
     def num_weights(self) -> int:
         """Number n of compressible weights."""
         return sum(prod(shape) for shape in self.shapes)
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of the compressible weights in the dense model."""
+        return self.num_weights * self.dtype.itemsize
 
     @property
     @abstractmethod
@@ -75,21 +87,51 @@ class Compression(ABC):
 
     @property
     def value_bytes(self) -> int:
-        """Bytes of the learned values."""
-        return self.num_values * self.dtype.itemsize
+        """Bytes of the learned values, packed with the strategy's `bits`."""
+        return packed_bytes(self.num_values, self.strategy.bits, self.dtype.itemsize)
 
     @property
     @abstractmethod
     def index_bytes(self) -> int:
         """Bytes of everything else needed to rebuild the weights: masks, indices, scales, seeds."""
 
+    @property
+    @abstractmethod
+    def index_format(self) -> str:
+        """How it is stored where each value belongs: "none", "seed", "bitmask", ..."""
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes kept in training beside parameters and buffers."""
+        return self.index_bytes
+
     @abstractmethod
     def owned_names(self) -> frozenset[str]:
         """State-dict names that hold the compressed weights; all others are untouched."""
 
     @abstractmethod
-    def packed(self) -> dict[str, Tensor]:
-        """Tensors that an artifact stores: `value_bytes + index_bytes` bytes in all."""
+    def value_tensors(self) -> dict[str, Tensor]:
+        """Learned values, as an artifact stores them: `value_bytes` once packed."""
+
+    @abstractmethod
+    def index_tensors(self) -> dict[str, Tensor]:
+        """What an artifact stores beside the values: `index_bytes` bytes in all."""
+
+    def structure(self) -> dict[str, Tensor]:
+        """Tensors that say where the values belong, when that is not a function of the seed."""
+        return {}
+
+    def adopt(self, structure: Mapping[str, Tensor]) -> None:
+        """Take over the structure of another rank; the values keep their places where they can."""
+        del structure
+
+    def prepare_step(self, step: int, total_steps: int) -> None:
+        """Get ready for the forward pass of optimizer step number `step`, counted from 0."""
+        del step, total_steps
+
+    def before_step(self, optimizer: torch.optim.Optimizer, step: int, total_steps: int) -> None:
+        """See the function `before_step`."""
+        del optimizer, step, total_steps
 
     @abstractmethod
     def check_places(self) -> None:
@@ -112,6 +154,8 @@ class Strategy(ABC):
     """Stored learned values over compressible weights, in (0, 1]; 0.1 when no budget is given."""
     budget_bytes: int | None = None
     """Stored bytes of the whole model, instead of `ratio`."""
+    bits: int = 32
+    """Bits per stored value: 16, 8 or 4; 32 for the values' own dtype. Training is not affected."""
     seed: int = 0
     """Everything random derives from it."""
     include: tuple[str, ...] = ("*",)
@@ -142,8 +186,9 @@ class Strategy(ABC):
         """
         for key in ("include", "exclude"):
             object.__setattr__(self, key, _patterns(key, getattr(self, key)))
-        for key in ("budget_bytes", "seed", "min_size"):
+        for key in ("budget_bytes", "bits", "seed", "min_size"):
             set_number(self, key, int)
+        check_bits(self.bits)
         set_number(self, "ratio", float)
         if self.ratio is not None and self.budget_bytes is not None:
             raise InputError(
@@ -202,13 +247,14 @@ class Strategy(ABC):
         num_values: int,
         tensors: Mapping[str, Tensor],
     ) -> Compression:
-        """Turn a dense model into the one whose `packed` tensors these are.
+        """Turn a dense model into the one whose stored tensors these are.
 
         Args:
             model: Dense; unchanged when this raises.
             names: State-dict names of the compressed weights, in their order.
             num_values: Number of stored values.
-            tensors: What `Compression.packed` returned; other tensors are ignored.
+            tensors: `value_tensors` and `index_tensors` of that model's compression; others are
+                ignored.
 
         Raises:
             InputError: A weight or tensor is missing or does not fit.
@@ -238,13 +284,56 @@ class Strategy(ABC):
         num_values: int,
         tensors: Mapping[str, Tensor],
     ) -> Compression:
-        """Like `build`, with the values that `Compression.packed` returned."""
+        """Like `build`, with the tensors that `Compression` stores."""
+
+    def target_values(self, weights: Sequence[CompressibleWeight]) -> int:
+        """Return how many learned values `ratio` allows: the nearest whole number, at least 1."""
+        ratio = DEFAULT_RATIO if self.ratio is None else self.ratio
+        return max(1, round(ratio * sum(weight.numel for weight in weights)))
+
+    def value_room(self, model: nn.Module, weights: Sequence[CompressibleWeight]) -> int:
+        """Return the bytes that `budget_bytes` leaves for values and indices.
+
+        Raises:
+            InputError: The untouched tensors alone take more.
+        """
+        assert self.budget_bytes is not None
+        dense = sum(weight.numel * weight.tensor.itemsize for weight in weights)
+        untouched = tensor_bytes(state_tensors(model).values()) - dense
+        if untouched >= self.budget_bytes:
+            raise InputError(
+                f"budget_bytes={self.budget_bytes} leaves no room for weights: the untouched "
+                f"tensors alone (biases, norms, buffers) take {untouched} bytes"
+            )
+        return self.budget_bytes - untouched
 
     def _select(self, model: nn.Module) -> tuple[CompressibleWeight, ...]:
         check_not_compressed(model)
         return select_weights(
             model, include=self.include, exclude=self.exclude, min_size=self.min_size
         )
+
+
+def before_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, *, step: int, total_steps: int
+) -> None:
+    """Let the strategy act between the backward pass and the optimizer's step.
+
+    Dynamic sparse training changes its structure here, low-rank factors get their decay. Call it
+    once per optimizer step, on every rank, when gradients are complete (reduced, unscaled).
+    Strategies that do nothing while training ignore it. Where the structure changes, all gradients
+    become `None`, so that the optimizer's step has no effect.
+
+    Args:
+        model: A compressed model; any other is left alone.
+        optimizer: It trains the model's parameters.
+        step: Optimizer steps done before this one.
+        total_steps: Optimizer steps in the whole training.
+    """
+    compression = compression_of(model)
+    if compression is not None:
+        compression.before_step(optimizer, step, total_steps)
+        compression.prepare_step(step + 1, total_steps)
 
 
 def compression_of(model: nn.Module) -> Compression | None:
@@ -297,6 +386,43 @@ def densify(model: nn.Module) -> nn.Module:
         if compression is not None:
             compression.restore_dense()
     return dense
+
+
+def check_replaceable(
+    model: nn.Module, weights: Sequence[CompressibleWeight], reserved: Sequence[str] = ()
+) -> None:
+    """Check that these weights can become computed ones with values of one kind.
+
+    Args:
+        model: The root module.
+        weights: The weights to replace.
+        reserved: Attributes of the root that must be free.
+
+    Raises:
+        InputError: They differ in dtype or device, have no values, or their module refuses.
+    """
+    tensors = [weight.tensor for weight in weights]
+    for key, values in (
+        ("dtypes", {str(t.dtype) for t in tensors}),
+        ("devices", {str(t.device) for t in tensors}),
+    ):
+        if len(values) > 1:
+            raise InputError(
+                f"the compressible weights have several {key} ({', '.join(sorted(values))}); "
+                "one is needed: convert the model or narrow compression.include"
+            )
+    if tensors[0].device == torch.device("meta"):
+        raise InputError("the model is on the meta device: its weights have no values to compress")
+    attributes: dict[nn.Module, list[str]] = {}
+    paths: dict[nn.Module, str] = {}
+    for owner in (owner for weight in weights for owner in weight.owners):
+        attributes.setdefault(owner.module, []).append(owner.attribute)
+        paths[owner.module] = owner.path
+    for module, names in attributes.items():
+        check_computable(module, names, paths[module])
+    for name in reserved:
+        if hasattr(model, name):
+            raise InputError(f"the model has an attribute {name}, which the compression needs")
 
 
 def strategy_names() -> tuple[str, ...]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from memfold.errors import InputError
-from memfold.strategies.accounting import state_tensors
+from memfold.quantisation import packed_bytes
+from memfold.strategies.accounting import state_tensors, tensor_bytes
 from memfold.strategies.base import Compression, Context, Strategy
 from memfold.strategies.selection import CompressibleWeight
 
@@ -36,26 +37,41 @@ class DenseWeights(Compression):
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the first weight."""
-        return next(iter(self.packed().values())).dtype
+        return next(iter(self.value_tensors().values())).dtype
+
+    @property
+    def dense_bytes(self) -> int:
+        """Each tensor in its own dtype."""
+        return tensor_bytes(self.value_tensors().values())
 
     @property
     def value_bytes(self) -> int:
-        """Each tensor in its own dtype."""
-        return sum(tensor.numel() * tensor.itemsize for tensor in self.packed().values())
+        """Each tensor packed on its own."""
+        bits = self.strategy.bits
+        return sum(packed_bytes(t.numel(), bits, t.itemsize) for t in self.value_tensors().values())
 
     @property
     def index_bytes(self) -> int:
         """Nothing is needed to rebuild the weights."""
         return 0
 
+    @property
+    def index_format(self) -> str:
+        """Nothing is needed to rebuild the weights."""
+        return "none"
+
     def owned_names(self) -> frozenset[str]:
         """Every state-dict name of the weights, tied ones included."""
         return self._aliases
 
-    def packed(self) -> dict[str, Tensor]:
+    def value_tensors(self) -> dict[str, Tensor]:
         """The weights, a tied one under its first name."""
         state = state_tensors(self.model)
         return {name: state[name].detach() for name in self.names}
+
+    def index_tensors(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
 
     def check_places(self) -> None:
         """Nothing was moved."""

@@ -5,13 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
-import torch
 from torch import Tensor, nn
 
 from memfold.errors import InputError
-from memfold.strategies.accounting import state_tensors, tensor_bytes
-from memfold.strategies.base import DEFAULT_RATIO, Context, Strategy, set_number
-from memfold.strategies.computed import check_computable
+from memfold.quantisation import max_numel, packed_bytes
+from memfold.strategies.base import Context, Strategy, check_replaceable, set_number
 from memfold.strategies.selection import CompressibleWeight
 from memfold.strategies.sharing.hashing import HASH_RANGE
 from memfold.strategies.sharing.mapping import Sign, SlotMapping, Span, spans_of
@@ -71,7 +69,7 @@ class SharingStrategy(Strategy):
     ) -> SharedVector:
         """See `Strategy.build`."""
         del context
-        self._check(model, weights)
+        check_replaceable(model, weights, RESERVED_NAMES)
         mapping = self._mapping(weights, self._num_values(model, weights))
         scales = [initial_scale_of(weight) for weight in weights]
         shared = self._shared(model, weights, mapping, scales)
@@ -86,7 +84,7 @@ class SharingStrategy(Strategy):
         tensors: Mapping[str, Tensor],
     ) -> SharedVector:
         """See `Strategy.rebuild`."""
-        self._check(model, weights)
+        check_replaceable(model, weights, RESERVED_NAMES)
         mapping = self._mapping(weights, num_values)
         shared = self._shared(model, weights, mapping, [1.0] * len(weights))
         like = weights[0].tensor
@@ -116,44 +114,15 @@ class SharingStrategy(Strategy):
         )
 
     def _num_values(self, model: nn.Module, weights: tuple[CompressibleWeight, ...]) -> int:
-        num_weights = sum(weight.numel for weight in weights)
         if self.budget_bytes is None:
-            ratio = DEFAULT_RATIO if self.ratio is None else self.ratio
-            return max(1, round(ratio * num_weights))
-        itemsize = weights[0].tensor.dtype.itemsize
-        untouched = tensor_bytes(state_tensors(model).values()) - num_weights * itemsize
-        fixed = untouched + index_bytes(len(weights))
-        available = (self.budget_bytes - fixed) // itemsize
+            return self.target_values(weights)
+        itemsize, indices = weights[0].tensor.itemsize, index_bytes(len(weights))
+        room = self.value_room(model, weights)
+        available = max_numel(room - indices, self.bits, itemsize)
         if available < 1:
+            needed = self.budget_bytes - room + indices + packed_bytes(1, self.bits, itemsize)
             raise InputError(
-                f"budget_bytes={self.budget_bytes} leaves no room for shared values: the untouched "
-                f"tensors and scales take {fixed} bytes; at least {fixed + itemsize} are needed"
+                f"budget_bytes={self.budget_bytes} leaves no room for shared values beside the "
+                f"untouched tensors and the scales; at least {needed} are needed"
             )
-        return min(available, num_weights)
-
-    @staticmethod
-    def _check(model: nn.Module, weights: tuple[CompressibleWeight, ...]) -> None:
-        tensors = [weight.tensor for weight in weights]
-        for key, values in (
-            ("dtypes", {str(t.dtype) for t in tensors}),
-            ("devices", {str(t.device) for t in tensors}),
-        ):
-            if len(values) > 1:
-                raise InputError(
-                    f"the compressible weights have several {key} ({', '.join(sorted(values))}); "
-                    "one shared vector needs one: convert the model or narrow compression.include"
-                )
-        if tensors[0].device == torch.device("meta"):
-            raise InputError("the model is on the meta device: its weights have no values to share")
-        attributes: dict[nn.Module, list[str]] = {}
-        paths: dict[nn.Module, str] = {}
-        for owner in (owner for weight in weights for owner in weight.owners):
-            attributes.setdefault(owner.module, []).append(owner.attribute)
-            paths[owner.module] = owner.path
-        for module, names in attributes.items():
-            check_computable(module, names, paths[module])
-        for name in RESERVED_NAMES:
-            if hasattr(model, name):
-                raise InputError(
-                    f"the model has an attribute {name}, which the shared vector needs"
-                )
+        return min(available, sum(weight.numel for weight in weights))

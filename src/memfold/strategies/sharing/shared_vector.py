@@ -44,6 +44,13 @@ RESERVED_NAMES = (_VALUES, _SCALES, _FINGERPRINT)
 """State-dict names on the root module."""
 
 
+# Options that say how many values there are, what else is done with them, or which tensors there
+# are: the first and the last are in the fingerprint as what they led to.
+_FREE_OPTIONS = frozenset(
+    ("ratio", "budget_bytes", "bits", "gradient_scale", "include", "exclude", "min_size")
+)
+
+
 class _View:
     """What a module computes its weight with: a callable that copies and pickles."""
 
@@ -195,12 +202,21 @@ class SharedVector(Compression):
         """See `Compression.owned_names`."""
         return frozenset((_VALUES, _SCALES, _FINGERPRINT))
 
-    def packed(self) -> dict[str, Tensor]:
-        """See `Compression.packed`."""
-        return {_VALUES: self.values.detach(), **self._scale_tensors()}
+    @property
+    def index_format(self) -> str:
+        """The mapping is a function of the seed."""
+        return "seed"
+
+    def value_tensors(self) -> dict[str, Tensor]:
+        """See `Compression.value_tensors`."""
+        return {_VALUES: self.values.detach()}
+
+    def index_tensors(self) -> dict[str, Tensor]:
+        """See `Compression.index_tensors`."""
+        return self._scale_tensors()
 
     def accept(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Take over the scales of `packed` tensors, and return their values.
+        """Take over the scales of stored tensors, and return their values.
 
         Raises:
             InputError: A tensor is missing, or does not fit.
@@ -342,9 +358,7 @@ def index_bytes(num_tensors: int) -> int:
 def _fingerprint(shared: SharedVector) -> int:
     """Hash what the values mean; the order of the tensors, their names and shapes included."""
     options = {
-        key: value
-        for key, value in shared.strategy.to_dict().items()
-        if key not in ("ratio", "budget_bytes", "gradient_scale", "include", "exclude", "min_size")
+        key: value for key, value in shared.strategy.to_dict().items() if key not in _FREE_OPTIONS
     }
     parts = [f"{key}={options[key]}" for key in sorted(options)]
     shapes = [f"{span.name}{tuple(span.shape)}" for span in shared.mapping.spans]

@@ -1,0 +1,210 @@
+"""Values in fewer bits: what an artifact holds in place of a tensor of floats.
+
+32 bits keep the values as they are, 16 bits round them to float16. 8 and 4 bits are block-wise and
+symmetric: the flattened values are cut into blocks of 64, and a value x of a block with the scale s
+is stored as the integer q = round(x / s), limited to -127..127 or -7..7, and read back as q s.
+
+s is absmax / 127 (or / 7), rounded to the nearest bfloat16, 2 bytes per block. Rounding moves s by
+at most one part in 256, so absmax lands less than half a step from 127: it always becomes q = 127,
+|x - q s| <= s / 2 holds for it as for every other value, and q s is quantised to the same bytes
+again. s is never below the smallest normal bfloat16, 2**-126, which also serves blocks of zeros.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from memfold.errors import InputError
+
+__all__ = [
+    "BITS",
+    "BLOCK",
+    "SUFFIXES",
+    "check_bits",
+    "dequantise",
+    "max_numel",
+    "packed_bytes",
+    "quantise",
+]
+
+BITS = (32, 16, 8, 4)
+"""Choices of `artifact.bits`; 32 stands for the values' own dtype."""
+BLOCK = 64
+"""Values that share a scale, at 8 and 4 bits."""
+SUFFIXES = ("", ".scales")
+"""Of the names of what stands for one tensor."""
+_SCALE = torch.bfloat16
+_SCALES = SUFFIXES[1]
+
+
+def check_bits(bits: object) -> None:
+    """Refuse what is not one of `BITS`.
+
+    Raises:
+        InputError: It is not.
+    """
+    if type(bits) is not int or bits not in BITS:
+        allowed = ", ".join(map(str, BITS))
+        raise InputError(f"artifact.bits must be one of {allowed}, got {bits!r}")
+
+
+def packed_bytes(numel: int, bits: int, itemsize: int) -> int:
+    """Return the exact bytes of what `quantise` makes of a tensor.
+
+    Args:
+        numel: Number of values.
+        bits: One of `BITS`.
+        itemsize: Bytes of one value in the dtype that it has before.
+    """
+    if bits >= 16:
+        return numel * _wide_bytes(bits, itemsize)
+    return -(-numel * bits // 8) + -(-numel // BLOCK) * _SCALE.itemsize
+
+
+def max_numel(num_bytes: int, bits: int, itemsize: int) -> int:
+    """Return how many values fit: the largest numel whose `packed_bytes` are <= `num_bytes`."""
+    num_bytes = max(num_bytes, 0)
+    if bits >= 16:
+        return num_bytes // _wide_bytes(bits, itemsize)
+    blocks, rest = divmod(num_bytes, packed_bytes(BLOCK, bits, itemsize))
+    return blocks * BLOCK + max(rest - _SCALE.itemsize, 0) * 8 // bits
+
+
+def quantise(values: Tensor, bits: int) -> dict[str, Tensor]:
+    """Turn values into the tensors that stand for them, on the same device.
+
+    Args:
+        values: Floating point, any shape.
+        bits: One of `BITS`.
+
+    Returns:
+        Suffix of the name -> tensor. 32: `""`, the values themselves, unchecked. 16: `""`, float16,
+        or the values themselves where they have 16 bits already. 8: `""`, int8 of the same shape,
+        and `".scales"`, bfloat16, one per block. 4: the same with `""` uint8 of shape
+        (ceil(numel / 2),), two's complement, the even position in the low half of the byte.
+
+    Raises:
+        InputError: At fewer than 32 bits, a value is not finite or beyond the range of the format,
+            which is 65504 at 16 bits; 8 and 4 bits take every float32.
+    """
+    if bits == 32:
+        return {"": values}
+    values = values.detach()
+    if not bool(values.isfinite().all()):
+        raise InputError(f"artifact.bits={bits}: values that are not finite cannot be stored")
+    if bits == 16:
+        half = values if values.itemsize <= 2 else values.to(torch.float16)
+        _check_range(half, values, bits)
+        return {"": half}
+    blocks = _blocks(values.to(_working_dtype(values.dtype)))
+    limit = _limit(bits)
+    scales = (blocks.abs().amax(dim=1) / limit).to(_SCALE)
+    _check_range(scales, values, bits)
+    scales = scales.clamp(min=torch.finfo(_SCALE).tiny)
+    steps = (blocks / scales.to(blocks.dtype).unsqueeze(1)).round().clamp(-limit, limit)
+    codes = steps.to(torch.int8).flatten()
+    if bits == 8:
+        return {"": codes[: values.numel()].reshape(values.shape), _SCALES: scales}
+    # Blocks are even, so the last pair of an odd number of values has a zero from the padding.
+    low, high = codes.view(torch.uint8)[: values.numel() + values.numel() % 2].view(-1, 2).T
+    return {"": (low & 15) | (high << 4), _SCALES: scales}
+
+
+def dequantise(
+    parts: Mapping[str, Tensor], shape: Sequence[int], bits: int, dtype: torch.dtype
+) -> Tensor:
+    """Turn what `quantise` returned back into values.
+
+    Args:
+        parts: Suffix -> tensor, as `quantise` returns them; others are not looked at.
+        shape: Shape of the values.
+        bits: One of `BITS`.
+        dtype: Of the result. Below 32 bits, values beyond its range become its largest: q s of the
+            largest value of a block may be half a step beyond it.
+
+    Returns:
+        Tensor of `shape` and `dtype`, on the device of the parts.
+
+    Raises:
+        InputError: A part is missing, of a wrong dtype or size, or holds what `quantise` never
+            writes.
+    """
+    shape = tuple(shape)
+    numel = prod(shape)
+    if bits == 32:
+        return _part(parts, "", bits, numel, None).reshape(shape).to(dtype)
+    if bits == 16:
+        values = _part(parts, "", bits, numel, (torch.float16, torch.bfloat16))
+        return _saturate(values.reshape(shape), dtype)
+    scales = _part(parts, _SCALES, bits, -(-numel // BLOCK), (_SCALE,))
+    if not bool((scales.isfinite() & (scales >= torch.finfo(_SCALE).tiny)).all()):
+        raise InputError(f"artifact.bits={bits}: stored scales are damaged")
+    if bits == 8:
+        codes = _part(parts, "", bits, numel, (torch.int8,)).flatten()
+    else:
+        codes = _unpack(_part(parts, "", bits, -(-numel // 2), (torch.uint8,)))[:numel]
+    if bool((codes < -_limit(bits)).any()):
+        raise InputError(f"artifact.bits={bits}: stored values are damaged")
+    working = _working_dtype(dtype)
+    values = _blocks(codes.to(working)) * scales.to(working).unsqueeze(1)
+    return _saturate(values.flatten()[:numel].reshape(shape), dtype)
+
+
+def _wide_bytes(bits: int, itemsize: int) -> int:
+    return min(bits // 8, itemsize) if bits == 16 else itemsize
+
+
+def _limit(bits: int) -> int:
+    """Largest |q|: 127 or 7."""
+    return 2 ** (bits - 1) - 1
+
+
+def _working_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _blocks(values: Tensor) -> Tensor:
+    """Flatten row by row into (blocks, BLOCK), the last one padded with zeros."""
+    flat = values.flatten()
+    return torch.nn.functional.pad(flat, (0, -flat.numel() % BLOCK)).view(-1, BLOCK)
+
+
+def _unpack(packed: Tensor) -> Tensor:
+    """Two int4 per byte -> int8, twice as many."""
+    halves = torch.stack((packed & 15, packed >> 4), dim=-1).flatten().to(torch.int8)
+    return (halves ^ 8) - 8
+
+
+def _saturate(values: Tensor, dtype: torch.dtype) -> Tensor:
+    largest = min(torch.finfo(dtype).max, torch.finfo(values.dtype).max)
+    return values.clamp(-largest, largest).to(dtype)
+
+
+def _check_range(rounded: Tensor, values: Tensor, bits: int) -> None:
+    if not bool(rounded.isfinite().all()):
+        largest = float(values.abs().amax())
+        other = "32, 8 or 4" if bits == 16 else "32"
+        raise InputError(
+            f"artifact.bits={bits} cannot hold a value of size {largest:.3g}; take {other}"
+        )
+
+
+def _part(
+    parts: Mapping[str, Tensor],
+    suffix: str,
+    bits: int,
+    numel: int,
+    dtypes: tuple[torch.dtype, ...] | None,
+) -> Tensor:
+    """Return a part after checks; dtypes None: any floating-point one."""
+    what = f"artifact.bits={bits}: stored {'scales' if suffix else 'values'}"
+    if suffix not in parts:
+        raise InputError(f"{what} are missing")
+    part = parts[suffix]
+    if not (part.is_floating_point() if dtypes is None else part.dtype in dtypes):
+        raise InputError(f"{what} have dtype {part.dtype}")
+    if part.numel() != numel:
+        raise InputError(f"{what} have {part.numel()} entries, expected {numel}")
+    return part

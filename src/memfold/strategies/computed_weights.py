@@ -1,0 +1,164 @@
+"""Weights that are computed from trained tensors of their own, which live beside them.
+
+The tensor `conv.weight` gives way to parameters `conv.weight_values`, `conv.weight_left`, ... on
+the same module, and every place that reads `conv.weight` computes it from them. A tied weight has
+its parameters at its first owner.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memfold.errors import InputError
+from memfold.strategies.base import Compression, Strategy
+from memfold.strategies.computed import compute_parameters, restore_parameters
+from memfold.strategies.selection import CompressibleWeight
+
+__all__ = ["ComputedWeights"]
+
+
+class _Source:
+    """What a module computes its weight with: a callable that copies and pickles."""
+
+    def __init__(self, compression: "ComputedWeights", index: int) -> None:
+        self.compression = compression
+        self.index = index
+
+    @property
+    def root(self) -> nn.Module:
+        return self.compression.model
+
+    def __call__(self) -> Tensor:
+        return self.compression.weight(self.index)
+
+
+class ComputedWeights(Compression):
+    """Compression whose weight number i is a function of a few parameters of its own."""
+
+    def __init__(
+        self, strategy: Strategy, model: nn.Module, weights: tuple[CompressibleWeight, ...]
+    ) -> None:
+        super().__init__(strategy, model, weights)
+        self.places = [[(o.module, o.attribute) for o in weight.owners] for weight in weights]
+        self._handles: tuple[Any, ...] = ()
+
+    @abstractmethod
+    def weight(self, index: int) -> Tensor:
+        """Compute dense weight number `index`, differentiable in its parts."""
+
+    @abstractmethod
+    def part_names(self) -> tuple[str, ...]:
+        """What is appended to a weight's name for each of its parts: ("values",), ..."""
+
+    def attach(self, parts: Sequence[Mapping[str, Tensor]], *, trainable: bool = True) -> None:
+        """Register each weight's parts and turn the dense parameters into computed attributes.
+
+        Nothing here fails once `check_parts` has passed.
+        """
+        sources: dict[nn.Module, dict[str, _Source]] = {}
+        for index, places in enumerate(self.places):
+            for module, attribute in places:
+                sources.setdefault(module, {})[attribute] = _Source(self, index)
+        for module, computed in sources.items():
+            compute_parameters(module, computed)
+        for index, tensors in enumerate(parts):
+            module, attribute = self.places[index][0]
+            for name, tensor in tensors.items():
+                parameter = nn.Parameter(tensor, requires_grad=trainable)
+                module.register_parameter(f"{attribute}_{name}", parameter)
+        self._handles = (
+            # PyTorch marks this hook with an attribute, which a bound method cannot take.
+            self.model.register_state_dict_post_hook(partial(self._save_structure)),
+            self.model.register_load_state_dict_pre_hook(self._load_structure),
+        )
+
+    def check_parts(self) -> None:
+        """Check that the names of the parts are free.
+
+        Raises:
+            InputError: A module has an attribute of that name.
+        """
+        for name, places in zip(self.names, self.places, strict=True):
+            module, attribute = places[0]
+            for part in self.part_names():
+                if hasattr(module, f"{attribute}_{part}"):
+                    raise InputError(f"{name}_{part} exists: the compression needs that name")
+
+    def part(self, index: int, name: str) -> nn.Parameter:
+        """Return one part of weight number `index`."""
+        module, attribute = self.places[index][0]
+        return getattr(module, f"{attribute}_{name}")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the parts, and of every weight computed from them."""
+        return self.part(0, self.part_names()[0]).dtype
+
+    def owned_names(self) -> frozenset[str]:
+        """See `Compression.owned_names`."""
+        parts = {
+            id(self.part(index, name))
+            for index in range(len(self.names))
+            for name in self.part_names()
+        }
+        state = self.model.state_dict(keep_vars=True)
+        names = {name for name, tensor in state.items() if id(tensor) in parts}
+        return frozenset(names | self.structure().keys())
+
+    def check_places(self) -> None:
+        """See `Compression.check_places`."""
+        modules = set(self.model.modules())
+        for name, places in zip(self.names, self.places, strict=True):
+            if any(module not in modules for module, _ in places):
+                raise InputError(f"{name}: its module was replaced after the model was compressed")
+
+    def restore_dense(self) -> None:
+        """See `Compression.restore_dense`."""
+        for handle in self._handles:
+            handle.remove()
+        names = self.part_names()
+        with torch.no_grad():
+            trains = [self.part(index, names[0]).requires_grad for index in range(len(self.names))]
+            built = [self.weight(index) for index in range(len(self.names))]
+        dense: dict[nn.Module, dict[str, nn.Parameter]] = {}
+        for tensor, places, train in zip(built, self.places, trains, strict=True):
+            weight = nn.Parameter(tensor, requires_grad=train)
+            for module, attribute in places:
+                dense.setdefault(module, {})[attribute] = weight
+        for places in self.places:
+            module, attribute = places[0]
+            for name in names:
+                del module._parameters[f"{attribute}_{name}"]
+        for module, parameters in dense.items():
+            restore_parameters(module, parameters)
+
+    def _save_structure(
+        self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]
+    ) -> None:
+        state.update({prefix + name: tensor for name, tensor in self.structure().items()})
+
+    def _load_structure(
+        self,
+        module: nn.Module,
+        state: dict[str, Any],
+        prefix: str,
+        metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_messages: list[str],
+    ) -> None:
+        names = self.structure().keys()
+        found = {name: state.pop(prefix + name) for name in names if prefix + name in state}
+        missing = [prefix + name for name in names if name not in found]
+        missing_keys += missing
+        if missing or not found:
+            return
+        try:
+            self.adopt(found)
+        except InputError as error:
+            error_messages.append(str(error))

@@ -1,0 +1,225 @@
+"""What the sparse strategies have in common: budgets, rebuilding, and pruning before training."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from memfold.errors import InputError
+from memfold.quantisation import packed_bytes
+from memfold.seeding import derive_seed
+from memfold.strategies.base import Context, Strategy, check_replaceable, set_number
+from memfold.strategies.pruning.masks import keep_largest, schedule_counts, shuffle_mask
+from memfold.strategies.pruning.sparse_weights import (
+    FINGERPRINT_BYTES,
+    SparseWeights,
+    index_bytes,
+    masks_of,
+)
+from memfold.strategies.selection import CompressibleWeight
+
+__all__ = ["PruningAtInit", "Schedule", "Scope", "SparseStrategy"]
+
+Scope = Literal["global", "layer"]
+Schedule = Literal["exponential", "linear"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseStrategy(Strategy):
+    """Keep some of the weights and drop the others; `num_values` counts the kept ones."""
+
+    @property
+    def is_drawn_from_seed(self) -> bool:
+        """Whether the masks follow from the seed and the number of values alone."""
+        return False
+
+    def masks_from_seed(
+        self, weights: Sequence[CompressibleWeight], num_values: int
+    ) -> list[Tensor]:
+        """Draw the masks again; only called when `is_drawn_from_seed`."""
+        raise NotImplementedError
+
+    def rebuild(
+        self,
+        model: nn.Module,
+        weights: tuple[CompressibleWeight, ...],
+        num_values: int,
+        tensors: Mapping[str, Tensor],
+    ) -> SparseWeights:
+        """See `Strategy.rebuild`."""
+        check_replaceable(model, weights)
+        from_seed = self.is_drawn_from_seed
+        if from_seed:
+            masks = self.masks_from_seed(weights, num_values)
+        else:
+            masks = masks_of(tensors, [weight.shape for weight in weights])
+        sparse = SparseWeights(self, model, weights, masks, from_seed=from_seed)
+        if sparse.num_values != num_values:
+            raise InputError(f"the artifact keeps {sparse.num_values} values, not {num_values}")
+        sparse.check_parts()
+        values = sparse.split(tensors)
+        like = weights[0].tensor
+        sparse.attach([{"values": v.to(device=like.device, dtype=like.dtype)} for v in values])
+        return sparse
+
+    def kept_count(
+        self,
+        model: nn.Module,
+        weights: Sequence[CompressibleWeight],
+        counts_for: Callable[[int], Sequence[int]],
+    ) -> int:
+        """Return how many weights to keep: what `ratio` says, or the most that fit the budget.
+
+        Args:
+            model: The dense model.
+            weights: The compressible weights.
+            counts_for: Total -> number of kept values of each weight; it decides what the index
+                costs.
+
+        Raises:
+            InputError: The budget is below what one value and its index need.
+        """
+        if self.budget_bytes is None:
+            return self.target_values(weights)
+        room, itemsize = self.value_room(model, weights), weights[0].tensor.itemsize
+        shapes = [weight.shape for weight in weights]
+
+        def cost(count: int) -> int:
+            drawn = self.is_drawn_from_seed
+            index = FINGERPRINT_BYTES if drawn else index_bytes(counts_for(count), shapes)
+            return packed_bytes(count, self.bits, itemsize) + index
+
+        total = sum(weight.numel for weight in weights)
+        if cost(total) <= room:
+            return total
+        if cost(1) > room:
+            raise InputError(
+                f"budget_bytes={self.budget_bytes} is below what the indices alone need: "
+                "untouched tensors, one value and its index take "
+                f"{self.budget_bytes - room + cost(1)} bytes"
+            )
+        low, high = 1, total
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if cost(middle) <= room else (low, middle)
+        return low
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningAtInit(SparseStrategy):
+    """Score the initial weights, keep those with the largest scores, train them."""
+
+    scope: Scope = "global"
+    """Whether all weights compete (`global`), or those of one tensor (`layer`)."""
+    rounds: int = 1
+    """Prune in so many steps, with new scores in each; weights are not trained in between."""
+    schedule: Schedule = "exponential"
+    """How the kept share falls over the rounds t of T: rho^(t/T), or linearly to rho."""
+    shuffle: bool = False
+    """Permute each tensor's mask at random: a sanity check (arXiv 2009.08576)."""
+    reinitialise: bool = False
+    """Permute each tensor's initial values at random after pruning: another draw of its own
+    distribution, the second sanity check of the same paper."""
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            InputError: An option is out of range.
+        """
+        super().__post_init__()
+        set_number(self, "rounds", int)
+        if self.scope not in ("global", "layer"):
+            raise InputError(f"compression.scope must be global or layer, got {self.scope!r}")
+        if self.schedule not in ("exponential", "linear"):
+            raise InputError(
+                f"compression.schedule must be exponential or linear, got {self.schedule!r}"
+            )
+        if not isinstance(self.rounds, int) or isinstance(self.rounds, bool) or self.rounds < 1:
+            raise InputError(
+                f"compression.rounds must be a whole number of at least 1, got {self.rounds!r}"
+            )
+        for key in ("shuffle", "reinitialise"):
+            if not isinstance(getattr(self, key), bool):
+                raise InputError(
+                    f"compression.{key} must be true or false, got {getattr(self, key)!r}"
+                )
+
+    @abstractmethod
+    def scorer(
+        self, model: nn.Module, weights: Sequence[CompressibleWeight], context: Context
+    ) -> Callable[[], list[Tensor]]:
+        """Return what scores the weights as they are at the time of the call; the largest stay.
+
+        Args:
+            model: The dense model, whose pruned weights are zero from the second round on.
+            weights: The weights to score; the scores have their shapes.
+            context: Data and loss.
+
+        Raises:
+            InputError: Data or loss are needed and missing.
+        """
+
+    def build(
+        self, model: nn.Module, weights: tuple[CompressibleWeight, ...], context: Context
+    ) -> SparseWeights:
+        """See `Strategy.build`."""
+        check_replaceable(model, weights)
+        score = self.scorer(model, weights, context)
+        tensors = [weight.tensor for weight in weights]
+        initial = [tensor.detach().clone() for tensor in tensors]
+        try:
+            masks = self._masks(model, weights, score)
+        finally:
+            with torch.no_grad():
+                for tensor, values in zip(tensors, initial, strict=True):
+                    tensor.copy_(values)
+        for index, weight in enumerate(weights):
+            if self.shuffle:
+                masks[index] = shuffle_mask(masks[index], self._generator("shuffle", weight))
+            if self.reinitialise:
+                generator = self._generator("reinitialise", weight)
+                order = torch.randperm(weight.numel, generator=generator).to(weight.tensor.device)
+                initial[index] = initial[index].reshape(-1)[order].view(weight.shape)
+        from_seed = self.is_drawn_from_seed
+        sparse = SparseWeights(self, model, weights, masks, from_seed=from_seed)
+        sparse.check_parts()
+        sparse.keep(initial)
+        return sparse
+
+    def _masks(
+        self,
+        model: nn.Module,
+        weights: Sequence[CompressibleWeight],
+        score: Callable[[], list[Tensor]],
+    ) -> list[Tensor]:
+        total = remaining = sum(weight.numel for weight in weights)
+        masks = [torch.ones_like(weight.tensor, dtype=torch.bool) for weight in weights]
+        for done in range(self.rounds):
+            pairs = zip(score(), masks, strict=True)
+            scores = [s.masked_fill(~mask, -torch.inf) for s, mask in pairs]
+            # What the index costs depends on the scores: the last ones settle the budget.
+            count = min(remaining, self._count(model, weights, scores))
+            remaining = min(
+                remaining, schedule_counts(total, count, self.rounds, self.schedule)[done]
+            )
+            masks = keep_largest(scores, remaining, scope=self.scope)
+            with torch.no_grad():
+                for weight, mask in zip(weights, masks, strict=True):
+                    weight.tensor.mul_(mask)
+        return masks
+
+    def _count(
+        self, model: nn.Module, weights: Sequence[CompressibleWeight], scores: Sequence[Tensor]
+    ) -> int:
+        def counts_for(total: int) -> list[int]:
+            return [int(mask.sum()) for mask in keep_largest(scores, total, scope=self.scope)]
+
+        return self.kept_count(model, weights, counts_for)
+
+    def _generator(self, purpose: str, weight: CompressibleWeight) -> torch.Generator:
+        seed = derive_seed(self.seed, purpose, weight.name)
+        return torch.Generator("cpu").manual_seed(seed)

@@ -1,0 +1,275 @@
+"""Sparse weights: only the kept values are parameters, and the structure says where they belong.
+
+Values, gradients and optimizer state have the length of what is kept, in training too; the
+positions are int64 numbers beside them. A dense tensor exists while its layer needs it.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from hashlib import blake2b
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from memfold.errors import InputError
+from memfold.seeding import derive_seed
+from memfold.strategies.base import Strategy
+from memfold.strategies.computed_weights import ComputedWeights
+from memfold.strategies.pruning.encoding import cheapest, decode, encode
+from memfold.strategies.selection import CompressibleWeight
+
+__all__ = ["FINGERPRINT_BYTES", "SparseWeights", "index_bytes", "masks_of"]
+
+_VALUES = "kept_values"
+_COUNTS = "kept_counts"
+_INDEX = "kept_index"
+_FINGERPRINT = "kept_fingerprint"
+FINGERPRINT_BYTES = 8
+"""Stored in place of an index that follows from the seed."""
+
+
+class SparseWeights(ComputedWeights):
+    """Kept values as parameters `<weight>_values`, and their positions.
+
+    Weight number i is zero but at `positions[i]`, sorted flat int64 indices into it.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        model: nn.Module,
+        weights: tuple[CompressibleWeight, ...],
+        masks: Sequence[Tensor],
+        *,
+        from_seed: bool = False,
+    ) -> None:
+        """Take note of the structure; `keep` then replaces the weights.
+
+        Args:
+            strategy: Which one compresses.
+            model: The root module.
+            weights: The weights to replace.
+            masks: Bool tensor of each weight's shape: what is kept.
+            from_seed: Whether the strategy can draw these masks again from its seed and the
+                number of values alone; an artifact then stores no index.
+        """
+        super().__init__(strategy, model, weights)
+        self.positions = [mask.reshape(-1).nonzero().squeeze(1) for mask in masks]
+        self.from_seed = from_seed
+        self._gradients: list[Tensor | None] | None = None
+
+    def keep(self, dense: Sequence[Tensor]) -> None:
+        """Replace the weights, with the values that `dense` has at the kept positions."""
+        self.attach(
+            [
+                {"values": tensor.detach().reshape(-1)[at.to(tensor.device)]}
+                for tensor, at in zip(dense, self.positions, strict=True)
+            ]
+        )
+
+    def part_names(self) -> tuple[str, ...]:
+        """See `ComputedWeights.part_names`."""
+        return ("values",)
+
+    def weight(self, index: int) -> Tensor:
+        """Compute dense weight number `index`: zeros, and the kept values in their places."""
+        values = self.part(index, "values")
+        dense = values.new_zeros(self.shapes[index].numel())
+        dense.index_copy_(0, self._positions_on(index, values.device), values)
+        dense = dense.view(self.shapes[index])
+        if self._gradients is not None and dense.requires_grad:
+            dense.register_hook(partial(self._add_gradient, index))
+        return dense
+
+    def values(self, index: int) -> nn.Parameter:
+        """Return the kept values of weight number `index`, shape (kept,)."""
+        return self.part(index, "values")
+
+    def masks(self) -> list[Tensor]:
+        """Return what is kept: bool tensors of the weights' shapes, on their devices."""
+        masks = []
+        for index, shape in enumerate(self.shapes):
+            values = self.values(index)
+            mask = torch.zeros(shape.numel(), dtype=torch.bool, device=values.device)
+            mask[self._positions_on(index, values.device)] = True
+            masks.append(mask.view(shape))
+        return masks
+
+    def set_masks(self, masks: Sequence[Tensor], optimizer: Optimizer | None = None) -> None:
+        """Change what is kept. Values that stay are the same; new ones are zero.
+
+        Args:
+            masks: Bool tensor of each weight's shape.
+            optimizer: Its state for the values (momentum, moments) moves along: zero for
+                positions that are new.
+        """
+        changed = False
+        for index, mask in enumerate(masks):
+            new = mask.reshape(-1).nonzero().squeeze(1)
+            if not torch.equal(new, self._positions_on(index, new.device)):
+                self._move(index, new, optimizer)
+                changed = True
+        if changed:
+            self.structure_version += 1
+
+    def watch_gradients(self, watch: bool) -> None:
+        """Sum up the gradients of the dense weights from now on, or drop them."""
+        self._gradients = [None] * len(self.shapes) if watch else None
+
+    def dense_gradients(self) -> list[Tensor] | None:
+        """Return this process's summed gradients of the dense weights.
+
+        `None` unless they are watched. A weight without a gradient has zeros.
+        """
+        if self._gradients is None:
+            return None
+        return [
+            torch.zeros(shape, dtype=self.dtype, device=self.values(index).device)
+            if gradient is None
+            else gradient
+            for index, (shape, gradient) in enumerate(
+                zip(self.shapes, self._gradients, strict=True)
+            )
+        ]
+
+    @property
+    def counts(self) -> list[int]:
+        """Number of kept values of each weight."""
+        return [len(positions) for positions in self.positions]
+
+    @property
+    def num_values(self) -> int:
+        """Number of kept values."""
+        return sum(self.counts)
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of the index in an artifact; see `index_bytes`."""
+        return FINGERPRINT_BYTES if self.from_seed else index_bytes(self.counts, self.shapes)
+
+    @property
+    def index_format(self) -> str:
+        """The formats in use, each with its number of weights; or "seed"."""
+        if self.from_seed:
+            return "seed"
+        formats = [cheapest(n, s)[0] for n, s in zip(self.counts, self.shapes, strict=True)]
+        return ", ".join(f"{name} {formats.count(name)}" for name in sorted(set(formats)))
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the positions, which stay in memory while training."""
+        return sum(positions.numel() * positions.itemsize for positions in self.positions)
+
+    def value_tensors(self) -> dict[str, Tensor]:
+        """See `Compression.value_tensors`; one vector, in the order of the weights."""
+        return {_VALUES: torch.cat([self.values(i).detach() for i in range(len(self.shapes))])}
+
+    def index_tensors(self) -> dict[str, Tensor]:
+        """See `Compression.index_tensors`."""
+        if self.from_seed:
+            return {_FINGERPRINT: torch.tensor(self._fingerprint(), dtype=torch.int64)}
+        return self.structure()
+
+    def structure(self) -> dict[str, Tensor]:
+        """See `Compression.structure`: the counts, and the packed positions."""
+        encoded = [
+            encode(positions.cpu(), shape)
+            for positions, shape in zip(self.positions, self.shapes, strict=True)
+        ]
+        return {_COUNTS: torch.tensor(self.counts, dtype=torch.int64), _INDEX: torch.cat(encoded)}
+
+    def adopt(self, structure: Mapping[str, Tensor]) -> None:
+        """See `Compression.adopt`.
+
+        Raises:
+            InputError: The structure is damaged, or of other weights.
+        """
+        masks = masks_of(structure, self.shapes)
+        self.set_masks([m.to(self.values(i).device) for i, m in enumerate(masks)])
+
+    def split(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return each weight's values out of an artifact's tensors.
+
+        Raises:
+            InputError: They are missing or do not fit.
+        """
+        values = tensors.get(_VALUES)
+        if values is None or values.shape != (self.num_values,) or not values.is_floating_point():
+            raise InputError(
+                f"the artifact's {_VALUES} must be {self.num_values} floating-point numbers"
+            )
+        if self.from_seed:
+            fingerprint = tensors.get(_FINGERPRINT)
+            if fingerprint is None or int(fingerprint) != self._fingerprint():
+                raise InputError(
+                    f"the artifact's {_FINGERPRINT} does not belong to the positions that "
+                    f"{self.strategy.name} draws from its seed"
+                )
+        return list(values.split(self.counts))
+
+    def _positions_on(self, index: int, device: torch.device) -> Tensor:
+        if self.positions[index].device != device:
+            self.positions[index] = self.positions[index].to(device)
+        return self.positions[index]
+
+    def _add_gradient(self, index: int, gradient: Tensor) -> None:
+        if self._gradients is not None:
+            known = self._gradients[index]
+            self._gradients[index] = gradient.clone() if known is None else known + gradient
+
+    @torch.no_grad()
+    def _move(self, index: int, new: Tensor, optimizer: Optimizer | None) -> None:
+        values = self.values(index)
+        old = self._positions_on(index, values.device)
+        new = new.to(values.device)
+
+        def moved(tensor: Tensor) -> Tensor:
+            dense = tensor.new_zeros(self.shapes[index].numel())
+            return dense.index_copy_(0, old.to(tensor.device), tensor)[new.to(tensor.device)]
+
+        if optimizer is not None:
+            state = optimizer.state.get(values, {})
+            for key, entry in state.items():
+                if isinstance(entry, Tensor) and entry.shape == values.shape:
+                    state[key] = moved(entry)
+        # The same parameter object: optimizers and DDP go on knowing it.
+        values.data = moved(values.data)
+        values.grad = None
+        self.positions[index] = new
+
+    def _fingerprint(self) -> int:
+        digests = [blake2b(p.cpu().numpy().tobytes()).hexdigest() for p in self.positions]
+        return derive_seed("kept", *digests, *(str(tuple(shape)) for shape in self.shapes))
+
+
+def index_bytes(counts: Sequence[int], shapes: Sequence[torch.Size]) -> int:
+    """Bytes that say where values belong: 8 for the count of each weight, and its cheapest index.
+
+    The format is a function of count and shape (`encoding.cheapest`) and needs no storage.
+    """
+    return sum(8 + cheapest(n, shape)[1] for n, shape in zip(counts, shapes, strict=True))
+
+
+def masks_of(structure: Mapping[str, Tensor], shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """Unpack the masks of `SparseWeights.structure`: bool tensors on the CPU.
+
+    Raises:
+        InputError: Something is missing, damaged, or of other shapes.
+    """
+    counts, index = structure.get(_COUNTS), structure.get(_INDEX)
+    if counts is None or counts.dtype != torch.int64 or counts.shape != (len(shapes),):
+        raise InputError(f"{_COUNTS} must be {len(shapes)} int64 numbers, one per weight")
+    numbers = [int(count) for count in counts]
+    for count, shape in zip(numbers, shapes, strict=True):
+        if not 0 <= count <= shape.numel():
+            raise InputError(f"{_COUNTS}: {count} values cannot be kept of {shape.numel()}")
+    sizes = [cheapest(n, shape)[1] for n, shape in zip(numbers, shapes, strict=True)]
+    if index is None or index.dtype != torch.uint8 or index.shape != (sum(sizes),):
+        raise InputError(f"{_INDEX} must be {sum(sizes)} bytes for these counts")
+    masks = []
+    for part, count, shape in zip(index.cpu().split(sizes), numbers, shapes, strict=True):
+        mask = torch.zeros(shape.numel(), dtype=torch.bool)
+        mask[decode(part, count, shape)] = True
+        masks.append(mask.view(shape))
+    return masks
