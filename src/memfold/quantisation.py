@@ -1,8 +1,9 @@
 """Values in fewer bits: what an artifact holds in place of a tensor of floats.
 
-32 bits keep the values as they are, 16 bits round them to float16. 8 and 4 bits are block-wise and
+32 bits keep the values as they are, 16 bits round them to float16 (below 3e-8 to zero; beyond its
+range is refused, so nothing becomes infinite). 8 and 4 bits are block-wise and
 symmetric: the flattened values are cut into blocks of 64, and a value x of a block with the scale s
-is stored as the integer q = round(x / s), limited to -127..127 or -7..7, and read back as q s.
+is stored as the integer q = round(x / s), in -127..127 or -7..7, and read back as q s.
 
 s is absmax / 127 (or / 7), rounded to the nearest bfloat16, 2 bytes per block. Rounding moves s by
 at most one part in 256, so absmax lands less than half a step from 127: it always becomes q = 127,
@@ -95,15 +96,15 @@ def quantise(values: Tensor, bits: int) -> dict[str, Tensor]:
     if not bool(values.isfinite().all()):
         raise InputError(f"artifact.bits={bits}: values that are not finite cannot be stored")
     if bits == 16:
-        half = values if values.itemsize <= 2 else values.to(torch.float16)
+        half = values if values.itemsize == 2 else values.to(torch.float16)
         _check_range(half, values, bits)
         return {"": half}
-    blocks = _blocks(values.to(_working_dtype(values.dtype)))
+    blocks = _blocks(values.float())
     limit = _limit(bits)
     scales = (blocks.abs().amax(dim=1) / limit).to(_SCALE)
     _check_range(scales, values, bits)
     scales = scales.clamp(min=torch.finfo(_SCALE).tiny)
-    steps = (blocks / scales.to(blocks.dtype).unsqueeze(1)).round().clamp(-limit, limit)
+    steps = (blocks / scales.float().unsqueeze(1)).round()
     codes = steps.to(torch.int8).flatten()
     if bits == 8:
         return {"": codes[: values.numel()].reshape(values.shape), _SCALES: scales}
@@ -147,22 +148,17 @@ def dequantise(
         codes = _unpack(_part(parts, "", bits, -(-numel // 2), (torch.uint8,)))[:numel]
     if bool((codes < -_limit(bits)).any()):
         raise InputError(f"artifact.bits={bits}: stored values are damaged")
-    working = _working_dtype(dtype)
-    values = _blocks(codes.to(working)) * scales.to(working).unsqueeze(1)
+    values = _blocks(codes.float()) * scales.float().unsqueeze(1)
     return _saturate(values.flatten()[:numel].reshape(shape), dtype)
 
 
 def _wide_bytes(bits: int, itemsize: int) -> int:
-    return min(bits // 8, itemsize) if bits == 16 else itemsize
+    return 2 if bits == 16 else itemsize
 
 
 def _limit(bits: int) -> int:
     """Largest |q|: 127 or 7."""
     return 2 ** (bits - 1) - 1
-
-
-def _working_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _blocks(values: Tensor) -> Tensor:

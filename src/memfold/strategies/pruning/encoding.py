@@ -5,7 +5,7 @@ A tensor of N entries, k of them kept, has R rows (its first dimension) of C ent
     none, all   0 bytes                                            nothing or everything is kept
     bitmask     ceil(N / 8)                                        one bit per entry
     indices     ceil(k ceil(log2 N) / 8)                           flat positions
-    csr         ceil((R ceil(log2(C + 1)) + k ceil(log2 C)) / 8)   entries per row, then columns
+    csr         ceil((R ceil(log2(C + 1)) + k ceil(log2 C)) / 8)   entries of all rows, columns
 
 The cheapest follows from k and the shape alone, so it is not stored. Indices beat the bitmask below
 a density of 1 / ceil(log2 N). All numbers are written without gaps, the lowest bit first, and the
@@ -131,14 +131,14 @@ def _decode_csr(bits: NDArray[np.uint8], kept: int, shape: Sequence[int]) -> tup
     start = rows * _width(cols + 1)
     used = start + kept * _width(cols)
     counts = _from_bits(bits[:start], _width(cols + 1))
-    columns = _from_bits(bits[start:used], _width(cols)) if cols > 1 else np.zeros(kept, np.int64)
+    columns = _from_bits(bits[start:used], _width(cols))  # one column: never as cheap as a bitmask
     if counts.sum() != kept or (columns >= cols).any():
         return np.empty(0, np.int64), used
     return np.repeat(np.arange(rows) * cols, counts) + columns, used
 
 
 def _rows_and_columns(shape: Sequence[int]) -> tuple[int, int]:
-    return (shape[0], prod(shape[1:])) if len(shape) else (1, 1)
+    return shape[0], prod(shape[1:])
 
 
 def _width(choices: int) -> int:

@@ -1,0 +1,278 @@
+"""Values in fewer bits, against a naive loop over blocks and by exhaustion of 16-bit floats."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memfold.errors import InputError
+from memfold.quantisation import (
+    BITS,
+    BLOCK,
+    check_bits,
+    dequantise,
+    max_numel,
+    packed_bytes,
+    quantise,
+)
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+FEW_BITS = (8, 4)
+
+shapes = st.lists(st.integers(0, 9), max_size=4)
+bits_choices = st.sampled_from(BITS)
+dtypes = st.sampled_from(DTYPES)
+few_bits = pytest.mark.parametrize("bits", FEW_BITS)
+
+
+def make_values(shape, dtype, *, seed=0, exponent=0):
+    """Normal values, each block of 7 on another scale around 10**exponent."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(shape, generator=generator, dtype=torch.float64)
+    scales = torch.arange(values.numel()).div(7, rounding_mode="floor") % 5
+    return (values * 2.0 ** scales.reshape(shape) * 10.0**exponent).to(dtype)
+
+
+def naive(values, bits):
+    """Integers and scales of a flat list, one block after the other."""
+    limit = {8: 127, 4: 7}[bits]
+    integers, scales = [], []
+    for start in range(0, len(values), BLOCK):
+        block = values[start : start + BLOCK]
+        scale = torch.tensor(max(abs(v) for v in block) / limit, dtype=torch.float64)
+        scale = max(float(scale.to(torch.bfloat16)), 2.0**-126)
+        integers += [max(-limit, min(limit, round(v / scale))) for v in block]
+        scales.append(scale)
+    return integers, scales
+
+
+def codes_of(parts, bits, numel):
+    """Stored integers, decoded by hand."""
+    if bits == 8:
+        return parts[""].flatten().tolist()
+    halves = [half for byte in parts[""].tolist() for half in (byte % 16, byte // 16)]
+    return [half - 16 if half > 7 else half for half in halves[:numel]]
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_choices_are_taken(bits: int) -> None:
+    check_bits(bits)
+
+
+@pytest.mark.parametrize("bits", [0, 2, 64, 8.0, True, "8", None, [8], torch.tensor(8)])
+def test_other_bits_are_refused(bits: object) -> None:
+    with pytest.raises(InputError, match=r"^artifact\.bits must be one of 32, 16, 8, 4, got "):
+        check_bits(bits)
+
+
+@pytest.mark.parametrize(
+    ("numel", "bits", "itemsize", "expected"),
+    [
+        (100, 32, 4, 400),
+        (100, 32, 8, 800),
+        (100, 16, 4, 200),
+        (100, 16, 2, 200),
+        (0, 8, 4, 0),
+        (1, 8, 4, 3),
+        (64, 8, 4, 66),
+        (65, 8, 8, 69),
+        (1, 4, 4, 3),
+        (64, 4, 4, 34),
+        (67, 4, 2, 38),
+    ],
+)
+def test_packed_bytes_by_hand(numel: int, bits: int, itemsize: int, expected: int) -> None:
+    assert packed_bytes(numel, bits, itemsize) == expected
+
+
+@given(shapes, bits_choices, dtypes)
+def test_packed_bytes_are_those_of_the_parts(shape, bits, dtype) -> None:
+    values = make_values(shape, dtype)
+    parts = quantise(values, bits)
+    assert set(parts) == ({"", ".scales"} if bits in FEW_BITS else {""})
+    assert all(part.is_contiguous() for part in parts.values())
+    num_bytes = sum(part.numel() * part.itemsize for part in parts.values())
+    assert num_bytes == packed_bytes(values.numel(), bits, values.itemsize)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+def test_max_numel_is_the_largest_that_fits(bits: int, itemsize: int) -> None:
+    sizes = [packed_bytes(numel, bits, itemsize) for numel in range(500)]
+    assert sizes == sorted(sizes)
+    for num_bytes in range(-3, 230):
+        fitting = [numel for numel, size in enumerate(sizes) if size <= max(num_bytes, 0)]
+        assert max_numel(num_bytes, bits, itemsize) == fitting[-1]
+
+
+@given(shapes, bits_choices, dtypes)
+def test_round_trip(shape, bits, dtype) -> None:
+    values = make_values(shape, dtype)
+    parts = quantise(values, bits)
+    read = dequantise(parts, values.shape, bits, dtype)
+    assert read.shape == values.shape
+    assert read.dtype == dtype
+    if bits == 32 or (bits == 16 and values.itemsize == 2):
+        assert torch.equal(read, values)
+    elif bits == 16:
+        assert torch.equal(read, values.half().to(dtype))
+    again = quantise(read, bits)
+    assert all(torch.equal(again[suffix], part) for suffix, part in parts.items())
+
+
+@given(st.integers(0, 300), st.sampled_from(FEW_BITS), st.integers(-20, 20), st.integers(0, 99))
+def test_codes_and_scales_equal_the_naive_loop(numel, bits, exponent, seed) -> None:
+    values = make_values((numel,), torch.float64, seed=seed, exponent=exponent)
+    parts = quantise(values, bits)
+    integers, scales = naive(values.tolist(), bits)
+    assert codes_of(parts, bits, numel) == integers
+    assert parts[".scales"].tolist() == scales
+    read = dequantise(parts, (numel,), bits, torch.float64).tolist()
+    assert read == [q * scales[i // BLOCK] for i, q in enumerate(integers)]
+
+
+@few_bits
+@pytest.mark.parametrize("exponent", [-45, -40, -38, -37, -36, -20, 0, 20, 36])
+def test_error_is_at_most_half_a_step(bits: int, exponent: int) -> None:
+    values = make_values((1000,), torch.float32, exponent=exponent)
+    parts = quantise(values, bits)
+    steps = parts[".scales"].double().repeat_interleave(BLOCK)[:1000]
+    read = dequantise(parts, (1000,), bits, torch.float32)
+    error = (values.double() - read.double()).abs()
+    assert (error <= 0.5 * (1 + 1e-5) * steps).all()
+    again = quantise(read, bits)
+    assert all(torch.equal(again[suffix], part) for suffix, part in parts.items())
+
+
+@few_bits
+def test_largest_value_of_a_block_uses_the_whole_range(bits: int) -> None:
+    largest = torch.linspace(1, 4, 5000, dtype=torch.float32)
+    values = torch.zeros(5000, BLOCK).index_fill_(1, torch.tensor(3), 1) * largest[:, None]
+    codes = codes_of(quantise(values, bits), bits, values.numel())
+    assert set(codes) == {0, {8: 127, 4: 7}[bits]}
+
+
+@few_bits
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_16_bit_float_is_quantised_to_the_same_bytes_again(
+    bits: int, dtype: torch.dtype
+) -> None:
+    absmax = torch.arange(2**15, dtype=torch.int16).view(dtype)
+    absmax = absmax[absmax.isfinite()]
+    fractions = torch.linspace(-1, 1, BLOCK, dtype=torch.float64)
+    values = (absmax.double()[:, None] * fractions).to(dtype)
+    parts = quantise(values, bits)
+    read = dequantise(parts, values.shape, bits, dtype)
+    assert read.isfinite().all()
+    again = quantise(read, bits)
+    assert all(torch.equal(again[suffix], part) for suffix, part in parts.items())
+
+
+@few_bits
+@pytest.mark.parametrize("dtype", DTYPES[0:1] + DTYPES[2:])
+def test_largest_float_stays_finite(bits: int, dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    values = torch.tensor([largest, -largest, 0.5 * largest], dtype=dtype)
+    read = dequantise(quantise(values, bits), (3,), bits, dtype)
+    assert read.isfinite().all()
+    assert torch.allclose(read / largest, values / largest, rtol=0, atol=0.5 / 7)
+
+
+def test_saturates_in_a_narrower_dtype() -> None:
+    parts = quantise(torch.tensor([1e6, -1e6]), 8)
+    assert dequantise(parts, (2,), 8, torch.float16).tolist() == [65504.0, -65504.0]
+
+
+@few_bits
+def test_blocks_of_zeros(bits: int) -> None:
+    values = torch.zeros(3, BLOCK)
+    values[1, 5] = 1e-20
+    parts = quantise(values, bits)
+    assert parts[".scales"].tolist()[::2] == [2.0**-126] * 2
+    read = dequantise(parts, values.shape, bits, torch.float32)
+    assert torch.equal(read[::2], values[::2])
+    assert read[1, 5] == pytest.approx(1e-20, rel=0.01)
+
+
+@few_bits
+def test_blocks_do_not_touch_each_other(bits: int) -> None:
+    values = make_values((4, BLOCK), torch.float32)
+    changed = values.clone()
+    changed[2] *= 1e9
+    read, read_changed = (
+        dequantise(quantise(v, bits), v.shape, bits, torch.float32) for v in (values, changed)
+    )
+    assert torch.equal(read[[0, 1, 3]], read_changed[[0, 1, 3]])
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_values_are_read_row_by_row(bits: int) -> None:
+    values = make_values((5, 40), torch.float32)
+    transposed = values.T.contiguous().T
+    parts, expected = quantise(transposed, bits), quantise(values, bits)
+    assert all(torch.equal(parts[suffix], part) for suffix, part in expected.items())
+
+
+def test_int4_layout_by_hand() -> None:
+    parts = quantise(torch.tensor([7.0, -7.0, 2.0, -1.0, 3.0]), 4)
+    assert parts[".scales"].tolist() == [1.0]
+    assert parts[""].tolist() == [0x97, 0xF2, 0x03]
+
+
+def test_parts_by_dtype_and_shape() -> None:
+    assert quantise(torch.ones(3, 5), 16)[""].dtype == torch.float16
+    large = torch.full((3, 5), 1e30, dtype=torch.bfloat16)
+    assert torch.equal(quantise(large, 16)[""], large)
+    assert quantise(large, 8)[""].shape == (3, 5)
+    assert quantise(large, 4)[""].shape == (8,)
+
+
+def test_32_bits_take_values_as_they_are() -> None:
+    values = torch.tensor([math.nan, math.inf, 1.0])
+    assert quantise(values, 32)[""] is values
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_not_finite_is_refused(bits: int, value: float) -> None:
+    with pytest.raises(InputError, match=rf"artifact\.bits={bits}: .*not finite"):
+        quantise(torch.tensor([1.0, value]), bits)
+
+
+def test_beyond_the_format_is_refused() -> None:
+    assert quantise(torch.tensor([-65519.0]), 16)[""].item() == -65504
+    with pytest.raises(InputError, match=r"bits=16 cannot hold a value of size 7e\+04; take 32, 8"):
+        quantise(torch.tensor([1.0, -70000.0]), 16)
+    for bits in FEW_BITS:
+        with pytest.raises(InputError, match=r"cannot hold a value of size 1e\+300; take 32"):
+            quantise(torch.tensor([1e300], dtype=torch.float64), bits)
+
+
+@pytest.mark.parametrize(
+    ("bits", "change", "message"),
+    [
+        (32, {"": None}, "values are missing"),
+        (32, {"": torch.zeros(69)}, "values have 69 entries, expected 70"),
+        (32, {"": torch.zeros(70, dtype=torch.int8)}, "values have dtype torch.int8"),
+        (16, {"": torch.zeros(70)}, "values have dtype torch.float32"),
+        (8, {".scales": None}, "scales are missing"),
+        (8, {".scales": torch.ones(2)}, "scales have dtype torch.float32"),
+        (8, {".scales": torch.ones(1).bfloat16()}, "scales have 1 entries, expected 2"),
+        (8, {".scales": torch.zeros(2).bfloat16()}, "scales are damaged"),
+        (8, {".scales": torch.tensor([1, math.nan]).bfloat16()}, "scales are damaged"),
+        (8, {".scales": torch.tensor([1, math.inf]).bfloat16()}, "scales are damaged"),
+        (8, {"": torch.zeros(70, dtype=torch.uint8)}, "values have dtype torch.uint8"),
+        (8, {"": torch.zeros(71, dtype=torch.int8)}, "values have 71 entries"),
+        (8, {"": torch.full((70,), -128, dtype=torch.int8)}, "values are damaged"),
+        (4, {"": torch.zeros(70, dtype=torch.uint8)}, "values have 70 entries, expected 35"),
+        (4, {"": torch.zeros(35, dtype=torch.int8)}, "values have dtype torch.int8"),
+        (4, {"": torch.full((35,), 0x80, dtype=torch.uint8)}, "values are damaged"),
+    ],
+)
+def test_damaged_parts_are_refused(bits: int, change: dict, message: str) -> None:
+    parts = quantise(make_values((7, 10), torch.float32), bits) | change
+    parts = {suffix: part for suffix, part in parts.items() if part is not None}
+    with pytest.raises(InputError, match=rf"^artifact\.bits={bits}: stored {message}"):
+        dequantise(parts, (7, 10), bits, torch.float32)
