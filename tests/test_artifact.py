@@ -11,7 +11,7 @@ from torch import nn
 import memfold
 from memfold.artifact import header_bytes
 from memfold.errors import InputError
-from strategies.cases import STRATEGIES
+from strategies.cases import ANY_MODULE, STRATEGIES, ratio_of
 from strategies.models import MODELS, build
 
 
@@ -30,10 +30,10 @@ def artifact(tmp_path):
 
 
 @pytest.mark.parametrize("model_name", sorted(MODELS))
-@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+@pytest.mark.parametrize("strategy", ANY_MODULE)
 def test_a_file_takes_the_stored_bytes_and_its_header(strategy, model_name, tmp_path):
-    ratio = {} if strategy == "dense" else {"ratio": 0.4}
-    model = memfold.compress(build(model_name), strategy, **ratio, **STRATEGIES[strategy])
+    options = {**ratio_of(strategy), **STRATEGIES[strategy]}
+    model = memfold.compress(build(model_name), strategy, **options)
     path = tmp_path / "model.safetensors"
     size = memfold.save(model, path)
     assert size == path.stat().st_size

@@ -62,7 +62,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, bits: int | None = N
             raise InputError(f"{name} in the model's state is no tensor and cannot be stored")
     owned: frozenset[str] = frozenset()
     strategy: Strategy = Dense()
-    values, indices, num_values, weights = {}, {}, 0, []
+    values, indices, num_values, weights, reshaped = {}, {}, 0, [], {}
     if compression is not None:
         compression.check_places()
         strategy, owned = compression.strategy, compression.owned_names()
@@ -70,6 +70,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, bits: int | None = N
         num_values = compression.num_values
         shapes = zip(compression.names, compression.shapes, strict=True)
         weights = [[name, list(shape)] for name, shape in shapes]
+        reshaped = {name: list(shape) for name, shape in compression.dense_shapes().items()}
     if bits is not None:
         strategy = replace(strategy, bits=bits)
     tensors = indices | state_tensors(model, leave_out=owned)
@@ -83,19 +84,9 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, bits: int | None = N
         "weights": weights,
         "values": [[name, list(value.shape)] for name, value in values.items()],
         "indices": list(indices),
+        "reshaped": reshaped,
     }
-    # One key: safetensors writes several in an order that differs from run to run.
-    metadata = {_KEY: json.dumps(record)}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        # safetensors makes files that only their owner can read; this one gets the usual mode.
-        partial.touch()
-        mode = partial.stat().st_mode
-        save_file({k: _alone(v) for k, v in tensors.items()}, partial, metadata)
-        partial.chmod(mode)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    _write(path, tensors, json.dumps(record))
     return path.stat().st_size
 
 
@@ -148,6 +139,8 @@ class _Record:
     """Name -> shape of each tensor of learned values that stands for them."""
     indices: frozenset[str]
     """Names of the other tensors that do."""
+    reshaped: dict[str, list[int]]
+    """Name -> shape in the backbone of each untouched tensor that is stored with another."""
 
 
 def _read(path: Path) -> tuple[_Record, dict[str, Tensor]]:
@@ -174,7 +167,8 @@ def _read(path: Path) -> tuple[_Record, dict[str, Tensor]]:
             raise ValueError("num_values or weights")
         strategy = Strategy.from_dict(record["strategy"])
         values, indices = dict(record["values"]), frozenset(record["indices"])
-        return _Record(strategy, num_values, weights, values, indices), tensors
+        reshaped = dict(record["reshaped"])
+        return _Record(strategy, num_values, weights, values, indices, reshaped), tensors
     except InputError:
         raise
     except (KeyError, ValueError, TypeError) as error:
@@ -202,7 +196,7 @@ def _check_backbone(
 ) -> None:
     """Compare names and shapes with the dense backbone before it is touched."""
     stored = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    stored |= record.weights
+    stored |= record.weights | record.reshaped
     for name, target in state_tensors(model).items():
         if name not in stored:
             raise InputError(f"artifact {path} is of another backbone: it has no {name}")
@@ -227,6 +221,22 @@ def _compression(model: nn.Module) -> Compression | None:
         if path and compression_of(module) is not None:
             raise InputError(f"the compressed model is the part {path!r}: save that part")
     return compression_of(model)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], record: str) -> None:
+    """Write a file once it is complete."""
+    # One key: safetensors writes several in an order that differs from run to run.
+    metadata = {_KEY: record}
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        # safetensors makes files that only their owner can read; this one gets the usual mode.
+        partial.touch()
+        mode = partial.stat().st_mode
+        save_file({k: _alone(v) for k, v in tensors.items()}, partial, metadata)
+        partial.chmod(mode)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _alone(tensor: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import psutil
@@ -61,7 +62,7 @@ def footprint(model: nn.Module) -> Footprint:
     values = sum(part.value_bytes for _, part in parts)
     indices = sum(part.index_bytes for _, part in parts)
     stored = values + indices + untouched
-    dense = untouched + sum(part.dense_bytes for _, part in parts)
+    dense = untouched + sum(part.dense_bytes + _lost_bytes(part) for _, part in parts)
     num_weights = sum(part.num_weights for _, part in parts)
     num_values = sum(part.num_values for _, part in parts)
     return Footprint(
@@ -147,6 +148,15 @@ def _compressions(model: nn.Module) -> list[tuple[str, Compression]]:
         if part is not None:
             found.append((f"{path}." if path else "", part))
     return found
+
+
+def _lost_bytes(part: Compression) -> int:
+    """Bytes by which the untouched tensors were larger in the dense model."""
+    tensors = state_tensors(part.model)
+    return sum(
+        (prod(shape) - tensors[name].numel()) * tensors[name].itemsize
+        for name, shape in part.dense_shapes().items()
+    )
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:

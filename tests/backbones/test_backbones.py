@@ -147,7 +147,66 @@ def test_a_bad_width_names_the_key(name: str, width: object) -> None:
         BACKBONES[name](1, 8, 10, width=width)
 
 
+@pytest.mark.parametrize("name", BACKBONES)
+def test_its_own_widths_give_the_same_network(name: str) -> None:
+    torch.manual_seed(0)
+    model = BACKBONES[name](3, 16, 10, width=4)
+    torch.manual_seed(0)
+    other = model.with_widths(model.widths)
+    assert type(other) is type(model)
+    assert other.widths == model.widths
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(other.state_dict()[key], tensor), key
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_width_is_free(name: str) -> None:
+    model = BACKBONES[name](3, 16, 10, width=4)
+    before = count(model)
+    for index in range(len(model.widths)):
+        widths = [width + (i == index) for i, width in enumerate(model.widths)]
+        wider = model.with_widths(widths)
+        assert wider.widths == tuple(widths)
+        assert list(wider.state_dict()) == list(model.state_dict())
+        assert count(wider) > before
+        assert wider(torch.randn(2, 3, 16, 16)).shape == (2, 10)
+    narrowest = model.with_widths([1] * len(model.widths))
+    assert list(narrowest.state_dict()) == list(model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("model", "total"),
+    [
+        (MLP(1, 8, 10, hidden_widths=[5, 3]), 65 * 5 + 6 * 3 + 4 * 10),
+        (CNN(1, 8, 10, widths=[2, 3, 5]), 9 * (2 + 2 * 3 + 3 * 5) + 2 * 10 + 6 * 10),
+        (
+            VGG11BN(1, 8, 10, widths=[1, 2, 3, 4, 5, 6, 7, 8]),
+            9 * (1 + 2 + 6 + 12 + 20 + 30 + 42 + 56) + 3 * 36 + 9 * 10,
+        ),
+        # Stem; two 3x3 convolutions and their norms in each block; 1x1 shortcuts; head.
+        (
+            ResNet20(1, 8, 10, widths=[2, 3, 4, *range(5, 14)]),
+            (9 * 2 + 4)
+            + sum(9 * 2 * i * 2 + 2 * i + 4 for i in (5, 6, 7))
+            + (9 * 8 * (2 + 3) + sum(9 * 2 * i * 3 for i in (9, 10)) + 2 * 27 + 18 + 6 + 6)
+            + (9 * 11 * (3 + 4) + sum(9 * 2 * i * 4 for i in (12, 13)) + 2 * 36 + 24 + 12 + 8)
+            + 5 * 10,
+        ),
+    ],
+)
+def test_widths_set_each_layer(model: nn.Module, total: int) -> None:
+    assert count(model) == total
+
+
 def test_bad_options_name_the_key() -> None:
+    with pytest.raises(
+        InputError, match=r"backbone\.widths=\[8, 8\]: must be a list of 3 integers"
+    ):
+        CNN(1, 8, 10, widths=[8, 8])
+    with pytest.raises(InputError, match=r"backbone\.widths=0: must be an integer"):
+        ResNet18(1, 8, 10, widths=[0] * 12)
+    with pytest.raises(InputError, match=r"backbone\.widths=8: must be a list"):
+        VGG11BN(1, 8, 10, widths=8)
     with pytest.raises(InputError, match=r"backbone\.norm_init=half.*'uniform', 'ones'"):
         ResNet20(1, 8, 10, norm_init="half")
     with pytest.raises(InputError, match=r"backbone\.hidden_widths=0"):

@@ -10,14 +10,14 @@ import torch
 
 import memfold
 from memfold.strategies import compression_of
-from strategies.cases import SHARING, STRATEGIES
+from strategies.cases import ANY_MODULE, SHARING, STRATEGIES, ratio_of
 from strategies.models import MODELS, build, make_input
 
 
-def compressed(strategy, model_name, ratio=0.4):
+def compressed(strategy, model_name, ratio=None):
     model = build(model_name)
-    ratio = {} if strategy == "dense" else {"ratio": ratio}
-    return memfold.compress(model, strategy, seed=7, **ratio, **STRATEGIES[strategy])
+    options = ratio_of(strategy) if ratio is None else {"ratio": ratio}
+    return memfold.compress(model, strategy, seed=7, **options, **STRATEGIES[strategy])
 
 
 def class_name(module):
@@ -33,7 +33,7 @@ def model_name(request):
     return request.param
 
 
-@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+@pytest.mark.parametrize("strategy", ANY_MODULE)
 def test_trains_copies_and_densifies(strategy, model_name):
     plain = build(model_name)
     model = compressed(strategy, model_name)
@@ -67,7 +67,7 @@ def test_trains_copies_and_densifies(strategy, model_name):
         torch.testing.assert_close(outputs(model, model_name), after, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+@pytest.mark.parametrize("strategy", ANY_MODULE)
 def test_state_dict_and_artifact_carry_the_function(strategy, model_name, tmp_path):
     model = compressed(strategy, model_name)
     expected = outputs(model, model_name)
@@ -83,7 +83,7 @@ def test_state_dict_and_artifact_carry_the_function(strategy, model_name, tmp_pa
         other,
         strategy,
         seed=7,
-        **({} if strategy == "dense" else {"ratio": 0.4}),
+        **ratio_of(strategy),
         **STRATEGIES[strategy],
     )
     other.load_state_dict(torch.load(buffer, weights_only=True))

@@ -1,9 +1,10 @@
-"""Backbones for `backbone=custom`."""
+"""Backbones for `backbone=custom`, and a callback."""
 
 import os
 import signal
 
 import torch
+from lightning.pytorch import Callback, Trainer
 from torch import nn
 
 
@@ -60,3 +61,15 @@ class DiesOnRankOne(InfiniteOnRankOne):
         if self.num_calls >= 3:
             os.kill(os.getpid(), signal.SIGKILL)
         return logits
+
+
+class KillInRound(Callback):
+    """Ends its process at a step of the second round of a run."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        is_second = trainer.callback_metrics.get("round") == 1.0
+        if is_second and trainer.global_step == self.step and trainer.is_global_zero:
+            os.kill(os.getpid(), signal.SIGKILL)

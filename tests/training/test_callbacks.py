@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from memfold.errors import InputError
-from memfold.training.callbacks import EpochSeeds, FiniteLoss, MemoryMetrics, StepTimer
+from memfold.training.callbacks import FiniteLoss, MemoryMetrics, StepSeeds, StepTimer
 from memfold.training.loggers import MetricsFile
 from memfold.training.quiet import hush_libraries
 
@@ -72,11 +72,11 @@ class Draws(Callback):
         self.numbers.append(float(torch.rand(())))
 
 
-def test_draws_of_an_epoch_depend_on_the_seed_alone(tmp_path: Path) -> None:
+def test_draws_of_a_step_depend_on_the_seed_alone(tmp_path: Path) -> None:
     runs = []
     for seed, global_seed in ((5, 1), (5, 2), (6, 1)):
         draws = Draws()
-        fit(tmp_path, Regression(), EpochSeeds(seed), draws, seed=global_seed)
+        fit(tmp_path, Regression(), StepSeeds(seed), draws, seed=global_seed)
         runs.append(draws.numbers)
     assert runs[0] == runs[1] != runs[2]
     assert len(set(runs[0])) == 4

@@ -58,7 +58,7 @@ def test_tensorboard_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def missing(*args: object, **kwargs: object) -> None:
         raise ModuleNotFoundError("No module named 'tensorboard'")
 
-    monkeypatch.setattr("memfold.training.loggers.TensorBoardLogger", missing)
+    monkeypatch.setattr("memfold.training.loggers._TensorBoardFiles", missing)
     with pytest.raises(InputError, match=r"memfold\[tensorboard\]"):
         tensorboard_logger(tmp_path, "name", [])
 

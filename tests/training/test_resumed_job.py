@@ -128,6 +128,37 @@ def test_interrupted_extension_is_finished(folder: Path, monkeypatch: pytest.Mon
         run_small(folder, f"resume={folder}", "trainer.max_epochs=3")
 
 
+def test_a_run_goes_on_in_mid_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = [
+        *(text for text in SMALL if text != "backbone=mlp"),
+        "backbone=custom",
+        "backbone.target=training.networks.DropoutNet",
+        "data.batch_size=128",
+        "data.crop_padding=1",
+        "scheduler=one_cycle",
+        "trainer.max_epochs=3",
+        "+callbacks.last_checkpoint.every_n_train_steps=7",
+    ]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(compose_job(whole, *overrides))
+    original = Classification.training_step
+
+    def training_step(self: Classification, *arguments: Any) -> Any:
+        if self.trainer.global_step == 18:
+            raise RuntimeError("power cut")
+        return original(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classification, "training_step", training_step)
+        with pytest.raises(RuntimeError, match="power cut"):
+            run(compose_job(cut, *overrides))
+    last = torch.load(cut / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (last["global_step"], last["epoch"]) == (14, 1)
+    run(compose_job(cut, *overrides, f"resume={cut}"))
+    artifacts = [(folder / "model.safetensors").read_bytes() for folder in (whole, cut)]
+    assert artifacts[0] == artifacts[1]
+
+
 def test_one_process_at_a_time(folder: Path) -> None:
     with locked(folder), pytest.raises(InputError, match=f"{folder} is in use by another process"):
         run_small(folder, f"resume={folder}", "trainer.max_epochs=2")

@@ -1,18 +1,39 @@
 """What the backbones share when they set their first weights and check their options."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import nn
 
 from memfold.errors import InputError
 
-__all__ = ["check_positive", "initialise"]
+__all__ = ["check_positive", "check_widths", "initialise"]
 
 
 def check_positive(option: str, value: int) -> None:
     """Raise InputError unless the option `backbone.<option>` is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InputError(f"backbone.{option}={value}: must be an integer of at least 1")
+
+
+def check_widths(option: str, widths: Sequence[int], count: int | None = None) -> tuple[int, ...]:
+    """Return the widths as a tuple.
+
+    Args:
+        option: `backbone.<option>`, for the message.
+        widths: One per layer whose width is free.
+        count: How many there must be; `None` for any number.
+
+    Raises:
+        InputError: They are no list, too many or too few, or not all integers of at least 1.
+    """
+    if not isinstance(widths, Sequence) or isinstance(widths, str):
+        raise InputError(f"backbone.{option}={widths}: must be a list such as [256,256]")
+    if count is not None and len(widths) != count:
+        raise InputError(f"backbone.{option}={list(widths)}: must be a list of {count} integers")
+    for width in widths:
+        check_positive(option, width)
+    return tuple(widths)
 
 
 def initialise(

@@ -5,14 +5,16 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from memfold.backbones.initialisation import check_positive, initialise
-from memfold.errors import InputError
+from memfold.backbones.initialisation import check_positive, check_widths, initialise
 
 __all__ = ["MLP"]
 
 
 class MLP(nn.Module):
     """Linear layers with ReLU between them, Kaiming normal weights, zero biases."""
+
+    widths: tuple[int, ...]
+    """Outputs of each hidden layer."""
 
     def __init__(
         self,
@@ -37,14 +39,10 @@ class MLP(nn.Module):
         """
         super().__init__()
         check_positive("width", width)
-        if isinstance(hidden_widths, str | int):
-            raise InputError(
-                f"backbone.hidden_widths={hidden_widths}: must be a list such as [256,256]"
-            )
-        hidden = [width, width] if hidden_widths is None else list(hidden_widths)
-        for hidden_width in hidden:
-            check_positive("hidden_widths", hidden_width)
-        widths = [in_channels * image_size**2, *hidden]
+        hidden = [width, width] if hidden_widths is None else hidden_widths
+        self.widths = check_widths("hidden_widths", hidden)
+        self._facts = (in_channels, image_size, num_classes)
+        widths = [in_channels * image_size**2, *self.widths]
         self.hidden = nn.Sequential()
         for num_inputs, num_outputs in pairwise(widths):
             self.hidden.append(nn.Linear(num_inputs, num_outputs))
@@ -55,3 +53,7 @@ class MLP(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to logits (B, num_classes)."""
         return self.head(self.hidden(images.flatten(1)))
+
+    def with_widths(self, widths: Sequence[int]) -> "MLP":
+        """Build a fresh network for the same data with these hidden `widths`."""
+        return MLP(*self._facts, hidden_widths=widths)

@@ -5,6 +5,7 @@ padded ones, and with BatchNorm weights that start uniform in (0, 1), as in the 
 "In defense of parameter sharing for model-compression" (arXiv 2310.11611) and in open_lth.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 from memfold.backbones.initialisation import check_positive, initialise
@@ -26,6 +27,7 @@ class ResNet20(ResidualNetwork):
         num_classes: int,
         *,
         width: int = 16,
+        widths: Sequence[int] | None = None,
         norm_init: Literal["uniform", "ones"] = "uniform",
     ) -> None:
         """Build the network.
@@ -35,15 +37,28 @@ class ResNet20(ResidualNetwork):
             image_size: Height and width of an image, in pixels; any size gives the same network.
             num_classes: Outputs.
             width: Channels of the first stage; the others have 2 and 4 times as many.
+            widths: Channels of the 3 stages and then of the first convolution of the 9 blocks
+                instead.
             norm_init: First BatchNorm weights: "uniform" in (0, 1), or "ones".
 
         Raises:
-            InputError: `width` is not an integer of at least 1, or `norm_init` is unknown.
+            InputError: A width is not an integer of at least 1, there are not 12 `widths`, or
+                `norm_init` is unknown.
         """
         check_positive("width", width)
         if norm_init not in _NORM_INITS:
             raise InputError(f"backbone.norm_init={norm_init}: must be one of {_NORM_INITS}")
         super().__init__(
-            in_channels, num_classes, stage_widths=(width, 2 * width, 4 * width), num_blocks=3
+            in_channels,
+            num_classes,
+            stage_widths=(width, 2 * width, 4 * width),
+            num_blocks=3,
+            widths=widths,
         )
+        self._facts = (in_channels, image_size, num_classes)
+        self._norm_init: Literal["uniform", "ones"] = norm_init
         initialise(self, norm_weight=norm_init)
+
+    def with_widths(self, widths: Sequence[int]) -> "ResNet20":
+        """Build a fresh network for the same data and options with these `widths`."""
+        return ResNet20(*self._facts, widths=widths, norm_init=self._norm_init)

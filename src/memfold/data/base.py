@@ -2,8 +2,9 @@
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
@@ -25,6 +26,8 @@ from memfold.seeding import derive_seed
 __all__ = ["ImageDataModule"]
 
 log = logging.getLogger(__name__)
+
+_SCORING_BATCH_SIZE = 128
 
 
 class ImageDataModule(pl.LightningDataModule, ABC):
@@ -110,6 +113,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self._test_file: ImageSet | None = None
         self._train_samples = torch.empty(0, dtype=torch.int64)
         self._val_samples = torch.empty(0, dtype=torch.int64)
+        self._train_loader: TrainingLoader | None = None
+        self._resume_at: dict[str, Any] | None = None
         self._mean = torch.tensor(self.mean)
         self._std = torch.tensor(self.std)
 
@@ -175,12 +180,28 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             rank=rank,
             world_size=world_size,
         )
-        return TrainingLoader(
+        self._train_loader = TrainingLoader(
             _loaded(self._train_file, "fit"),
             self._train_samples,
             sampler,
             crop_padding=self.crop_padding,
         )
+        if self._resume_at is not None:
+            self._train_loader.load_state_dict(self._resume_at)
+            self._resume_at = None
+        return self._train_loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place in the training set, for a checkpoint."""
+        return {} if self._train_loader is None else self._train_loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the next training loader go on from the place in a checkpoint.
+
+        Lightning tells the loader itself, but too late where a task has asked for the number of
+        steps before the checkpoint is restored.
+        """
+        self._resume_at = state_dict
 
     def val_dataloader(self) -> EvaluationLoader:
         """Return this process's share of the validation set."""
@@ -190,6 +211,25 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """Return this process's share of the test set."""
         test_file = _loaded(self._test_file, "test")
         return self._evaluation_loader(test_file, torch.arange(len(test_file)))
+
+    def scoring_batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the training set once, normalised but not augmented, in a random order.
+
+        The same on every rank, whatever the batch size of training: what is scored on these
+        batches does not depend on the number of processes. Files are prepared when they have to be.
+
+        Args:
+            seed: Of the order.
+        """
+        if self._train_file is None:
+            self.prepare_data()
+            self.setup("fit")
+        generator = torch.Generator().manual_seed(derive_seed(seed, "scoring-batches"))
+        order = torch.randperm(len(self._train_samples), generator=generator)
+        samples = self._train_samples[order]
+        sampler = EvaluationSampler(len(samples), _SCORING_BATCH_SIZE, rank=0, world_size=1)
+        for batch in EvaluationLoader(_loaded(self._train_file, "fit"), samples, sampler):
+            yield self.on_after_batch_transfer(batch)
 
     def on_after_batch_transfer(
         self, batch: tuple[Tensor, ...], dataloader_idx: int = 0

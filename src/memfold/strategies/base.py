@@ -117,6 +117,10 @@ class Compression(ABC):
     def index_tensors(self) -> dict[str, Tensor]:
         """What an artifact stores beside the values: `index_bytes` bytes in all."""
 
+    def dense_shapes(self) -> dict[str, torch.Size]:
+        """Shapes in the dense model of untouched tensors that have another one here."""
+        return {}
+
     def structure(self) -> dict[str, Tensor]:
         """Tensors that say where the values belong, when that is not a function of the seed."""
         return {}

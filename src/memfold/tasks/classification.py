@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
 from memfold.errors import InputError
+from memfold.tasks.distillation import Distillation
 
 __all__ = ["Classification"]
 
@@ -24,6 +25,7 @@ SchedulerFactory = Callable[..., LRScheduler]
 class Classification(LightningModule):
     """Cross-entropy and top-1 accuracy of any network that maps images to logits.
 
+    With a teacher, the training loss is a mixture of the cross-entropy and the distillation loss.
     Metrics are means over all images of an epoch and over all ranks.
     """
 
@@ -34,6 +36,7 @@ class Classification(LightningModule):
         scheduler: SchedulerFactory,
         num_classes: int,
         label_smoothing: float = 0.0,
+        distillation: Distillation | None = None,
     ) -> None:
         """Take over a network that is ready to be trained.
 
@@ -45,6 +48,7 @@ class Classification(LightningModule):
             num_classes: Number of classes.
             label_smoothing: Share of the target spread over all classes, in [0, 1); in the
                 training loss only.
+            distillation: The teacher, in training only; it stays outside of this module.
 
         Raises:
             InputError: `label_smoothing` is out of range.
@@ -63,6 +67,9 @@ class Classification(LightningModule):
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._label_smoothing = label_smoothing
+        self._distillation = distillation
+        self.metric_prefix = ""
+        """Before the name of every metric of an evaluation; to evaluate the network in a variant."""
         self.accuracy = nn.ModuleDict(
             {
                 f"{split}_accuracy": MulticlassAccuracy(
@@ -82,7 +89,7 @@ class Classification(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch of images (B, C, H, W) and labels (B,)."""
-        return self._step("train", batch, self._label_smoothing)
+        return self._step("train", batch, self._label_smoothing, self._distillation)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count loss and accuracy on the validation split."""
@@ -107,16 +114,32 @@ class Classification(LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
-    def _step(self, split: str, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which teacher the run has: one that is resumed must have the same."""
+        if self._distillation is not None:
+            checkpoint["teacher"] = self._distillation.fingerprint
+
+    def _step(
+        self,
+        split: str,
+        batch: Batch,
+        label_smoothing: float = 0.0,
+        distillation: Distillation | None = None,
+    ) -> Tensor:
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(labels)}
+        if distillation is not None:
+            distill_loss = distillation.loss(images, logits)
+            self.log(f"{split}/distill_loss", distill_loss, sync_dist=True, **options)
+            loss = distillation.mix(loss, distill_loss)
         accuracy: Any = self.accuracy[f"{split}_accuracy"]
         with torch.no_grad():
             accuracy.update(logits, labels)
-        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(labels)}
-        self.log(f"{split}/loss", loss, sync_dist=True, prog_bar=split == "train", **options)
-        self.log(f"{split}/acc", accuracy, prog_bar=split == "val", **options)
+        name = f"{self.metric_prefix}{split}"
+        self.log(f"{name}/loss", loss, sync_dist=True, prog_bar=split == "train", **options)
+        self.log(f"{name}/acc", accuracy, prog_bar=split == "val", **options)
         return loss
 
 

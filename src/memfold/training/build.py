@@ -2,29 +2,32 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import lightning
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.nn import functional as F
 from torch.optim import Optimizer
 
 import memfold
 from memfold.data.base import ImageDataModule
 from memfold.errors import InputError
 from memfold.memory import Footprint
-from memfold.strategies import Strategy
+from memfold.strategies import Strategy, compression_of
+from memfold.strategies.rounds import rounds_of
 from memfold.training.callbacks import (
     EpochLog,
-    EpochSeeds,
     FiniteLoss,
     MemoryMetrics,
+    StepSeeds,
     StepTimer,
 )
 from memfold.training.checkpoint_io import AtomicCheckpointIO
@@ -33,9 +36,24 @@ from memfold.training.instantiate import instantiate
 from memfold.training.loggers import MetricsFile
 from memfold.training.processes import is_rank_zero
 from memfold.training.resume import StartingPoint, read_checkpoint
+from memfold.training.rounds import RoundFolder, RoundTracker
 from memfold.training.run_folder import LAST_CHECKPOINT, read_result
+from memfold.training.structure import Structure
+from memfold.training.teacher import (
+    describe_distillation,
+    load_distillation,
+    refuse_other_teacher,
+)
 
-__all__ = ["Experiment", "build", "build_network", "plain_config"]
+__all__ = [
+    "Experiment",
+    "build",
+    "build_backbone",
+    "build_network",
+    "next_round",
+    "plain_config",
+    "read_run_checkpoint",
+]
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +78,10 @@ class Experiment:
     """Of the backbone before compression, each tensor once."""
     footprint: Footprint
     start: StartingPoint
+    rounds: RoundTracker | None
+    """`None` for a run of one round."""
+    distill: dict[str, Any] | None
+    """The teacher and its weight, for the result."""
 
 
 def build(cfg: DictConfig, folder: Path) -> Experiment:
@@ -81,13 +103,13 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
     check_config(config)
     data: ImageDataModule = instantiate(config["data"], "data")
     memory, timer = MemoryMetrics(), StepTimer()
-    watchers = [memory, timer, EpochSeeds(config["seed"]), FiniteLoss(), EpochLog()]
-    trainer = _build_trainer(config, folder, watchers)
+    trainer = _build_trainer(config, folder, _watchers(config, data, memory, timer))
     if is_rank_zero():
         # The other ranks do it in fit, after a barrier: their peak is not reported.
         data.prepare_data()
         data.setup("fit")
     memory.start(trainer.strategy.root_device)
+    distillation = load_distillation(config, data)  # its draws must not move the initial values
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     net, strategy, num_dense_parameters = build_network(config, data)
     task: LightningModule = instantiate(
@@ -97,9 +119,14 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
         optimizer=_optimizer_factory(config["optimizer"]),
         scheduler=instantiate(config["scheduler"], "scheduler").attach,
         num_classes=data.num_classes,
+        **({} if distillation is None else {"distillation": distillation}),
     )
     start = _starting_point(config, folder, task)
+    rounds = _track_rounds(net, folder, trainer)
+    refuse_other_teacher(config, start, distillation)
     counts = memfold.footprint(net)
+    if start.is_new_round and is_rank_zero():
+        RoundFolder(folder).clear()
     trainer.loggers = _build_loggers(config, folder, strategy, counts, start.step)
     return Experiment(
         config=config,
@@ -114,6 +141,42 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
         num_dense_parameters=num_dense_parameters,
         footprint=counts,
         start=start,
+        rounds=rounds,
+        distill=describe_distillation(config),
+    )
+
+
+def next_round(before: Experiment) -> Experiment:
+    """Build what trains the next round, after `before` has been committed: a new Trainer.
+
+    Data, network, task and loggers stay; fit restores the network from the checkpoint.
+    """
+    config, folder = before.config, before.folder
+    before.memory.start_round()
+    timer = StepTimer()
+    trainer = _build_trainer(config, folder, _watchers(config, before.data, before.memory, timer))
+    _hand_over_processes(before.trainer, trainer)
+    rounds = _track_rounds(before.net, folder, trainer)
+    if is_rank_zero():
+        RoundFolder(folder).clear()
+    trainer.loggers = [MetricsFile(folder), *before.trainer.loggers[1:]]
+    checkpoint = RoundFolder(folder).start
+    start = StartingPoint(checkpoint, is_new_round=True)
+    return replace(before, trainer=trainer, timer=timer, rounds=rounds, start=start)
+
+
+def build_backbone(config: dict[str, Any], data: ImageDataModule) -> nn.Module:
+    """Build the dense backbone for `data`.
+
+    Raises:
+        InputError: It refuses its options.
+    """
+    return instantiate(
+        config["backbone"],
+        "backbone",
+        in_channels=data.num_channels,
+        image_size=data.image_size,
+        num_classes=data.num_classes,
     )
 
 
@@ -127,15 +190,10 @@ def build_network(config: dict[str, Any], data: ImageDataModule) -> tuple[nn.Mod
         InputError: Backbone or strategy refuse their options, or do not fit each other.
     """
     strategy: Strategy = instantiate(config["compression"], "compression")
-    net: nn.Module = instantiate(
-        config["backbone"],
-        "backbone",
-        in_channels=data.num_channels,
-        image_size=data.image_size,
-        num_classes=data.num_classes,
-    )
+    net = build_backbone(config, data)
     num_dense_parameters = sum(parameter.numel() for parameter in net.parameters())
-    memfold.compress(net, strategy)
+    batches = data.scoring_batches(config["seed"])  # read by the strategies that look at data
+    memfold.compress(net, strategy, data=batches, loss=F.cross_entropy)
     return net, strategy, num_dense_parameters
 
 
@@ -149,6 +207,42 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(config, dict)
     config.pop("hydra", None)
     return {str(key): value for key, value in config.items()}
+
+
+def read_run_checkpoint(path: Path, task: LightningModule) -> StartingPoint:
+    """Check that `task` can be restored from the checkpoint at `path`; see `read_checkpoint`."""
+    net = task.net
+    assert isinstance(net, nn.Module)
+    compression = compression_of(net)
+    # A structure that is in the checkpoint decides how many values there are.
+    has_structure = compression is not None and compression.structure()
+    names = compression.owned_names() if compression is not None and has_structure else ()
+    return read_checkpoint(path, task.state_dict(), {f"net.{name}" for name in names})
+
+
+def _watchers(
+    config: dict[str, Any], data: ImageDataModule, memory: MemoryMetrics, timer: StepTimer
+) -> list[Callback]:
+    structure = Structure((data.num_channels, data.image_size, data.image_size))
+    return [memory, timer, structure, StepSeeds(config["seed"]), FiniteLoss(), EpochLog()]
+
+
+def _track_rounds(net: nn.Module, folder: Path, trainer: Trainer) -> RoundTracker | None:
+    rounds = rounds_of(net)
+    if rounds is None:
+        return None
+    tracker = RoundTracker(rounds, RoundFolder(folder))
+    callbacks: list[Callback] = trainer.callbacks  # pyright: ignore
+    saving = [i for i, c in enumerate(callbacks) if isinstance(c, Checkpoint)]
+    callbacks.insert(saving[0] if saving else len(callbacks), tracker)
+    return tracker
+
+
+def _hand_over_processes(before: Trainer, after: Trainer) -> None:
+    """Let `after` stop the processes that `before` has started for the other ranks."""
+    old, new = before.strategy.launcher, after.strategy.launcher
+    if isinstance(old, _SubprocessScriptLauncher) and isinstance(new, _SubprocessScriptLauncher):
+        new.procs = old.procs
 
 
 def _configured_callbacks(config: dict[str, Any]) -> list[Callback]:
@@ -177,16 +271,22 @@ def _optimizer_factory(config: dict[str, Any]) -> Callable[[Any], Optimizer]:
 def _starting_point(config: dict[str, Any], folder: Path, task: LightningModule) -> StartingPoint:
     if config["resume"] is None:
         return StartingPoint()
-    checkpoint = folder / LAST_CHECKPOINT
-    if not checkpoint.exists():
+    start = _newest_start(folder, task)
+    if start.checkpoint is None:
         log.warning("%s has no checkpoint yet: the run starts from the beginning", folder)
-        return StartingPoint()
-    start = read_checkpoint(checkpoint, task.state_dict())
+        return start
     epochs, result = config["trainer"]["max_epochs"], read_result(folder)
-    if result.get("status") == "completed" and result.get("epochs") == epochs:
+    if start.max_epochs is not None and epochs != start.max_epochs:
         raise InputError(
-            f"resume={folder}: the run is completed; trainer.max_epochs={epochs} must be above "
-            f"{epochs} to train it further"
+            f"resume={folder}: trainer.max_epochs is {start.max_epochs} in that run, not {epochs}; "
+            "a run of several rounds keeps it (start a new run for another value)"
+        )
+    if result.get("status") == "completed" and result.get("epochs") == epochs:
+        longer = f"trainer.max_epochs={epochs} must be above {epochs} to train it further"
+        several = "a run of several rounds cannot be trained further"
+        raise InputError(
+            f"resume={folder}: the run is completed; "
+            + (longer if start.max_epochs is None else several)
         )
     if epochs < start.num_epochs:
         raise InputError(
@@ -196,6 +296,17 @@ def _starting_point(config: dict[str, Any], folder: Path, task: LightningModule)
     return start
 
 
+def _newest_start(folder: Path, task: LightningModule) -> StartingPoint:
+    rounds, checkpoint = RoundFolder(folder), folder / LAST_CHECKPOINT
+    if checkpoint.exists():
+        start = read_run_checkpoint(checkpoint, task)
+        if start.round == rounds.number:
+            return start
+    if rounds.start is None:
+        return StartingPoint()
+    return replace(read_run_checkpoint(rounds.start, task), is_new_round=True)
+
+
 def _build_loggers(
     config: dict[str, Any],
     folder: Path,
@@ -203,7 +314,9 @@ def _build_loggers(
     counts: Footprint,
     first_step: int,
 ) -> list[Logger]:
-    ratio = [] if strategy.name == "dense" else [f"{counts.ratio:.3g}"]
+    # A run of several rounds starts dense: its name says what was asked for.
+    ratio = counts.ratio if counts.ratio < 1 or strategy.ratio is None else strategy.ratio
+    ratio = [] if strategy.name == "dense" else [f"{ratio:.3g}"]
     backbone = HydraConfig.get().runtime.choices["backbone"]
     name = "-".join([backbone, strategy.name, *ratio, f"s{config['seed']}"])
     further = instantiate({"tags": [], **config["logger"]}, "logger", folder=folder, run_name=name)

@@ -24,11 +24,11 @@ from memfold.seeding import derive_seed
 
 __all__ = [
     "EpochLog",
-    "EpochSeeds",
     "FiniteLoss",
     "MemoryMetrics",
     "RunCheckpoint",
     "RunProgressBar",
+    "StepSeeds",
     "StepTimer",
 ]
 
@@ -42,28 +42,10 @@ class EpochLog(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log every metric of the epoch."""
+        metrics = sorted(trainer.callback_metrics.items())  # on all ranks: reading reduces them
         if trainer.is_global_zero:
-            metrics = sorted(trainer.callback_metrics.items())
             text = ", ".join(f"{key} {float(value):.4g}" for key, value in metrics)
             log.info("epoch %d, step %d: %s", trainer.current_epoch, trainer.global_step, text)
-
-
-class EpochSeeds(Callback):
-    """Seed the global generators anew at every epoch, from seed, epoch and rank.
-
-    Dropout and the like then draw the same numbers in an epoch whether or not the run was
-    interrupted before it.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Seed torch, NumPy and Python."""
-        seed = derive_seed(self._seed, "epoch", trainer.current_epoch, trainer.global_rank)
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
 
 
 class FiniteLoss(Callback):
@@ -137,6 +119,10 @@ class MemoryMetrics(Callback):
         self._meter = PeakMeter(device)
         self._meter.start()
 
+    def start_round(self) -> None:
+        """Count and log again what depends on the structure; the peak is that of all rounds."""
+        self._train_state_bytes = None
+
     def measure(self, net: nn.Module) -> dict[str, int | float | None]:
         """Return all counts so far; the train state is `None` before the first optimizer step."""
         counts = footprint(net)
@@ -154,7 +140,7 @@ class MemoryMetrics(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what is known before the first step; a resumed run has logged it."""
-        if trainer.global_step > 0:
+        if self._train_state_bytes is not None:
             return
         later = ("train_state_bytes", "peak_bytes")
         counts = self.measure(_network(pl_module))
@@ -224,6 +210,30 @@ class RunProgressBar(RichProgressBar):
         return metrics
 
 
+class StepSeeds(Callback):
+    """Seed the global generators anew for every batch, from seed, epoch, batch and rank.
+
+    Dropout and the like then draw the same numbers for a batch wherever training started.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Seed torch, NumPy and Python."""
+        place = (trainer.current_epoch, batch_idx, trainer.global_rank)
+        seed = derive_seed(self._seed, "step", *place)
+        if pl_module.device.type == "cpu":
+            # torch.manual_seed looks at accelerators too: a tenth of a small network's step.
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+
+
 class StepTimer(Callback):
     """Measure the time from one training step to the next, and of the whole fit."""
 
@@ -248,8 +258,8 @@ class StepTimer(Callback):
         }
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self._fit_start = time.perf_counter()
+        """Start the clock; training that starts in mid-epoch has no start of an epoch."""
+        self._fit_start = self._step_start = time.perf_counter()
         self._world_size = trainer.world_size
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

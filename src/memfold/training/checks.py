@@ -19,7 +19,16 @@ GROUPS = (
     "logger",
     "callbacks",
 )
-_SINGLE_KEYS = ("ratio", "budget_bytes", "seed", "resume", "test_checkpoint", "extras")
+_SINGLE_KEYS = (
+    "ratio",
+    "budget_bytes",
+    "artifact",
+    "distill",
+    "seed",
+    "resume",
+    "test_checkpoint",
+    "extras",
+)
 _MAX_SEED = 2**32 - 1  # NumPy's limit
 
 
@@ -72,6 +81,10 @@ def _is_null_or_positive(value: Any) -> bool:
     return value is None or (_is_number(value) and value > 0)
 
 
+def _is_distill(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"teacher", "temperature", "weight"}
+
+
 _ABSENT = object()
 _NOT_NEGATIVE = "a number of at least 0"
 _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
@@ -81,6 +94,14 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda v: _is_whole(v) and 0 <= v <= _MAX_SEED,
         f"a whole number from 0 to {_MAX_SEED}",
     ),
+    ("distill", _is_distill, "teacher: ..., temperature: ..., weight: ... and nothing else"),
+    (
+        "distill.teacher",
+        lambda v: v is None or (isinstance(v, str) and v != ""),
+        "a run folder or null",
+    ),
+    ("distill.temperature", lambda v: _is_number(v) and v > 0, "a number above 0"),
+    ("distill.weight", lambda v: _is_number(v) and 0 <= v <= 1, "a number in [0, 1]"),
     ("test_checkpoint", lambda v: v in ("last", "best"), "last or best"),
     ("trainer.max_epochs", _is_count, "a whole number above 0"),
     ("trainer.accumulate_grad_batches", _is_count, "a whole number above 0"),

@@ -17,13 +17,21 @@ from omegaconf import DictConfig, OmegaConf
 
 import memfold
 from memfold.errors import InputError
-from memfold.training.build import Experiment, build, plain_config
+from memfold.strategies import compression_of
+from memfold.training.build import (
+    Experiment,
+    build,
+    build_backbone,
+    next_round,
+    plain_config,
+    read_run_checkpoint,
+)
 from memfold.training.checks import check_config
 from memfold.training.loggers import close_wandb
 from memfold.training.processes import is_rank_zero
 from memfold.training.quiet import hush_libraries
 from memfold.training.result import ResultFile, describe_job
-from memfold.training.resume import read_checkpoint
+from memfold.training.rounds import total_of
 from memfold.training.run_folder import (
     ARTIFACT,
     HYDRA_FOLDER,
@@ -81,8 +89,9 @@ def _run_locked(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             log.info("%s", facts["command"])
         experiment = build(cfg, folder)
         result_file.add(_describe_built(experiment, facts))
-        _fit(experiment, cfg)
-        result_file.add(_finish(experiment))
+        _announce(experiment)
+        result_file.add(_train(experiment, cfg, result_file))
+        result_file.add(_describe_built(experiment, facts))  # rounds change the counts
         result = result_file.complete()
         completed = True
     except SIGTERMException:
@@ -107,12 +116,35 @@ def _run_locked(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     return result
 
 
-def _fit(experiment: Experiment, cfg: DictConfig) -> None:
+def _announce(experiment: Experiment) -> None:
     if is_rank_zero():
         log.info("%s: %s", experiment.folder, experiment.strategy.to_dict())
         log.info("%s", experiment.footprint)
     for logger in experiment.trainer.loggers:
         logger.log_hyperparams(experiment.config)
+
+
+def _train(experiment: Experiment, cfg: DictConfig, result_file: ResultFile) -> dict[str, Any]:
+    """Train all rounds that are left, of which there is one for most strategies."""
+    while True:
+        rounds = experiment.rounds
+        earlier = [] if rounds is None else rounds.folder.results()
+        if rounds is not None:
+            result_file.add({"rounds": earlier})
+            result_file.begin()
+        _fit(experiment, cfg)
+        begin = None if rounds is None else rounds.decide()
+        result = _finish(experiment)
+        if rounds is None or begin is None:
+            results = [*earlier, result]
+            return total_of(results) | ({} if rounds is None else {"rounds": results})
+        if is_rank_zero():
+            rounds.folder.commit(result, rounds.rewound(begin, experiment.trainer))
+        experiment.trainer.strategy.barrier()
+        experiment = next_round(experiment)
+
+
+def _fit(experiment: Experiment, cfg: DictConfig) -> None:
     if cfg.resume is not None:
         # Only now has the checkpoint been restored; a failure before leaves .hydra as it is.
         record = LambdaCallback(on_train_start=lambda *_: _record_overrides(cfg, experiment.folder))
@@ -135,7 +167,7 @@ def _fit(experiment: Experiment, cfg: DictConfig) -> None:
 
 
 def _finish(experiment: Experiment) -> dict[str, Any]:
-    """Save the artifact, test once, and collect what goes into the result."""
+    """Save the artifact, test once, and collect what goes into the result of a round."""
     trainer, task, data = experiment.trainer, experiment.task, experiment.data
     memory = experiment.memory.measure(experiment.net)  # before the test set is read
     num_epochs = max(trainer.current_epoch, experiment.start.num_epochs)
@@ -150,7 +182,7 @@ def _finish(experiment: Experiment) -> dict[str, Any]:
     if use_best and (best is None or not best.best_model_path):
         raise InputError("test_checkpoint=best needs a callback that keeps the best of a metric")
     if use_best and best is not None:
-        read_checkpoint(Path(best.best_model_path), task.state_dict())
+        read_run_checkpoint(Path(best.best_model_path), task)
         checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
         task.load_state_dict(checkpoint["state_dict"])
     # Saved first: a damaged test set loses no trained weights.
@@ -165,12 +197,38 @@ def _finish(experiment: Experiment) -> dict[str, Any]:
             )
     trainer.test(task, datamodule=data, verbose=False)
     metrics |= _metrics(trainer)
+    if experiment.strategy.bits != 32:
+        metrics |= _evaluate_artifact(experiment)
+    rounds, counts = experiment.rounds, memfold.footprint(experiment.net)
+    first_step = 0 if rounds is None else rounds.first_step
     return {
+        "round": 0 if rounds is None else rounds.number,
+        "ratio": counts.ratio,
+        "num_values": counts.num_values,
+        "first_step": first_step,
+        "steps": trainer.global_step - first_step,
         "epochs": num_epochs,
         "metrics": metrics,
         "memory": memory,
         "time": experiment.timer.metrics,
     }
+
+
+def _evaluate_artifact(experiment: Experiment) -> dict[str, float]:
+    """Measure what the artifact itself, with its values in fewer bits, is worth."""
+    trainer, task = experiment.trainer, experiment.task
+    trainer.strategy.barrier()  # rank 0 has written it
+    packed = build_backbone(experiment.config, experiment.data)
+    memfold.load(experiment.folder / ARTIFACT, packed)
+    metrics = {}
+    task.net, task.metric_prefix = packed, "packed/"
+    try:
+        for evaluate in (trainer.validate, trainer.test):
+            evaluate(task, datamodule=experiment.data, verbose=False)
+            metrics |= _metrics(trainer)
+    finally:
+        task.net, task.metric_prefix = experiment.net, ""
+    return metrics
 
 
 def _best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
@@ -183,13 +241,15 @@ def _metrics(trainer: Trainer) -> dict[str, float]:
 
 
 def _describe_built(experiment: Experiment, facts: dict[str, Any]) -> dict[str, Any]:
-    counts, device = experiment.footprint, experiment.trainer.strategy.root_device
-    options = experiment.strategy.to_dict()
+    counts = memfold.footprint(experiment.net)
+    device = experiment.trainer.strategy.root_device
+    options, compression = experiment.strategy.to_dict(), compression_of(experiment.net)
     return {
         "compression": {
             **options,
             "ratio": counts.ratio,
             "requested_ratio": options["ratio"],
+            "index_format": compression.index_format if compression is not None else None,
         },
         "parameters": {
             "dense": experiment.num_dense_parameters,
@@ -197,6 +257,7 @@ def _describe_built(experiment: Experiment, facts: dict[str, Any]) -> dict[str, 
             "trained": sum(p.numel() for p in experiment.net.parameters() if p.requires_grad),
         },
         "test_checkpoint": experiment.config["test_checkpoint"],
+        "distill": experiment.distill,
         "environment": {
             **facts["environment"],
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

@@ -18,12 +18,33 @@ from memfold.training.processes import is_rank_zero
 from memfold.training.run_folder import METRICS, write_text_atomically, writing
 
 __all__ = [
+    "ContinuedSteps",
     "MetricsFile",
     "close_wandb",
     "no_further_logger",
     "tensorboard_logger",
     "wandb_logger",
 ]
+
+
+class ContinuedSteps(Logger):
+    """What logs all rounds of a run: its axis is the optimizer steps of all of them."""
+
+    earlier_steps = 0
+    """What to add to the step of the round that is trained."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Log at the step of the whole run."""
+        step = None if step is None else step + self.earlier_steps
+        super().log_metrics(metrics, step)  # pyright: ignore[reportAbstractUsage]
+
+
+class _WandbRun(ContinuedSteps, WandbLogger):
+    pass
+
+
+class _TensorBoardFiles(ContinuedSteps, TensorBoardLogger):
+    pass
 
 
 class MetricsFile(Logger):
@@ -117,7 +138,7 @@ def tensorboard_logger(folder: Path, run_name: str, tags: list[str]) -> Logger:
         InputError: TensorBoard is not installed.
     """
     try:
-        return TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
+        return _TensorBoardFiles(folder, name="", version="tensorboard", default_hp_metric=False)
     except ModuleNotFoundError as error:
         raise InputError(
             "logger=tensorboard needs the extra tensorboard: pip install 'memfold[tensorboard]'"
@@ -154,7 +175,7 @@ def wandb_logger(
     if mode not in modes:
         raise InputError(f"logger.mode must be one of {', '.join(modes)} or null, got {mode!r}")
     if not is_rank_zero():
-        return WandbLogger(project=project)  # a stand-in: only rank 0 starts a run
+        return _WandbRun(project=project)  # a stand-in: only rank 0 starts a run
     try:
         run = wandb.init(
             project=project,
@@ -174,7 +195,7 @@ def wandb_logger(
     # The count of log calls, W&B's own x-axis, means nothing.
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return WandbLogger(experiment=run, save_dir=folder, project=project)
+    return _WandbRun(experiment=run, save_dir=folder, project=project)
 
 
 def close_wandb(*, failed: bool) -> str | None:

@@ -83,7 +83,9 @@ def describe_job(cfg: DictConfig) -> dict[str, Any]:
         "task": choices.get("task"),
         "environment": {**describe_environment(), "device": None, "world_size": None},
         # Known when the run is completed; a failed one has the keys too.
+        "distill": None,
         "epochs": None,
+        "training": None,
         "metrics": None,
         "parameters": None,
         "memory": None,

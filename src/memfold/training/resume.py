@@ -2,7 +2,7 @@
 
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,14 @@ class StartingPoint:
     """Optimizer steps done before."""
     num_epochs: int = 0
     """Epochs done before."""
+    teacher: str | None = None
+    """Fingerprint of the teacher that the run learns from; `None` when it has none."""
+    round: int = 0
+    """The round that the checkpoint is of."""
+    max_epochs: int | None = None
+    """Epochs of every round, where a run has several; they cannot change."""
+    is_new_round: bool = False
+    """Whether a later round starts here, with nothing of its own logged or saved yet."""
 
 
 def expand_arguments(arguments: Sequence[str]) -> list[str]:
@@ -82,12 +90,15 @@ def quote_value(text: str) -> str:
     return QuotedString(text=text.replace("${", r"\${"), quote=Quote.single).with_quotes()
 
 
-def read_checkpoint(path: Path, expected: Mapping[str, object]) -> StartingPoint:
+def read_checkpoint(
+    path: Path, expected: Mapping[str, object], resizable: Collection[str] = ()
+) -> StartingPoint:
     """Check that Lightning can resume from the checkpoint at `path`.
 
     Args:
         path: An existing file.
         expected: The state dict of the module that is to be resumed: name -> tensor.
+        resizable: Names of tensors whose shape the checkpoint decides.
 
     Returns:
         The checkpoint and how far it is.
@@ -130,13 +141,21 @@ def read_checkpoint(path: Path, expected: Mapping[str, object]) -> StartingPoint
         )
     for name, tensor in expected.items():
         shapes = [tuple(getattr(value, "shape", ())) for value in (found[name], tensor)]
-        if shapes[0] != shapes[1]:
+        if shapes[0] != shapes[1] and name not in resizable:
             raise InputError(
                 f"resume: {path} belongs to another model: {name} has shape {shapes[0]}, "
                 f"this model needs {shapes[1]}"
             )
+    place = checkpoint.get("round", {})
     # Checkpoints are written at the end of an epoch, before Lightning counts it.
-    return StartingPoint(path, int(checkpoint["global_step"]), int(checkpoint["epoch"]) + 1)
+    return StartingPoint(
+        path,
+        int(checkpoint["global_step"]),
+        int(checkpoint["epoch"]) + 1,
+        checkpoint.get("teacher"),
+        place.get("number", 0),
+        place.get("max_epochs"),
+    )
 
 
 def _is_override(argument: str) -> bool:

@@ -17,6 +17,7 @@ __all__ = [
     "LOCK",
     "METRICS",
     "RESULT",
+    "ROUNDS",
     "locked",
     "read_result",
     "refuse_used_folder",
@@ -31,6 +32,7 @@ RESULT = "result.json"
 METRICS = "metrics.csv"
 ARTIFACT = "model.safetensors"
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
+ROUNDS = "rounds"
 LOCK = ".lock"
 
 
@@ -92,7 +94,8 @@ def refuse_used_folder(folder: Path, key: str = "hydra.run.dir") -> None:
             f"{key}={folder} holds a completed run; choose another folder, "
             "or train it further with resume= and a larger trainer.max_epochs"
         )
-    if (folder / LAST_CHECKPOINT).exists():
+    # Between two rounds a run has no checkpoint of its own.
+    if (folder / LAST_CHECKPOINT).exists() or (folder / ROUNDS / "0").exists():
         raise InputError(
             f"{key}={folder} holds an unfinished run; continue it with resume={folder}, "
             "or choose another folder"

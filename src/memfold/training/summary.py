@@ -34,6 +34,9 @@ def print_summary(result: dict[str, Any], folder: str) -> None:
         "time": f"{times['fit_seconds']:.1f} s"
         + (f", {1000 * times['step_seconds']:.1f} ms a step" if times["step_seconds"] else ""),
     }
+    training = result["training"]
+    if training["rounds"] > 1:
+        rows["trained"] = f"{training['rounds']} rounds, {training['epochs']:.4g} epochs in all"
     for name, value in rows.items():
         table.add_row(name, value)
     console = Console()

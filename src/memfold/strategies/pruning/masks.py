@@ -1,54 +1,135 @@
-"""Which weights stay: exact counts, deterministic ties."""
+"""Which weights stay: exact counts, and of equal scores the first."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["keep_counts", "keep_largest", "schedule_counts", "shuffle_mask"]
+__all__ = ["Ranking", "keep_counts", "keep_largest", "schedule_counts", "shuffle_mask"]
 
 
-def keep_counts(scores: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
-    """Keep the `counts[i]` largest scores of tensor i; of equal scores the first stay."""
-    masks = []
-    for score, count in zip(scores, counts, strict=True):
-        order = score.reshape(-1).sort(descending=True, stable=True).indices
-        mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
-        mask[order[:count]] = True
-        masks.append(mask.view(score.shape))
-    return masks
+class Ranking:
+    """Scores in the order in which they stay: sorted once, cut at any count.
+
+    Memory: 8 bytes per score and, while sorting, one more copy of the scores.
+    """
+
+    def __init__(
+        self, scores: Sequence[Tensor], *, scope: Literal["global", "layer"] = "global"
+    ) -> None:
+        """Sort the scores.
+
+        Args:
+            scores: One tensor per weight, on one device; infinite is allowed, NaN is not.
+            scope: Whether all scores compete (`global`), or each tensor keeps the same share
+                (`layer`).
+        """
+        self._shapes = [score.shape for score in scores]
+        self._sizes = [score.numel() for score in scores]
+        self._is_global = scope == "global"
+        flat = [score.detach().reshape(-1) for score in scores]
+        groups = [torch.cat(flat)] if self._is_global else flat
+        self._orders = [_order(group) for group in groups]
+
+    def counts(self, count: int) -> list[int]:
+        """Return how many of each tensor stay when `count` do in all."""
+        if not self._is_global:
+            return _equal_shares(self._sizes, count)
+        kept = self._orders[0][:count]
+        ends = torch.tensor(self._sizes, device=kept.device).cumsum(0)
+        owners = torch.bucketize(kept, ends, right=True)
+        return owners.bincount(minlength=len(self._sizes)).tolist()
+
+    def masks(self, count: int) -> list[Tensor]:
+        """Return bool tensors of the scores' shapes: True at the `count` that stay."""
+        assert 0 <= count <= sum(self._sizes)
+        if self._is_global:
+            parts = _mask(self._orders[0], count).split(self._sizes)
+        else:
+            counts = _equal_shares(self._sizes, count)
+            parts = [_mask(order, n) for order, n in zip(self._orders, counts, strict=True)]
+        return [part.reshape(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
 
 def keep_largest(
     scores: Sequence[Tensor], count: int, *, scope: Literal["global", "layer"] = "global"
 ) -> list[Tensor]:
-    """Keep `count` weights in all."""
-    if scope == "layer":
-        total = sum(score.numel() for score in scores)
-        exact = [count * score.numel() / total for score in scores]
-        counts = [int(share) for share in exact]
-        rest = sorted(range(len(exact)), key=lambda i: (counts[i] - exact[i], i))
-        for i in rest[: count - sum(counts)]:
-            counts[i] += 1
-        return keep_counts(scores, counts)
-    flat = torch.cat([score.reshape(-1) for score in scores])
-    mask = keep_counts([flat], [count])[0]
-    parts = mask.split([score.numel() for score in scores])
-    return [part.view(score.shape) for part, score in zip(parts, scores, strict=True)]
+    """Keep exactly the `count` largest scores; of equal ones the first, in the order given.
+
+    Args:
+        scores: One tensor per weight, on one device, without NaN.
+        count: How many stay, in all tensors together.
+        scope: `global`: all scores compete. `layer`: each tensor keeps the same share of its
+            scores, up to one; what rounding leaves goes to the largest remainders.
+
+    Returns:
+        Bool tensors of the scores' shapes, on their device.
+    """
+    return Ranking(scores, scope=scope).masks(count)
 
 
-def schedule_counts(total: int, count: int, rounds: int, schedule: str) -> list[int]:
-    """Return how many weights stay after each round; the last one is `count`."""
-    shares = [(t + 1) / rounds for t in range(rounds)]
-    if schedule == "exponential":
-        counts = [round(total * (count / total) ** share) for share in shares]
-    else:
-        counts = [round(total - (total - count) * share) for share in shares]
-    return [*counts[:-1], count]
+def keep_counts(scores: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+    """Keep exactly the `counts[l]` largest scores of tensor l; of equal ones the first.
+
+    Returns:
+        Bool tensors of the scores' shapes, on their devices.
+    """
+    masks = []
+    for score, count in zip(scores, counts, strict=True):
+        assert 0 <= count <= score.numel()
+        masks.append(_mask(_order(score.detach().reshape(-1)), count).view(score.shape))
+    return masks
 
 
 def shuffle_mask(mask: Tensor, generator: torch.Generator) -> Tensor:
-    """Permute a mask at random."""
+    """Permute a mask at random; the number of kept entries stays.
+
+    Args:
+        mask: Any shape and device.
+        generator: On the CPU, so that every device gives the same mask.
+    """
     order = torch.randperm(mask.numel(), generator=generator).to(mask.device)
     return mask.reshape(-1)[order].view(mask.shape)
+
+
+def schedule_counts(
+    total: int, count: int, rounds: int, schedule: Literal["exponential", "linear"]
+) -> list[int]:
+    """Return how many weights are left after each of `rounds` rounds.
+
+    After round t = 1..T: total (count / total)^(t/T), or total - (total - count) t / T, rounded.
+    The numbers never grow, and the last is `count`.
+    """
+    assert 0 <= count <= total
+    assert rounds >= 1
+    shares = [t / rounds for t in range(1, rounds)]
+    if schedule == "exponential":
+        left = [round(total * (count / total) ** share) for share in shares]
+    else:
+        left = [round(total - (total - count) * share) for share in shares]
+    left.append(count)
+    assert all(after <= before for before, after in pairwise([total, *left]))
+    return left
+
+
+def _order(flat: Tensor) -> Tensor:
+    return flat.sort(descending=True, stable=True).indices
+
+
+def _mask(order: Tensor, count: int) -> Tensor:
+    mask = torch.zeros(len(order), dtype=torch.bool, device=order.device)
+    mask[order[:count]] = True
+    return mask
+
+
+def _equal_shares(sizes: Sequence[int], count: int) -> list[int]:
+    """Split `count` in proportion to `sizes`, in whole numbers by largest remainder."""
+    total = sum(sizes)
+    pairs = [divmod(count * size, total) for size in sizes]
+    counts = [share for share, _ in pairs]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: (-pairs[i][1], i))
+    for i in by_remainder[: count - sum(counts)]:
+        counts[i] += 1
+    return counts

@@ -101,8 +101,8 @@ class SparseWeights(ComputedWeights):
 
         Args:
             masks: Bool tensor of each weight's shape.
-            optimizer: Its state for the values (momentum, moments) moves along: zero for
-                positions that are new.
+            optimizer: Its state for the values (momentum, moments) moves along, as gradients
+                do: zero for positions that are new.
         """
         changed = False
         for index, mask in enumerate(masks):
@@ -115,7 +115,7 @@ class SparseWeights(ComputedWeights):
 
     def watch_gradients(self, watch: bool) -> None:
         """Sum up the gradients of the dense weights from now on, or drop them."""
-        self._gradients = [None] * len(self.shapes) if watch else None
+        self._gradients = [None for _ in self.shapes] if watch else None
 
     def dense_gradients(self) -> list[Tensor] | None:
         """Return this process's summed gradients of the dense weights.
@@ -234,8 +234,9 @@ class SparseWeights(ComputedWeights):
                 if isinstance(entry, Tensor) and entry.shape == values.shape:
                     state[key] = moved(entry)
         # The same parameter object: optimizers and DDP go on knowing it.
+        gradient, values.grad = values.grad, None
         values.data = moved(values.data)
-        values.grad = None
+        values.grad = None if gradient is None else moved(gradient)
         self.positions[index] = new
 
     def _fingerprint(self) -> int:

@@ -1,0 +1,1 @@
+"""Strategies that write a weight as a product of smaller tensors."""

@@ -1,0 +1,386 @@
+"""Low rank: a weight matrix is the product of two thin ones, which are trained.
+
+Mikhail Khodak, Neil Tenenholtz, Lester Mackey and Nicolo Fusi, "Initialization and regularization
+of factorized neural layers", ICLR 2021, arXiv 2105.01029.
+
+    W = U V^T                                  U: rows x r,  V: columns x r
+    U = U_r sqrt(S_r),  V = V_r sqrt(S_r)      at first: the r largest singular values of W
+    lambda / 2 |U V^T|_F^2                     in place of weight decay (Frobenius decay)
+
+What shrinks: parameters, gradients, optimizer state, what DDP reduces. What does not: activations
+and operations, because the dense weight is built for every pass.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, isfinite
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from memfold.errors import InputError
+from memfold.quantisation import max_numel, packed_bytes
+from memfold.seeding import derive_seed
+from memfold.strategies.accounting import storage_key, tensor_bytes
+from memfold.strategies.base import (
+    DEFAULT_RATIO,
+    Compression,
+    Context,
+    Strategy,
+    check_replaceable,
+    set_number,
+)
+from memfold.strategies.computed_weights import ComputedWeights
+from memfold.strategies.factoring.matrices import (
+    WHOLE,
+    Rule,
+    allocate_ranks,
+    frobenius_gradient,
+    largest_rank,
+    matrix_of,
+    matrix_shape,
+    num_values_at,
+    spectral_factors,
+    weight_of,
+)
+from memfold.strategies.selection import CompressibleWeight
+
+__all__ = ["LowRank", "LowRankWeights"]
+
+_VALUES = "factor_values"
+_RANKS = "factor_ranks"
+_RANK_BYTES = torch.int32.itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank(Strategy, name="low_rank"):
+    """Train the factors of every weight matrix, with ranks that use up the budget."""
+
+    ranks: Rule = "equal"
+    """The same rank for all matrices, so that none is a bottleneck for the others, or one in
+    proportion to the full rank, as in the paper (which leaves first and last layers dense)."""
+    frobenius_decay: float | None = None
+    """Strength lambda of the decay of U V^T, which then replaces the optimizer's decay of U and V;
+    null takes over the optimizer's weight_decay, 0 leaves the decay of U and V to the optimizer."""
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            InputError: An option is out of range.
+        """
+        super().__post_init__()
+        if self.ranks not in ("equal", "proportional"):
+            raise InputError(f"compression.ranks must be equal or proportional, got {self.ranks!r}")
+        set_number(self, "frobenius_decay", float)
+        decay = self.frobenius_decay
+        if decay is not None and not (isinstance(decay, float) and isfinite(decay) and decay >= 0):
+            raise InputError(
+                f"compression.frobenius_decay must be a number of at least 0 or null, got {decay!r}"
+            )
+
+    def build(
+        self, model: nn.Module, weights: tuple[CompressibleWeight, ...], context: Context
+    ) -> "LowRankWeights":
+        """See `Strategy.build`."""
+        del context
+        check_replaceable(model, weights)
+        low_rank = LowRankWeights(self, model, weights, self._ranks(model, weights))
+        pairs = zip(weights, low_rank.ranks, strict=True)
+        low_rank.attach([self._initial_factors(w, rank) for w, rank in pairs if rank != WHOLE])
+        return low_rank
+
+    def rebuild(
+        self,
+        model: nn.Module,
+        weights: tuple[CompressibleWeight, ...],
+        num_values: int,
+        tensors: Mapping[str, Tensor],
+    ) -> "LowRankWeights":
+        """See `Strategy.rebuild`."""
+        check_replaceable(model, weights)
+        low_rank = LowRankWeights(self, model, weights, _stored_ranks(tensors, weights))
+        if low_rank.num_values != num_values:
+            raise InputError(
+                f"the artifact's {_RANKS} need {low_rank.num_values} values, it has {num_values}"
+            )
+        low_rank.accept(weights, tensors)
+        return low_rank
+
+    def _ranks(self, model: nn.Module, weights: Sequence[CompressibleWeight]) -> list[int]:
+        shapes = [matrix_shape(weight.shape) for weight in weights]
+        total = sum(weight.numel for weight in weights)
+        least = sum(num_values_at(shape, min(1, largest_rank(shape))) for shape in shapes)
+        if self.budget_bytes is not None:
+            values = self._values_in_budget(model, weights, total, least)
+            return allocate_ranks(shapes, values, self.ranks)
+        values = self.target_values(weights)
+        if values < least:
+            ratio = DEFAULT_RATIO if self.ratio is None else self.ratio
+            raise InputError(
+                f"ratio={ratio:g}: low_rank needs at least {least} values, one rank per tensor "
+                f"(ratio {ceil(least / total * 1e6) / 1e6:g})"
+            )
+        return allocate_ranks(shapes, values, self.ranks)
+
+    def _values_in_budget(
+        self, model: nn.Module, weights: Sequence[CompressibleWeight], total: int, least: int
+    ) -> int:
+        assert self.budget_bytes is not None
+        room, itemsize = self.value_room(model, weights), weights[0].tensor.itemsize
+        if packed_bytes(total, self.bits, itemsize) <= room:
+            return total
+        index = len(weights) * _RANK_BYTES
+        values = max_numel(room - index, self.bits, itemsize)
+        if values < least:
+            needed = packed_bytes(least, self.bits, itemsize) + (index if least < total else 0)
+            raise InputError(
+                f"budget_bytes={self.budget_bytes}: low_rank needs at least "
+                f"{self.budget_bytes - room + needed} bytes, one rank per tensor"
+            )
+        return values
+
+    def _initial_factors(self, weight: CompressibleWeight, rank: int) -> tuple[Tensor, Tensor]:
+        tensor = weight.tensor.detach()
+        if not bool(tensor.isfinite().all()):
+            raise InputError(f"{weight.name} has initial weights that are not finite")
+        seed = derive_seed(self.seed, "low_rank", weight.name)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        left, right = spectral_factors(matrix_of(tensor), rank, generator)
+        return left.to(tensor), right.to(tensor)
+
+
+class LowRankWeights(Compression):
+    """Products of parameters `<weight>_left` and `<weight>_right`, beside tensors left whole."""
+
+    def __init__(
+        self,
+        strategy: LowRank,
+        model: nn.Module,
+        weights: tuple[CompressibleWeight, ...],
+        ranks: Sequence[int],
+    ) -> None:
+        """Take note of the ranks; `attach` then replaces the weights.
+
+        Args:
+            strategy: Which one compresses.
+            model: The root module.
+            weights: All compressible weights.
+            ranks: One per weight; `WHOLE` for those that stay dense parameters.
+
+        Raises:
+            InputError: The name of a factor is taken.
+        """
+        super().__init__(strategy, model, weights)
+        self.ranks = list(ranks)
+        self._decay = strategy.frobenius_decay
+        pairs = list(zip(weights, ranks, strict=True))
+        factored = tuple(weight for weight, rank in pairs if rank != WHOLE)
+        self.products = Products(strategy, model, factored)
+        self.products.check_parts()
+        owners = [weight.owners[0] for weight, rank in pairs if rank == WHOLE]
+        self._whole = [(owner.module, owner.attribute) for owner in owners]
+        # Tells the turns of `before_step` apart: what the optimizer still has to do belongs to one.
+        self._turn = 0
+
+    def attach(self, factors: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Replace the weights that are not whole, by these factors (rows, r) and (columns, r)."""
+        self.products.attach([{"left": left, "right": right} for left, right in factors])
+
+    def accept(self, weights: Sequence[CompressibleWeight], tensors: Mapping[str, Tensor]) -> None:
+        """Replace the weights by an artifact's values; the model is unchanged when this raises.
+
+        Raises:
+            InputError: The values are missing or do not fit.
+        """
+        values = tensors.get(_VALUES)
+        if values is None or values.shape != (self.num_values,) or not values.is_floating_point():
+            raise InputError(
+                f"the artifact's {_VALUES} must be {self.num_values} floating-point numbers"
+            )
+        values = values.to(weights[0].tensor.detach())
+        factors = []
+        for weight, rank in zip(weights, self.ranks, strict=True):
+            rows, columns = matrix_shape(weight.shape)
+            if rank == WHOLE:
+                chunk, values = values.tensor_split([weight.numel])
+                weight.tensor.detach().copy_(chunk.view(weight.shape))
+            else:
+                left, right, values = values.tensor_split([rank * rows, rank * (rows + columns)])
+                factors.append((left.view(rows, rank).clone(), right.view(columns, rank).clone()))
+        self.attach(factors)
+
+    @property
+    def num_values(self) -> int:
+        """Numbers in the factors and in the tensors left whole."""
+        pairs = zip(self.shapes, self.ranks, strict=True)
+        return sum(num_values_at(matrix_shape(shape), rank) for shape, rank in pairs)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the factors and of the tensors left whole."""
+        return next(self._tensors()).dtype
+
+    @property
+    def index_bytes(self) -> int:
+        """The ranks, int32; nothing when every tensor is whole."""
+        return tensor_bytes(self.index_tensors().values())
+
+    @property
+    def index_format(self) -> str:
+        """See `Compression.index_format`."""
+        return "ranks" if any(self.ranks) else "none"
+
+    @property
+    def resident_bytes(self) -> int:
+        """Nothing: the shapes of the factors are their ranks."""
+        return 0
+
+    def owned_names(self) -> frozenset[str]:
+        """See `Compression.owned_names`; tied tensors have several names."""
+        whole = {storage_key(getattr(module, attribute)) for module, attribute in self._whole}
+        state = self.model.state_dict(keep_vars=True).items()
+        names = {k for k, v in state if isinstance(v, Tensor) and storage_key(v) in whole}
+        return self.products.owned_names() | names
+
+    def value_tensors(self) -> dict[str, Tensor]:
+        """See `Compression.value_tensors`; one vector: of each weight U and V, or all of it."""
+        return {_VALUES: torch.cat([tensor.detach().reshape(-1) for tensor in self._tensors()])}
+
+    def index_tensors(self) -> dict[str, Tensor]:
+        """See `Compression.index_tensors`."""
+        return {_RANKS: torch.tensor(self.ranks, dtype=torch.int32)} if any(self.ranks) else {}
+
+    def check_places(self) -> None:
+        """See `Compression.check_places`."""
+        self.products.check_places()
+        modules = set(self.model.modules())
+        if any(module not in modules for module, _ in self._whole):
+            raise InputError("a module was replaced after the model was compressed")
+
+    def restore_dense(self) -> None:
+        """See `Compression.restore_dense`; tensors left whole are dense parameters already."""
+        self.products.restore_dense()
+
+    @torch.no_grad()
+    def before_step(self, optimizer: Optimizer, step: int, total_steps: int) -> None:
+        """Let the optimizer's step decay U V^T in place of U and V.
+
+        What the optimizer is going to add to the gradient of U, weight_decay U, is subtracted
+        there, and lambda U V^T V is added. An optimizer with decoupled decay (AdamW) will instead
+        subtract lr weight_decay U from U itself; after its step, U is corrected by the difference
+        to lr lambda U V^T V, with the factors that the gradients belong to. Factors without a
+        gradient, which the optimizer skips, are left alone. Neither the optimizer's groups nor its
+        state change, so that checkpoints are those of a plain training.
+        """
+        del step, total_steps
+        self._turn += 1
+        if self._decay == 0:
+            return
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        later: list[tuple[Tensor, Tensor]] = []
+        for pair in self.products.pairs():
+            for factor, other in (pair, pair[::-1]):
+                group = groups.get(id(factor))
+                if group is None or factor.grad is None:
+                    continue
+                removed = group.get("weight_decay", 0)
+                added = removed if self._decay is None else self._decay
+                wide = torch.promote_types(factor.dtype, torch.float32)
+                gradient = frobenius_gradient(factor.to(wide), other.to(wide))
+                change = added * gradient - removed * factor
+                if _is_decoupled(optimizer, group):
+                    later.append((factor, change * -group["lr"]))
+                else:
+                    factor.grad.add_(change)
+        if later:
+            self._after_step(optimizer, later)
+
+    def _after_step(self, optimizer: Optimizer, changes: list[tuple[Tensor, Tensor]]) -> None:
+        turn = self._turn
+
+        def apply(*_: object) -> None:
+            handle.remove()
+            # A step may be skipped (mixed precision, not finite): its changes are then too old.
+            if turn == self._turn:
+                with torch.no_grad():
+                    for factor, change in changes:
+                        factor.add_(change)
+
+        handle = optimizer.register_step_post_hook(apply)
+
+    def _tensors(self) -> Iterator[nn.Parameter]:
+        pairs, whole = self.products.pairs(), iter(self._whole)
+        for rank in self.ranks:
+            if rank == WHOLE:
+                module, attribute = next(whole)
+                yield getattr(module, attribute)
+            else:
+                yield from next(pairs)
+
+
+class Products(ComputedWeights):
+    """The weights that are products, and nothing else of the model."""
+
+    def pairs(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+        """Yield U (rows, r) and V (columns, r) of each weight."""
+        for index in range(len(self.names)):
+            yield self.part(index, "left"), self.part(index, "right")
+
+    def part_names(self) -> tuple[str, ...]:
+        """See `ComputedWeights.part_names`."""
+        return ("left", "right")
+
+    def weight(self, index: int) -> Tensor:
+        """Compute dense weight number `index`, in the dtype of its factors."""
+        left, right = self.part(index, "left"), self.part(index, "right")
+        # As a dense parameter, it takes part in mixed precision where it is used.
+        with torch.autocast(left.device.type, enabled=False):
+            return weight_of(left @ right.T, self.shapes[index])
+
+    @property
+    def num_values(self) -> int:
+        """Numbers in all factors."""
+        return sum(left.numel() + right.numel() for left, right in self.pairs())
+
+    @property
+    def index_bytes(self) -> int:
+        """Nothing: see `LowRankWeights`."""
+        return 0
+
+    @property
+    def index_format(self) -> str:
+        """Nothing: see `LowRankWeights`."""
+        return "none"
+
+    def value_tensors(self) -> dict[str, Tensor]:
+        """See `Compression.value_tensors`."""
+        names = [f"{name}_{part}" for name in self.names for part in self.part_names()]
+        return dict(zip(names, (t.detach() for pair in self.pairs() for t in pair), strict=True))
+
+    def index_tensors(self) -> dict[str, Tensor]:
+        """Nothing: see `LowRankWeights`."""
+        return {}
+
+
+def _is_decoupled(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
+    """Whether the decay of a group acts on the parameters themselves, beside the gradient."""
+    return isinstance(optimizer, AdamW) or bool(group.get("decoupled_weight_decay", False))
+
+
+def _stored_ranks(
+    tensors: Mapping[str, Tensor], weights: Sequence[CompressibleWeight]
+) -> list[int]:
+    """Read an artifact's ranks; without them, every tensor is whole."""
+    ranks = tensors.get(_RANKS)
+    if ranks is None:
+        return [WHOLE] * len(weights)
+    if ranks.dtype != torch.int32 or ranks.shape != (len(weights),):
+        raise InputError(f"the artifact's {_RANKS} must be {len(weights)} int32 numbers")
+    for weight, rank in zip(weights, ranks.tolist(), strict=True):
+        largest = largest_rank(matrix_shape(weight.shape))
+        if not 0 <= rank <= largest:
+            raise InputError(f"{weight.name}: rank {rank} in the artifact is not in 0..{largest}")
+    return ranks.tolist()

@@ -1,0 +1,248 @@
+"""Dynamic sparse training: the network starts sparse, and its connections move while it trains.
+
+Every layer keeps its number of weights n_l over the whole training. At every `update_every`-th
+optimizer step t, until `end` of the training, the k = floor(f_t n_l) kept weights nearest to zero
+are dropped, and k places that are not kept grow. Just-dropped ones may grow again, with the value
+they had; all others start at exactly 0, with a momentum of 0. What grows, and what else happens in
+that step, is up to the method.
+
+    f_t = fraction                                      decay = constant
+    f_t = fraction / 2 (1 + cos(pi t / T_end))          decay = cosine, T_end = end * total steps
+
+Of equal weights the first in index order stays, of equal growth scores the first one grows: all
+ranks and a resumed run decide the same.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import cos, floor, pi
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from memfold.errors import InputError
+from memfold.seeding import derive_seed
+from memfold.strategies.base import Context, check_replaceable, set_number
+from memfold.strategies.pruning.base import SparseStrategy
+from memfold.strategies.pruning.densities import DISTRIBUTIONS, Distribution, layer_counts
+from memfold.strategies.pruning.masks import keep_counts
+from memfold.strategies.pruning.sparse_weights import SparseWeights, masks_of
+from memfold.strategies.selection import CompressibleWeight
+
+__all__ = ["Decay", "DynamicStrategy", "DynamicWeights"]
+
+Decay = Literal["cosine", "constant"]
+
+_DUE = "update_due"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicStrategy(SparseStrategy):
+    """Train with random connections, and replace the weakest now and then."""
+
+    density: Distribution = "erk"
+    """Density of a layer: the same for all, or Erdos-Renyi without or with the kernel's size."""
+    dense_first: bool = False
+    """Keep the first tensor whole; the others then share the rest of the budget."""
+    update_every: int = 100
+    """Optimizer steps from one update to the next."""
+    fraction: float = 0.3
+    """Share of a layer's weights that an update replaces, at first; in [0, 1]."""
+    decay: Decay = "cosine"
+    """How that share falls: to 0 along a cosine, or not at all (`constant`)."""
+    end: float = 0.75
+    """Part of the training after which nothing is replaced any more; in [0, 1]."""
+
+    watches_gradients: ClassVar[bool] = False
+    """Whether growth needs the gradients of the dense weights."""
+    skips_step: ClassVar[bool] = False
+    """Whether the optimizer's step has no effect when connections are replaced."""
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            InputError: An option is out of range.
+        """
+        super().__post_init__()
+        set_number(self, "update_every", int)
+        for key, allowed in (("density", DISTRIBUTIONS), ("decay", get_args(Decay))):
+            if getattr(self, key) not in allowed:
+                raise InputError(
+                    f"compression.{key} must be one of {', '.join(allowed)}, "
+                    f"got {getattr(self, key)!r}"
+                )
+        if not isinstance(self.dense_first, bool):
+            raise InputError(
+                f"compression.dense_first must be true or false, got {self.dense_first!r}"
+            )
+        if type(self.update_every) is not int or self.update_every < 1:
+            raise InputError(
+                "compression.update_every must be a whole number of at least 1, "
+                f"got {self.update_every!r}"
+            )
+        for key in ("fraction", "end"):
+            set_number(self, key, float)
+            value = getattr(self, key)
+            if type(value) is not float or not 0 <= value <= 1:
+                raise InputError(f"compression.{key} must be a number in [0, 1], got {value!r}")
+
+    @abstractmethod
+    def growth_scores(self, sparse: "DynamicWeights", step: int) -> Iterable[Tensor] | None:
+        """Score every entry of every weight, at least 0: those not kept with the largest grow.
+
+        Args:
+            sparse: The weights as they are now.
+            step: Optimizer steps done so far.
+
+        Returns:
+            A tensor of each weight's shape; `None` when this step cannot tell, and the next one
+            has to try again.
+        """
+
+    def fraction_at(self, step: int, total_steps: int) -> float:
+        """Return f_t, the share of a layer's weights that an update in this step replaces."""
+        end = self.end * total_steps
+        if step >= end:
+            return 0.0
+        if self.decay == "constant":
+            return self.fraction
+        return self.fraction / 2 * (1 + cos(pi * step / end))
+
+    def build(
+        self, model: nn.Module, weights: tuple[CompressibleWeight, ...], context: Context
+    ) -> "DynamicWeights":
+        """See `Strategy.build`."""
+        del context
+        check_replaceable(model, weights)
+        shapes = [weight.shape for weight in weights]
+
+        def counts_for(total: int) -> list[int]:
+            return layer_counts(shapes, total, self.density, dense_first=self.dense_first)
+
+        # A whole first layer and one weight in each other are the least that can be split; the
+        # search for the budget asks for less.
+        least = shapes[0].numel() + len(shapes) - 1 if self.dense_first else 1
+        count = self.kept_count(model, weights, lambda total: counts_for(max(total, least)))
+        counts = counts_for(count)
+        masks = [self._draw_mask(w, n) for w, n in zip(weights, counts, strict=True)]
+        sparse = DynamicWeights(self, model, weights, masks)
+        sparse.check_parts()
+        sparse.keep([weight.tensor for weight in weights])
+        return sparse
+
+    def rebuild(
+        self,
+        model: nn.Module,
+        weights: tuple[CompressibleWeight, ...],
+        num_values: int,
+        tensors: Mapping[str, Tensor],
+    ) -> "DynamicWeights":
+        """See `Strategy.rebuild`."""
+        check_replaceable(model, weights)
+        masks = masks_of(tensors, [weight.shape for weight in weights])
+        sparse = DynamicWeights(self, model, weights, masks)
+        if sparse.num_values != num_values:
+            raise InputError(f"the artifact keeps {sparse.num_values} values, not {num_values}")
+        sparse.check_parts()
+        like = weights[0].tensor
+        values = [v.to(device=like.device, dtype=like.dtype) for v in sparse.split(tensors)]
+        sparse.attach([{"values": v} for v in values])
+        return sparse
+
+    def _draw_mask(self, weight: CompressibleWeight, count: int) -> Tensor:
+        """Keep `count` entries at random, whatever the values are."""
+        generator = torch.Generator("cpu").manual_seed(derive_seed(self.seed, "mask", weight.name))
+        mask = torch.zeros(weight.numel, dtype=torch.bool)
+        mask[torch.randperm(weight.numel, generator=generator)[:count]] = True
+        return mask.view(weight.shape).to(weight.tensor.device)
+
+
+class DynamicWeights(SparseWeights):
+    """Sparse weights whose positions change between the backward pass and the optimizer's step."""
+
+    def __init__(
+        self,
+        strategy: DynamicStrategy,
+        model: nn.Module,
+        weights: tuple[CompressibleWeight, ...],
+        masks: Sequence[Tensor],
+    ) -> None:
+        """See `SparseWeights`."""
+        super().__init__(strategy, model, weights, masks)
+        self.rules = strategy
+        # Belongs to the coming optimizer step. An update that could not be made stays due, and a
+        # checkpoint remembers it.
+        self._due = False
+
+    def prepare_step(self, step: int, total_steps: int) -> None:
+        """Watch the dense gradients if an update is due in this step and needs them."""
+        self._set_due(self._is_due(step, total_steps))
+
+    def before_step(self, optimizer: Optimizer, step: int, total_steps: int) -> None:
+        """Replace connections if an update is due."""
+        self._due = self._is_due(step, total_steps)
+        scores = self.rules.growth_scores(self, step) if self._due else None
+        if scores is None:
+            return
+        self.set_masks(self._updated(scores, self._moves(step, total_steps)), optimizer)
+        self._due = False
+        if self.rules.skips_step:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+
+    def index_tensors(self) -> dict[str, Tensor]:
+        """See `Compression.index_tensors`; an artifact has no step to come."""
+        return super().structure()
+
+    def structure(self) -> dict[str, Tensor]:
+        """See `Compression.structure`: also whether the coming step has to update it."""
+        return {**super().structure(), _DUE: torch.tensor(self._due)}
+
+    def adopt(self, structure: Mapping[str, Tensor]) -> None:
+        """See `Compression.adopt`.
+
+        Raises:
+            InputError: The structure is damaged, or of other weights.
+        """
+        due = structure.get(_DUE)
+        if due is None or due.dtype != torch.bool or due.numel() != 1:
+            raise InputError(f"{_DUE} must be one truth value")
+        super().adopt(structure)
+        self._set_due(bool(due))
+
+    def _set_due(self, due: bool) -> None:
+        self._due = due
+        if self.rules.watches_gradients:
+            self.watch_gradients(due)
+
+    def _is_due(self, step: int, total_steps: int) -> bool:
+        on_schedule = step > 0 and step % self.rules.update_every == 0
+        return (on_schedule or self._due) and any(self._moves(step, total_steps))
+
+    def _moves(self, step: int, total_steps: int) -> list[int]:
+        """Return how many weights of each layer are replaced; in a dense one nothing can be."""
+        fraction = self.rules.fraction_at(step, total_steps)
+        return [
+            floor(fraction * count) if count < shape.numel() else 0
+            for count, shape in zip(self.counts, self.shapes, strict=True)
+        ]
+
+    @torch.no_grad()
+    def _updated(self, scores: Iterable[Tensor], moves: Sequence[int]) -> list[Tensor]:
+        masks = self.masks()
+        for index, (score, move) in enumerate(zip(scores, moves, strict=True)):
+            if move == 0:
+                continue
+            size = self.values(index).abs()
+            (stays,) = keep_counts([size], [len(size) - move])
+            kept = torch.zeros_like(masks[index].view(-1))
+            kept[self._positions_on(index, kept.device)[stays]] = True
+            free = score.to(kept.device).reshape(-1).masked_fill(kept, -1)
+            (grown,) = keep_counts([free], [move])
+            masks[index] = (kept | grown).view(masks[index].shape)
+        return masks

@@ -1,0 +1,55 @@
+"""GraSP: keep the weights whose removal would hurt the flow of gradients most.
+
+Chaoqi Wang, Guodong Zhang and Roger Grosse, "Picking winning tickets before training by preserving
+gradient flow", ICLR 2020, arXiv 2002.07376. The score is theta (H g): removing weight q changes the
+squared gradient norm by -2 theta_q (H g)_q in first order. Gradient g and Hessian H are those of
+the mean loss over `num_samples` samples, with logits divided by `temperature`, in evaluation mode.
+
+What shrinks: parameters, gradients, optimizer state, what DDP reduces, artifacts. What does not:
+activations, operations. Scoring differentiates twice: two to three times the activations of a
+training step.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+from torch import Tensor, nn
+
+from memfold.errors import InputError
+from memfold.strategies.base import Context, set_number
+from memfold.strategies.pruning.sampled import SampledPruning
+from memfold.strategies.pruning.scoring import grasp_scores, take_samples
+from memfold.strategies.selection import CompressibleWeight
+
+__all__ = ["GraSP"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraSP(SampledPruning, name="grasp"):
+    """The score is theta (H g), with its sign."""
+
+    temperature: float = 200.0
+    """The logits are divided by it while scoring."""
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            InputError: An option is out of range.
+        """
+        super().__post_init__()
+        set_number(self, "temperature", float)
+        value = self.temperature
+        if not (isinstance(value, float) and value > 0 and isfinite(value)):
+            raise InputError(f"compression.temperature must be a number above 0, got {value!r}")
+
+    def scorer(
+        self, model: nn.Module, weights: Sequence[CompressibleWeight], context: Context
+    ) -> Callable[[], list[Tensor]]:
+        """See `PruningAtInit.scorer`."""
+        samples, loss = take_samples(
+            self.name, context.data, context.loss, num_samples=self.num_samples
+        )
+        parameters = {weight.name: weight.tensor for weight in weights}
+        return lambda: grasp_scores(model, parameters, samples, loss, temperature=self.temperature)

@@ -1,0 +1,38 @@
+"""MAG: keep the weights with the largest magnitude |theta| at initialisation.
+
+Among weights that are drawn independently this says nothing about the data: with `scope=global` it
+ranks layers by the scale of their initial weights, and drops wide layers first.
+
+What shrinks: parameters, gradients, optimizer state, what DDP reduces, artifacts. What does not:
+activations, operations.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from memfold.strategies.base import Context
+from memfold.strategies.pruning.base import PruningAtInit
+from memfold.strategies.pruning.scoring import check_scores
+from memfold.strategies.selection import CompressibleWeight
+
+__all__ = ["Magnitude"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Magnitude(PruningAtInit, name="mag"):
+    """The score is |theta|; more rounds give the same mask."""
+
+    def scorer(
+        self, model: nn.Module, weights: Sequence[CompressibleWeight], context: Context
+    ) -> Callable[[], list[Tensor]]:
+        """See `PruningAtInit.scorer`."""
+        del model, context
+
+        def score() -> list[Tensor]:
+            scores = [weight.tensor.detach().abs() for weight in weights]
+            check_scores(self.name, {weight.name: weight.tensor for weight in weights}, scores)
+            return scores
+
+        return score

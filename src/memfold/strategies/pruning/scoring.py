@@ -1,0 +1,295 @@
+"""How much each weight matters before training: SNIP, GraSP and SynFlow.
+
+All three look at a copy of the model in evaluation mode; the model is not touched. What GraSP and
+SynFlow keep are the *largest* scores, as in SNIP.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from memfold.errors import InputError
+from memfold.strategies.pruning.flow import Pipes, ones_like_sample, total_flow
+from memfold.strategies.pruning.replica import replicate, scoring_mode, wide_dtype
+
+__all__ = [
+    "check_scores",
+    "first_input",
+    "grasp_scores",
+    "snip_scores",
+    "synflow_scores",
+    "take_samples",
+]
+
+Batch = tuple[Tensor, Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def snip_scores(
+    model: nn.Module, parameters: Mapping[str, Tensor], samples: Sequence[Batch], loss: Loss
+) -> list[Tensor]:
+    """Score weights by |g theta|, with g the gradient of the mean loss over all samples.
+
+    |g_q theta_q| is what the loss changes, in first order, when weight q is removed. Lee et al.
+    2019, "SNIP", arXiv 1810.02340. How the samples are batched makes no difference.
+
+    Args:
+        model: The dense model, which maps a batch of inputs to what the loss takes.
+        parameters: State-dict name -> parameter of the model.
+        samples: See `take_samples`.
+        loss: (output, target) -> scalar: the mean over the batch.
+
+    Returns:
+        One tensor per parameter, of its shape, float32 or float64.
+
+    Raises:
+        InputError: The loss is no scalar, a score is not finite, or all are zero.
+    """
+    with scoring_mode(model, _device(parameters)):
+        copy, weights = replicate(model, list(parameters.values()), wide_dtype(model))
+        gradients = _mean_gradients(weights, _losses(copy, weights[0], samples, loss, 1.0))
+        scores = [(g * w.detach()).abs() for g, w in zip(gradients, weights, strict=True)]
+    check_scores("snip", parameters, scores)
+    return scores
+
+
+def grasp_scores(
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    samples: Sequence[Batch],
+    loss: Loss,
+    *,
+    temperature: float = 200.0,
+) -> list[Tensor]:
+    """Score weights by theta (H g): gradient and Hessian of the mean loss over all samples.
+
+    Removing weight q changes the squared gradient norm by -2 theta_q (H g)_q in first order, so
+    those with the largest scores stay. Wang et al. 2020, "GraSP", arXiv 2002.07376. How the
+    samples are batched makes no difference.
+
+    Args:
+        model: The dense model; its output must be one tensor.
+        parameters: State-dict name -> parameter of the model.
+        samples: See `take_samples`.
+        loss: (output, target) -> scalar: the mean over the batch.
+        temperature: The outputs (logits) are divided by it.
+
+    Returns:
+        One tensor per parameter, of its shape, float32 or float64.
+
+    Raises:
+        InputError: The loss is no scalar, a score is not finite, or all are zero.
+    """
+    with scoring_mode(model, _device(parameters)):
+        copy, weights = replicate(model, list(parameters.values()), wide_dtype(model))
+
+        def losses() -> Iterator[Tensor]:
+            return _losses(copy, weights[0], samples, loss, temperature)
+
+        gradients = _mean_gradients(weights, losses())
+        products = [torch.zeros_like(weight) for weight in weights]
+        for part in losses():
+            if not part.requires_grad:
+                continue
+            slopes = torch.autograd.grad(part, weights, create_graph=True, allow_unused=True)
+            pairs = zip(gradients, slopes, strict=True)
+            aligned = sum((g * slope).sum() for g, slope in pairs if slope is not None)
+            if isinstance(aligned, Tensor) and aligned.requires_grad:
+                _add_gradients(products, aligned, weights)
+        scores = [hg * w.detach() for hg, w in zip(products, weights, strict=True)]
+    check_scores("grasp", parameters, scores)
+    return scores
+
+
+def synflow_scores(
+    model: nn.Module, parameters: Mapping[str, Tensor], example: Tensor
+) -> list[Tensor]:
+    """Score weights by |theta dR/dtheta|, R = sum of f(1; |theta|): how much flows through each.
+
+    In float64, on the absolute values of all parameters and buffers, for one input of ones.
+    Tanaka et al. 2020, arXiv 2006.05467. Layers in which the flow is not conserved are replaced by
+    those in `memfold.strategies.pruning.flow`.
+
+    Args:
+        model: The dense model.
+        parameters: State-dict name -> parameter of the model.
+        example: A batch of inputs; of floating-point ones only the shape matters.
+
+    Returns:
+        One float64 tensor per parameter, of its shape.
+
+    Raises:
+        InputError: Nothing flows from the input to the output, or R overflows.
+    """
+    device = _device(parameters)
+    with scoring_mode(model, device):
+        copy, weights = replicate(model, list(parameters.values()), torch.float64)
+        _make_positive(copy)
+        with Pipes():
+            flow = total_flow(copy(ones_like_sample(example.to(device))))
+        _check_flow(flow, parameters)
+        gradients = [torch.zeros_like(weight) for weight in weights]
+        if flow.requires_grad:
+            _add_gradients(gradients, flow, weights)
+        scores = [(g * w.detach()).abs() for g, w in zip(gradients, weights, strict=True)]
+    check_scores("synflow", parameters, scores)
+    return scores
+
+
+def take_samples(
+    strategy: str, data: Iterable[Batch] | None, loss: Loss | None, *, num_samples: int
+) -> tuple[list[Batch], Loss]:
+    """Return the first `num_samples` samples as batches, fewer when there are no more.
+
+    Args:
+        strategy: Name of the one that asks.
+        data: Batches of (input, target); read once, no further than needed.
+        loss: What the samples are scored with.
+        num_samples: The last batch is cut to fit.
+
+    Raises:
+        InputError: Data or loss are missing, or the data are empty or of another form.
+    """
+    if data is None or loss is None:
+        raise InputError(
+            f"compression={strategy} needs batches of data and a loss: "
+            "memfold.compress(..., data=..., loss=...)"
+        )
+    batches: list[Batch] = []
+    missing = num_samples
+    if missing > 0:
+        with torch.random.fork_rng(devices=[]):  # a loader draws its order
+            for batch in data:
+                inputs, targets = _checked(strategy, batch)
+                batches.append((inputs[:missing], targets[:missing]))
+                missing -= len(batches[-1][0])
+                if missing <= 0:
+                    break
+    if missing == num_samples:
+        raise InputError(f"compression={strategy}: data= holds no samples")
+    return batches, loss
+
+
+def first_input(strategy: str, data: Iterable[Batch] | None) -> Tensor:
+    """Return one input out of the first batch, shape (1, ...).
+
+    Raises:
+        InputError: There are no data, or they are of another form.
+    """
+    if data is None:
+        raise InputError(
+            f"compression={strategy} needs a batch of data for the shape of an input: "
+            "memfold.compress(..., data=...)"
+        )
+    with torch.random.fork_rng(devices=[]):  # a loader draws its order
+        for batch in data:
+            inputs, _ = _checked(strategy, batch)
+            if len(inputs):
+                return inputs[:1]
+    raise InputError(f"compression={strategy}: data= holds no samples")
+
+
+def check_scores(strategy: str, parameters: Mapping[str, Tensor], scores: Sequence[Tensor]) -> None:
+    """Check that scores say which weights matter.
+
+    Raises:
+        InputError: A score is not finite, or all are zero; the message names the layer.
+    """
+    for name, score in zip(parameters, scores, strict=True):
+        if not score.isfinite().all():
+            raise InputError(
+                f"compression={strategy}: the scores of {name} are not finite; look for infinite "
+                "or NaN weights, inputs and losses"
+            )
+    if not any(score.any() for score in scores):
+        raise InputError(f"compression={strategy}: every score is zero; {_dead_layer(parameters)}")
+
+
+def _dead_layer(parameters: Mapping[str, Tensor]) -> str:
+    """Say why nothing passes."""
+    for name, parameter in parameters.items():
+        if not parameter.any():
+            return (
+                f"{name} has no weights but zeros: initialise or exclude it, or when it was "
+                "pruned in an earlier round, give a larger ratio or compression.scope=layer"
+            )
+    return f"nothing passes from the input through {next(iter(parameters))} to the output"
+
+
+def _check_flow(flow: Tensor, parameters: Mapping[str, Tensor]) -> None:
+    value = flow.item()
+    if value > 0 and flow.isfinite():
+        return
+    if value == 0:
+        reason = _dead_layer(parameters)
+    elif not flow.isfinite():
+        bad = [name for name, p in parameters.items() if not p.isfinite().all()]
+        reason = f"look at the weights of {bad[0]}" if bad else "scale the weights down"
+    else:
+        reason = "the model subtracts or takes logarithms, and needs another strategy"
+    raise InputError(f"compression=synflow: the flow R through the model is {value}; {reason}")
+
+
+@torch.no_grad()
+def _make_positive(copy: nn.Module) -> None:
+    for parameter in copy.parameters():
+        parameter.abs_()
+    for module in copy.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_floating_point():
+                # The -inf of an attention mask keeps its meaning.
+                module._buffers[name] = torch.where(buffer.isinf(), buffer, buffer.abs())
+
+
+def _losses(
+    copy: nn.Module, like: Tensor, samples: Sequence[Batch], loss: Loss, temperature: float
+) -> Iterator[Tensor]:
+    """Yield each batch's loss times its share of the samples; their sum is the mean loss."""
+    total = sum(len(inputs) for inputs, _ in samples)
+    for batch in samples:
+        inputs, targets = (
+            t.to(like.device, like.dtype if t.is_floating_point() else t.dtype) for t in batch
+        )
+        output = copy(inputs)
+        if temperature != 1:
+            if not isinstance(output, Tensor):
+                raise InputError(
+                    f"compression=grasp needs a model with one output tensor, got {type(output)}"
+                )
+            output = output / temperature
+        value = loss(output, targets)
+        if not (isinstance(value, Tensor) and value.numel() == 1):
+            raise InputError("loss= must return a tensor with one element, the mean of the batch")
+        yield value.sum() * (len(inputs) / total)
+
+
+def _mean_gradients(weights: Sequence[Tensor], losses: Iterable[Tensor]) -> list[Tensor]:
+    sums = [torch.zeros_like(weight) for weight in weights]
+    for part in losses:
+        if part.requires_grad:
+            _add_gradients(sums, part, weights)
+    return sums
+
+
+def _add_gradients(sums: Sequence[Tensor], scalar: Tensor, weights: Sequence[Tensor]) -> None:
+    """Add the gradients of `scalar`; a weight that it does not depend on has none."""
+    gradients = torch.autograd.grad(scalar, list(weights), allow_unused=True)
+    for total, gradient in zip(sums, gradients, strict=True):
+        if gradient is not None:
+            total += gradient
+
+
+def _checked(strategy: str, batch: object) -> Batch:
+    if isinstance(batch, list | tuple) and len(batch) == 2:
+        inputs, targets = batch
+        if isinstance(inputs, Tensor) and isinstance(targets, Tensor) and inputs.dim() > 0:
+            return inputs, targets
+    raise InputError(
+        f"compression={strategy}: data= must give batches (input, target) of two tensors, "
+        f"got {type(batch).__name__}"
+    )
+
+
+def _device(parameters: Mapping[str, Tensor]) -> torch.device:
+    return next(iter(parameters.values())).device

@@ -1,0 +1,86 @@
+"""The strategy's part in training: its updates at optimizer steps, and the health of its masks."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import memfold
+from memfold.strategies import compression_of
+from memfold.strategies.pruning.health import measure
+from memfold.strategies.pruning.sparse_weights import SparseWeights
+
+__all__ = ["Structure"]
+
+
+class Structure(Callback):
+    """Give the strategy its turn before every optimizer step, and log what it did.
+
+    Ranks compress on their own before they know each other; here they take over the structure of
+    rank 0, in case rounding made a data-informed score decide otherwise.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+        """Remember what an input looks like.
+
+        Args:
+            image_shape: Channels, height and width.
+        """
+        self._example = torch.ones(2, *image_shape)
+        self._logged_version: int | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Agree on the structure, before DDP and the optimizer know the parameters."""
+        compression = compression_of(_network(pl_module))
+        if stage == "fit" and compression is not None and trainer.world_size > 1:
+            compression.adopt(trainer.strategy.broadcast(compression.structure()))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepare the first step, after a checkpoint has been restored; log the structure."""
+        compression = compression_of(_network(pl_module))
+        if compression is not None:
+            total = int(trainer.estimated_stepping_batches)
+            compression.prepare_step(trainer.global_step, total)
+        self._log(trainer, pl_module)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Let the strategy look at complete gradients; see `memfold.before_step`."""
+        total = int(trainer.estimated_stepping_batches)
+        net = _network(pl_module)
+        memfold.before_step(net, optimizer, step=trainer.global_step, total_steps=total)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: tuple[Tensor, Tensor],
+        batch_idx: int,
+    ) -> None:
+        """Log the structure after a change."""
+        self._log(trainer, pl_module)
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        net = _network(pl_module)
+        compression = compression_of(net)
+        if not isinstance(compression, SparseWeights):
+            return
+        if compression.structure_version == self._logged_version:
+            return
+        self._logged_version = compression.structure_version
+        if trainer.is_global_zero:
+            masks = [mask.cpu() for mask in compression.masks()]
+            dense = memfold.densify(net).cpu()
+            health = measure(compression.names, masks, dense, self._example)
+            for logger in trainer.loggers:
+                logger.log_metrics(health.to_metrics(), step=trainer.global_step)
+
+
+def _network(task: LightningModule) -> nn.Module:
+    net = task.net
+    assert isinstance(net, nn.Module)
+    return net

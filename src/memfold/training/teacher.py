@@ -1,0 +1,125 @@
+"""The teacher of a distilled run: the artifact of a completed run on the same data."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+
+import memfold
+from memfold.data.base import ImageDataModule
+from memfold.errors import InputError
+from memfold.tasks.distillation import Distillation
+from memfold.training.instantiate import instantiate
+from memfold.training.resume import StartingPoint
+from memfold.training.run_folder import ARTIFACT, HYDRA_FOLDER, read_result
+
+__all__ = ["describe_distillation", "load_distillation", "refuse_other_teacher"]
+
+
+def load_distillation(config: dict[str, Any], data: ImageDataModule) -> Distillation | None:
+    """Load the teacher that `distill` names, as a plain dense network.
+
+    Building it draws from the global generators.
+
+    Args:
+        config: The resolved configuration of the run, plain values.
+        data: What the run trains on.
+
+    Returns:
+        `None` when `distill.teacher` is null.
+
+    Raises:
+        InputError: The folder holds no completed run, its artifact cannot be read, or it was
+            trained for something else.
+    """
+    options = config["distill"]
+    if options["teacher"] is None:
+        return None
+    folder = Path(options["teacher"]).expanduser()
+    key = f"distill.teacher={options['teacher']}"
+    _check_completed(folder, key)
+    trained = _read_config(folder / HYDRA_FOLDER / "config.yaml", key)
+    for group in ("data", "task"):
+        found, expected = trained[group], config[group]["_target_"]
+        if found != expected:
+            raise InputError(
+                f"{key} is a teacher of another task: its {group} is {found}, "
+                f"that of this run {expected}"
+            )
+    try:
+        net: nn.Module = instantiate(
+            trained["backbone"],
+            "backbone",
+            in_channels=data.num_channels,
+            image_size=data.image_size,
+            num_classes=data.num_classes,
+        )
+        memfold.load(folder / ARTIFACT, net)
+    except InputError as error:
+        raise InputError(f"{key} cannot be loaded: {error}") from error
+    with (folder / ARTIFACT).open("rb") as file:
+        fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
+    return Distillation(
+        memfold.densify(net),
+        temperature=options["temperature"],
+        weight=options["weight"],
+        fingerprint=fingerprint,
+    )
+
+
+def describe_distillation(config: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what `result.json` says of a run's teacher; `None` when it has none."""
+    options = config["distill"]
+    if options["teacher"] is None:
+        return None
+    result = read_result(Path(options["teacher"]).expanduser())
+    facts = {key: result.get(key) for key in ("backbone", "compression", "seed", "metrics")}
+    return {**options, "teacher": {"run": options["teacher"], **facts}}
+
+
+def refuse_other_teacher(
+    config: dict[str, Any], start: StartingPoint, distillation: Distillation | None
+) -> None:
+    """Check that a resumed run keeps its teacher, wherever its folder is now.
+
+    Raises:
+        InputError: The checkpoint is of a run with another teacher.
+    """
+    fingerprint = None if distillation is None else distillation.fingerprint
+    if start.checkpoint is not None and start.teacher != fingerprint:
+        before = "none" if start.teacher is None else "another"
+        raise InputError(
+            f"resume={config['resume']}: distill.teacher={config['distill']['teacher']} is not the "
+            f"teacher of that run, which had {before}; a resumed run keeps it"
+        )
+
+
+def _check_completed(folder: Path, key: str) -> None:
+    if not folder.is_dir():
+        raise InputError(f"{key}: there is no such folder; give that of a completed run")
+    result = read_result(folder)
+    if not result:
+        raise InputError(f"{key} is no run folder: it has no result.json that can be read")
+    if result.get("status") != "completed":
+        raise InputError(
+            f"{key}: the run is not completed ({result.get('error', 'no reason given')})"
+        )
+
+
+def _read_config(file: Path, key: str) -> dict[str, Any]:
+    """Read the backbone of a run, resolved, and the targets of its data and its task."""
+    try:
+        loaded = OmegaConf.create(file.read_text(encoding="utf-8"))
+        if not isinstance(loaded, DictConfig):
+            raise TypeError("no mapping")
+        return {
+            "backbone": OmegaConf.to_container(loaded["backbone"], resolve=True),
+            "data": loaded["data"]["_target_"],
+            "task": loaded["task"]["_target_"],
+        }
+    except (OSError, ValueError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise InputError(f"{key}: {file} is missing or damaged") from error

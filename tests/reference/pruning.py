@@ -1,0 +1,81 @@
+"""Pruning as the papers write it: explicit masks, loops over layers and units, bisection."""
+
+from itertools import product
+from math import prod
+
+import torch
+from torch.func import functional_call
+
+
+def mask_sensitivities(model, names, inputs, targets, loss):
+    """|dL(c * theta) / dc| at c = 1: SNIP, eq. 4."""
+    state = {name: p.detach() for name, p in model.named_parameters()}
+    masks = {name: torch.ones_like(state[name], requires_grad=True) for name in names}
+    masked = {name: tensor * masks.get(name, 1) for name, tensor in state.items()}
+    value = loss(functional_call(model, masked, (inputs,)), targets)
+    gradients = torch.autograd.grad(value, list(masks.values()))
+    return [gradient.abs() for gradient in gradients]
+
+
+def squared_gradient_norm(model, names, inputs, targets, loss, temperature):
+    """||dL/dtheta||^2 over the named parameters, with the outputs over the temperature."""
+    model.zero_grad()
+    loss(model(inputs) / temperature, targets).backward()
+    parameters = dict(model.named_parameters())
+    return sum(float(parameters[name].grad.square().sum()) for name in names)
+
+
+def linear_flows(matrices):
+    """SynFlow of a bias-free multilayer perceptron, path by path: R and every weight's share.
+
+    R is the sum over all paths, from any input to any output, of the product of absolute weights.
+    """
+    widths = [matrices[0].shape[1], *(matrix.shape[0] for matrix in matrices)]
+    scores = [torch.zeros_like(matrix) for matrix in matrices]
+    total = 0.0
+    for path in product(*(range(width) for width in widths)):
+        steps = list(zip(path[1:], path[:-1], strict=True))
+        flow = prod(abs(float(matrix[step])) for matrix, step in zip(matrices, steps, strict=True))
+        total += flow
+        for score, step in zip(scores, steps, strict=True):
+            score[step] += flow
+    return total, scores
+
+
+def live_weights(masks):
+    """Which kept weights of a multilayer perceptron lie on a path of kept weights, by search."""
+    live = [torch.zeros_like(mask) for mask in masks]
+    widths = [masks[0].shape[1], *(mask.shape[0] for mask in masks)]
+    for path in product(*(range(width) for width in widths)):
+        steps = list(zip(path[1:], path[:-1], strict=True))
+        if all(bool(mask[step]) for mask, step in zip(masks, steps, strict=True)):
+            for layer, step in zip(live, steps, strict=True):
+                layer[step] = True
+    return live
+
+
+def largest(scores, count):
+    """Global selection with a sorted list of (-score, position)."""
+    flat = [(-float(x), i) for i, x in enumerate(x for s in scores for x in s.flatten())]
+    kept = {i for _, i in sorted(flat)[:count]}
+    masks, start = [], 0
+    for score in scores:
+        bits = [start + i in kept for i in range(score.numel())]
+        masks.append(torch.tensor(bits, dtype=torch.bool).view(score.shape))
+        start += score.numel()
+    return masks
+
+
+def erk_densities(shapes, count, power_scale=1.0):
+    """min(1, eps raw^p), with eps found by bisection."""
+    sizes = [prod(shape) for shape in shapes]
+    raw = [(sum(shape) / prod(shape)) ** power_scale for shape in shapes]
+
+    def kept(eps):
+        return sum(min(1.0, eps * r) * n for r, n in zip(raw, sizes, strict=True))
+
+    low, high = 0.0, 2 / min(raw)
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if kept(middle) < count else (low, middle)
+    return [min(1.0, high * r) for r in raw]

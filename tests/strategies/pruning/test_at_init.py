@@ -1,0 +1,309 @@
+"""Pruning at initialisation: counts, rounds, scope, what each score depends on, sanity checks."""
+
+import copy
+import math
+import re
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import memfold
+from memfold.errors import InputError
+from memfold.strategies import compression_of, strategy_class
+
+METHODS = ("rand", "mag", "snip", "grasp", "synflow")
+SIZES = [8 * 20, 20 * 30, 30 * 4]
+
+
+def mlp():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(8, 20), nn.ReLU(), nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4)
+    )
+
+
+def data():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(30, 8, generator=generator)
+    y = torch.randint(0, 4, (30,), generator=generator)
+    return list(zip(x.split(10), y.split(10), strict=True))
+
+
+def prune(method, model=None, **options):
+    options.setdefault("ratio", None if "budget_bytes" in options else 0.2)
+    model = mlp() if model is None else model
+    return memfold.compress(model, method, data=data(), loss=F.cross_entropy, **options)
+
+
+def masks_of(model):
+    return compression_of(model).masks()
+
+
+def counts_of(model):
+    return compression_of(model).counts
+
+
+def equal(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("ratio", [0.006, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("method", METHODS)
+def test_counts_are_exact(method, scope, ratio):
+    model = prune(method, ratio=ratio, scope=scope)
+    count = round(ratio * sum(SIZES))
+    assert compression_of(model).num_values == sum(counts_of(model)) == count
+    assert count == sum(int(mask.sum()) for mask in masks_of(model))
+    for values, dense in zip(
+        [p for n, p in model.named_parameters() if n.endswith("weight_values")],
+        [mlp()[i].weight.detach() for i in (0, 2, 4)],
+        strict=True,
+    ):
+        assert set(values.tolist()) <= set(dense.flatten().tolist())  # trained from where they were
+    if scope == "layer":
+        for kept, size in zip(counts_of(model), SIZES, strict=True):
+            assert abs(kept - count * size / sum(SIZES)) < 1
+
+
+@pytest.mark.parametrize("schedule", ["exponential", "linear"])
+@pytest.mark.parametrize("method", METHODS)
+def test_rounds_follow_the_schedule_and_kept_sets_are_nested(method, schedule, monkeypatch):
+    cls = strategy_class(method)
+    scorer = cls.scorer
+    seen = []
+
+    def recording(self, model, weights, context):
+        score = scorer(self, model, weights, context)
+
+        def record():
+            seen.append([weight.tensor.detach() != 0 for weight in weights])
+            return score()
+
+        return record
+
+    monkeypatch.setattr(cls, "scorer", recording)
+    seen.append(masks_of(prune(method, ratio=0.01, rounds=4, schedule=schedule)))
+    total = sum(SIZES)
+    share = 9 / total
+    shares = [
+        share ** (t / 4) if schedule == "exponential" else 1 - (1 - share) * t / 4 for t in range(5)
+    ]
+    found = [sum(int(mask.sum()) for mask in masks) for masks in seen]
+    assert found == [round(total * share) for share in shares]
+    for before, after in pairwise(seen):
+        assert all((b <= a).all() for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("method", ["rand", "mag"])
+def test_scores_that_do_not_change_give_the_same_mask_in_any_number_of_rounds(method):
+    assert equal(masks_of(prune(method)), masks_of(prune(method, rounds=7)))
+
+
+def test_one_synflow_round_loses_a_layer_and_a_hundred_keep_all():
+    def pruned(rounds):
+        torch.manual_seed(0)
+        layers = [nn.Linear(*sizes, bias=False) for sizes in ((20, 60), (60, 60), (60, 5))]
+        model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+        options = {} if rounds is None else {"rounds": rounds}
+        example = [(torch.randn(2, 20), torch.zeros(2))]
+        return memfold.compress(model, "synflow", ratio=3 / 5100, data=example, **options)
+
+    assert counts_of(pruned(None)) == [1, 1, 1]
+    assert 0 in counts_of(pruned(1))
+
+
+def test_rand_depends_on_the_seed_alone():
+    model = mlp()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    first = masks_of(prune("rand", seed=3))
+    assert equal(first, masks_of(prune("rand", model, seed=3)))
+    assert not equal(first, masks_of(prune("rand", seed=4)))
+    untouched = memfold.compress(mlp(), "rand", ratio=0.2, seed=3)  # no data, no loss
+    assert equal(first, masks_of(untouched))
+    assert compression_of(untouched).index_format == "seed"
+    assert compression_of(untouched).index_bytes == 8
+
+
+def test_rand_spreads_as_draws_without_replacement():
+    share = 0.1
+    sizes = [300 * 200, 200 * 100, 100 * 10]
+    for seed in range(3):
+        model = nn.Sequential(nn.Linear(300, 200), nn.Linear(200, 100), nn.Linear(100, 10))
+        counts = counts_of(memfold.compress(model, "rand", ratio=share, seed=seed))
+        for kept, size in zip(counts, sizes, strict=True):
+            deviation = math.sqrt(size * share * (1 - share) * (1 - size / sum(sizes)))
+            assert abs(kept - size * share) < 5 * deviation
+        for mask in masks_of(model)[:2]:  # within a layer too: rows and columns are alike
+            rows = mask.double().mean(1)
+            spread = math.sqrt(share * (1 - share) / mask.shape[1])
+            assert ((rows - share).abs() < 5 * spread).all()
+
+
+def test_rand_with_another_ratio_is_nested():
+    small, large = (masks_of(prune("rand", ratio=ratio)) for ratio in (0.05, 0.3))
+    assert all((a <= b).all() for a, b in zip(small, large, strict=True))
+
+
+def test_mag_keeps_the_largest_and_sees_scales_between_layers_only_globally():
+    model = mlp()
+    scales = (0.5, 4.0, 1.0)
+    for scope in ("global", "layer"):
+        plain = prune("mag", scope=scope)
+        common, uneven = mlp(), mlp()
+        with torch.no_grad():
+            for index, scale in zip((0, 2, 4), scales, strict=True):
+                common[index].weight.mul_(8)
+                uneven[index].weight.mul_(scale)
+        assert equal(masks_of(plain), masks_of(prune("mag", common, scope=scope)))
+        same = equal(masks_of(plain), masks_of(prune("mag", uneven, scope=scope)))
+        assert same == (scope == "layer")
+    weights = [model[i].weight.detach().abs() for i in (0, 2, 4)]
+    masks = masks_of(prune("mag"))
+    kept = torch.cat([w[m] for w, m in zip(weights, masks, strict=True)])
+    dropped = torch.cat([w[~m] for w, m in zip(weights, masks, strict=True)])
+    assert kept.min() >= dropped.max()
+
+
+@pytest.mark.parametrize("method", ["snip", "grasp"])
+def test_data_informed_masks_depend_on_the_samples_and_not_on_their_batches(method):
+    masks = masks_of(prune(method))
+    x, y = (torch.cat(parts) for parts in zip(*data(), strict=True))
+
+    def masks_for(x, y, **options):
+        model = memfold.compress(
+            mlp(), method, ratio=0.2, data=[(x, y)], loss=F.cross_entropy, **options
+        )
+        return masks_of(model)
+
+    assert equal(masks, masks_for(x, y))
+    assert not equal(masks, masks_for(x[:10], y[:10]))
+    assert equal(masks_for(x, y, num_samples=10), masks_for(x[:10], y[:10]))
+
+
+def test_data_may_be_read_only_once_whatever_the_rounds():
+    once = iter(data())
+    model = memfold.compress(mlp(), "snip", ratio=0.1, rounds=3, data=once, loss=F.cross_entropy)
+    assert equal(masks_of(model), masks_of(prune("snip", ratio=0.1, rounds=3)))
+
+
+def test_synflow_looks_at_the_shape_of_the_data_only():
+    other = [(torch.full((3, 8), -7.0), torch.zeros(3))]
+    model = memfold.compress(mlp(), "synflow", ratio=0.2, data=other)
+    assert equal(masks_of(model), masks_of(prune("synflow")))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_shuffling_keeps_the_counts_and_the_values_fit_their_places(method):
+    plain, shuffled = prune(method), prune(method, shuffle=True)
+    assert counts_of(plain) == counts_of(shuffled)
+    assert not equal(masks_of(plain), masks_of(shuffled))
+    assert equal(masks_of(shuffled), masks_of(prune(method, shuffle=True)))
+    dense, fresh = memfold.densify(shuffled), mlp()
+    for index, mask in zip((0, 2, 4), masks_of(shuffled), strict=True):
+        assert torch.equal(dense[index].weight, fresh[index].weight * mask)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_reinitialising_permutes_the_initial_values(method):
+    plain, again = prune(method, ratio=1.0), prune(method, ratio=1.0, reinitialise=True)
+    for index in (0, 2, 4):
+        before, after = (m[index].weight.detach().flatten() for m in (plain, again))
+        assert not torch.equal(before, after)
+        assert torch.equal(before.sort().values, after.sort().values)
+    sparse = prune(method, reinitialise=True)
+    assert equal(masks_of(sparse), masks_of(prune(method)))
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_budget_is_met_and_used_up(method, scope):
+    for budget in (600, 1000):
+        for bits in (32, 8):
+            model = prune(method, budget_bytes=budget, scope=scope, bits=bits)
+            assert memfold.footprint(model).stored_bytes <= budget
+            # One more value costs 4 bytes, its index, or a change of index format.
+            assert memfold.footprint(model).stored_bytes > budget - 12
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pruned_weights_stay_zero_in_training(method, tmp_path):
+    model = prune(method, shuffle=True)
+    masks = [mask.clone() for mask in masks_of(model)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.1)
+    for x, y in data():
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    dense, fresh = memfold.densify(model), mlp()
+    for index, mask in zip((0, 2, 4), masks, strict=True):
+        assert not dense[index].weight[~mask].any()
+        assert (dense[index].weight[mask] != fresh[index].weight[mask]).all()
+    memfold.save(model, tmp_path / "model.safetensors")
+    loaded = memfold.load(tmp_path / "model.safetensors", mlp())
+    x = data()[0][0]
+    assert torch.equal(loaded(x), model(x))
+
+
+BAD = [
+    ("snip", {"num_samples": 0}, "compression.num_samples must be a whole number of at least 1"),
+    ("grasp", {"num_samples": 2.5}, "compression.num_samples must be"),
+    ("grasp", {"temperature": 0}, "compression.temperature must be a number above 0, got 0"),
+    ("grasp", {"temperature": float("inf")}, "compression.temperature must be"),
+    ("mag", {"scope": "row"}, "compression.scope must be global or layer, got 'row'"),
+    ("synflow", {"rounds": 0}, "compression.rounds must be"),
+]
+
+
+@pytest.mark.parametrize(("method", "options", "message"), BAD)
+def test_bad_options(method, options, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        prune(method, **options)
+
+
+def broken(value):
+    model = mlp()
+    with torch.no_grad():
+        for index in (0, 2, 4):
+            model[index].bias.zero_()  # a bias is a source of its own
+        model[2].weight.fill_(value)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("method", "value", "message"),
+    [
+        ("mag", math.inf, "compression=mag: the scores of 2.weight are not finite"),
+        ("snip", math.nan, "are not finite"),
+        ("grasp", math.nan, "are not finite"),
+        ("synflow", math.nan, "R through the model is nan; look at the weights of 2.weight"),
+        ("snip", 0.0, "compression=snip: every score is zero; 2.weight has no weights but zeros"),
+        ("synflow", 0.0, "R through the model is 0.0; 2.weight has no weights but zeros"),
+    ],
+)
+def test_a_model_without_scores_is_refused_and_unchanged(method, value, message):
+    model = broken(value)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(InputError, match=re.escape(message)):
+        prune(method, model)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0, equal_nan=True)
+    assert compression_of(model) is None
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "message"),
+    [
+        ("snip", {}, "compression=snip needs batches of data and a loss"),
+        ("grasp", {"data": data()}, "compression=grasp needs batches of data and a loss"),
+        ("synflow", {}, "compression=synflow needs a batch of data for the shape of an input"),
+        ("snip", {"data": [], "loss": F.cross_entropy}, "data= holds no samples"),
+    ],
+)
+def test_missing_data_is_said_in_one_line(method, given, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        memfold.compress(mlp(), method, ratio=0.2, **given)

@@ -1,0 +1,187 @@
+"""What every strategy has to do, on real data: one table of strategies, one list of behaviours.
+
+The table is `strategies/cases.py`. Other lists that it runs through: `strategies/test_any_module.py`
+(every way to own a weight: convolutions, attention, recurrent layers, ties) and `test_artifact.py`.
+"""
+
+import copy
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import memfold
+from memfold.artifact import header_bytes
+from memfold.backbones.mlp import MLP
+from memfold.data.digits import Digits
+from memfold.strategies import compression_of
+from memfold.tasks import Classification
+from memfold.training import run
+from strategies.cases import STRATEGIES, TRAINS_DENSE
+from training.jobs import SMALL, TESTS, compose_job, train
+
+RATIO = 0.2
+NAMES = sorted(STRATEGIES)
+
+
+def overrides(name: str) -> list[str]:
+    ratio = [] if name == "dense" else [f"ratio={RATIO}"]
+    options = [f"compression.{key}={value}" for key, value in STRATEGIES[name].items()]
+    return [*SMALL, f"compression={name}", *ratio, *options, "data.batch_size=100"]
+
+
+def job(folder: Path, name: str, *further: str) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    return run(compose_job(folder, *overrides(name), "trainer.max_epochs=2", *further))
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def completed(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, dict[str, Any]]:
+    """A strategy's name, its run of two epochs, and the result."""
+    folder = tmp_path_factory.mktemp(request.param)
+    return request.param, folder, job(folder, request.param)
+
+
+def dense_backbone() -> MLP:
+    return MLP(1, 8, 10)
+
+
+def test_trains_on_real_data(completed: tuple[str, Path, dict[str, Any]]) -> None:
+    _, _, result = completed
+    assert result["status"] == "completed"
+    # Ten classes; the dense model has 0.93 after these two epochs.
+    assert result["metrics"]["val/acc"] > 0.6
+    assert result["metrics"]["test/acc"] > 0.6
+
+
+def test_the_ratio_is_met(completed: tuple[str, Path, dict[str, Any]]) -> None:
+    name, _, result = completed
+    ratio = 1.0 if name == "dense" else RATIO
+    assert result["compression"]["ratio"] == pytest.approx(ratio, rel=0.02)
+    counts = result["parameters"]
+    assert counts["compressible"] == 64 * 256 + 256 * 256 + 256 * 10
+
+
+def test_memory_is_what_the_files_hold(completed: tuple[str, Path, dict[str, Any]]) -> None:
+    name, folder, result = completed
+    memory = result["memory"]
+    parts = ("value_bytes", "index_bytes", "untouched_bytes")
+    assert memory["stored_bytes"] == sum(memory[part] for part in parts)
+    size = (folder / "model.safetensors").stat().st_size
+    assert size == memory["artifact_bytes"]
+    assert size == memory["stored_bytes"] + header_bytes(folder / "model.safetensors")
+    assert memory["dense_bytes"] == 4 * sum(p.numel() for p in dense_backbone().parameters())
+    # Parameter, gradient and momentum, each float32, and what says where the values belong.
+    trained = result["parameters"]["trained"]
+    assert memory["train_state_bytes"] >= 12 * trained
+    if name not in TRAINS_DENSE:
+        assert trained < 0.3 * result["parameters"]["dense"]
+        assert memory["train_state_bytes"] < 0.5 * 3 * memory["dense_bytes"]
+
+
+def test_an_artifact_has_the_accuracy_of_its_run(
+    completed: tuple[str, Path, dict[str, Any]],
+) -> None:
+    _, folder, result = completed
+    net = memfold.load(folder / "model.safetensors", dense_backbone()).eval()
+    data = Digits()
+    data.setup("test")
+    correct = total = 0
+    for plain in (net, memfold.densify(net), copy.deepcopy(net)):
+        with torch.no_grad():
+            for batch in data.test_dataloader():
+                images, labels = data.on_after_batch_transfer(batch)
+                correct += int((plain(images).argmax(1) == labels).sum())
+                total += len(labels)
+    assert correct / total == pytest.approx(result["metrics"]["test/acc"], abs=1e-6)
+
+
+def test_a_run_that_broke_off_ends_with_the_same_bytes(
+    completed: tuple[str, Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, folder, _ = completed
+    begin = Classification.on_train_epoch_start
+
+    def break_off(task: Classification) -> None:
+        if task.current_epoch == 1:
+            raise RuntimeError("broken off")
+        begin(task)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Classification, "on_train_epoch_start", break_off)
+        with pytest.raises(RuntimeError, match="broken off"):
+            job(tmp_path, name)
+    result = job(tmp_path, name, f"resume={tmp_path}")
+    assert result["status"] == "completed"
+    artifacts = [f / "model.safetensors" for f in (folder, tmp_path)]
+    assert artifacts[0].read_bytes() == artifacts[1].read_bytes()
+
+
+def digest(name: str) -> str:
+    """Hash what a strategy decides before training: the structure, and what it starts from."""
+    torch.manual_seed(5)
+    model = dense_backbone()
+    data = Digits(seed=3)
+    data.setup("fit")
+    options = {} if name == "dense" else {"ratio": RATIO}
+    memfold.compress(
+        model,
+        name,
+        seed=7,
+        data=data.scoring_batches(7),
+        loss=torch.nn.functional.cross_entropy,
+        **options,
+        **STRATEGIES[name],
+    )
+    compression = compression_of(model)
+    assert compression is not None
+    whole = hashlib.sha256()
+    for key, tensor in sorted((compression.value_tensors() | compression.index_tensors()).items()):
+        whole.update(key.encode() + tensor.numpy().tobytes())
+    return whole.hexdigest()
+
+
+def test_the_same_seed_gives_the_same_structure_in_a_new_process() -> None:
+    torch.set_num_threads(1)
+    code = (
+        "import json, torch; torch.set_num_threads(1)\n"
+        "from test_conformance import NAMES, digest\n"
+        "print(json.dumps({name: digest(name) for name in NAMES}))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "PYTHONHASHSEED": "77"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == {name: digest(name) for name in NAMES}
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("name", NAMES)
+def test_two_ranks_agree_and_have_the_structure_of_one(name: str, tmp_path: Path) -> None:
+    probe = ["+callbacks.probe._target_=training.probes.StructureProbe"]
+    further = [*probe, "trainer.max_epochs=1"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    job(one, name, *further, f"+callbacks.probe.folder={one}")
+    arguments = [text for text in overrides(name) if text != "trainer=cpu"]
+    status, _, err = train(
+        *(text.replace("batch_size=100", "batch_size=50") for text in arguments),
+        *further,
+        "trainer=ddp_cpu",
+        f"+callbacks.probe.folder={two}",
+        f"hydra.run.dir={two}",
+    )
+    assert status == 0, err
+    alone, *ranks = (
+        json.loads(file.read_text())
+        for file in (one / "rank_0.json", two / "rank_0.json", two / "rank_1.json")
+    )
+    assert ranks[0] == ranks[1]
+    assert ranks[0]["structure"] == alone["structure"]

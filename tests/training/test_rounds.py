@@ -1,0 +1,408 @@
+"""Runs of several rounds, with lottery-ticket rewinding: rewound exactly, whatever interrupts."""
+
+import csv
+import json
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+import memfold
+from memfold.errors import InputError
+from memfold.strategies.pruning.sparse_weights import masks_of
+from memfold.tasks import Classification
+from memfold.training import run
+from memfold.training.loggers import ContinuedSteps, MetricsFile
+from memfold.training.rounds import RoundFolder
+from memfold.training.run_folder import refuse_used_folder
+from training.jobs import SMALL, compose_job, train
+from training.networks import DropoutNet
+
+# Dropout, BatchNorm and momentum; 10 steps an epoch, 2368 weights.
+NETWORK = ("backbone=custom", "backbone.target=training.networks.DropoutNet", "data.crop_padding=1")
+TICKETS = (
+    *(text for text in SMALL if text != "backbone=mlp"),
+    *NETWORK,
+    "data.batch_size=128",
+    "scheduler=one_cycle",
+    "compression=ltr",
+    "trainer.max_epochs=3",
+)
+THREE_ROUNDS = (*TICKETS, "ratio=0.3", "compression.fraction=0.5", "compression.rewind_steps=13")
+COUNTS = [2368, 1184, 710]
+SHAPES = [torch.Size((32, 64)), torch.Size((10, 32))]
+NAMES = ["net.1.weight_values", "net.5.weight_values"]
+
+State = dict[str, Any]
+
+
+def run_small(folder: Path, *overrides: str) -> State:
+    return run(compose_job(folder, *overrides))
+
+
+def load(path: Path) -> State:
+    return torch.load(path, weights_only=True)
+
+
+def round_folders(folder: Path) -> list[Path]:
+    """Folders with what each round has left, the last round's being the run folder."""
+    return [*sorted((folder / "rounds").glob("[0-9]")), folder]
+
+
+def masks(checkpoint: State) -> list[Tensor]:
+    state = checkpoint["state_dict"]
+    return masks_of({key: state[f"net.{key}"] for key in ("kept_counts", "kept_index")}, SHAPES)
+
+
+def metric_rows(folder: Path) -> list[tuple[str, ...]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        names = ("step", "epoch", "round", "lr", "train/loss", "val/acc", "val/loss", "test/acc")
+        rows = [row for row in csv.DictReader(file) if row["epoch"]]
+    # A run that is resumed after its last epoch validates once more.
+    again = [row for row in rows if row["epoch"] == "3" and not row["test/acc"]]
+    return [tuple(row.get(n, "") for n in names) for row in rows if row not in again]
+
+
+@pytest.fixture(scope="module")
+def starts() -> list[State]:
+    """The checkpoints that later rounds started from, filled by the fixture `whole`."""
+    return []
+
+
+class Recorder(MetricsFile):
+    """Keeps the steps at which metrics are logged."""
+
+    def __init__(self, folder: Path, **_: object) -> None:
+        super().__init__(folder)
+        self.steps: list[int] = []
+        self.num_descriptions = 0
+
+    def log_hyperparams(self, *_: object, **__: object) -> None:
+        self.num_descriptions += 1
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        assert step is not None
+        self.steps.append(step)
+
+
+class ContinuedRecorder(ContinuedSteps, Recorder):
+    pass
+
+
+@pytest.fixture(scope="module")
+def recorders() -> list[ContinuedRecorder]:
+    """The loggers of the job beside metrics.csv, filled by the fixture `whole`."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def whole(
+    tmp_path_factory: pytest.TempPathFactory,
+    starts: list[State],
+    recorders: list[ContinuedRecorder],
+) -> Path:
+    """An uninterrupted run of three rounds."""
+    folder = tmp_path_factory.mktemp("whole")
+    commit = RoundFolder.commit
+
+    def observed(self: RoundFolder, result: Mapping[str, Any], next_start: State) -> None:
+        commit(self, result, next_start)
+        assert self.start is not None
+        starts.append(load(self.start))
+
+    def record(**options: Any) -> ContinuedRecorder:
+        recorders.append(ContinuedRecorder(**options))
+        return recorders[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RoundFolder, "commit", observed)
+        patch.setattr("memfold.training.loggers.no_further_logger", record)
+        run_small(folder, *THREE_ROUNDS)
+    return folder
+
+
+def test_one_logger_sees_the_steps_of_all_rounds(
+    whole: Path, recorders: list[ContinuedRecorder]
+) -> None:
+    assert whole.is_dir()
+    (recorder,) = recorders
+    assert recorder.num_descriptions == 1
+    assert recorder.steps == sorted(recorder.steps)
+    assert (recorder.steps[0], recorder.steps[-1]) == (0, 30 + 17 + 17)
+
+
+def test_counts_are_exact_and_masks_nested(whole: Path) -> None:
+    kept = [masks(load(folder / "checkpoints" / "last.ckpt")) for folder in round_folders(whole)]
+    assert [sum(int(mask.sum()) for mask in of_round) for of_round in kept] == COUNTS
+    for before, after in pairwise(kept):
+        assert all(bool((new <= old).all()) for old, new in zip(before, after, strict=True))
+
+
+def test_the_smallest_trained_weights_leave(whole: Path) -> None:
+    checkpoints = [load(folder / "checkpoints" / "last.ckpt") for folder in round_folders(whole)]
+    for before, after in pairwise(checkpoints):
+        stay, leave = [], []
+        for name, old, new in zip(NAMES, masks(before), masks(after), strict=True):
+            magnitudes = before["state_dict"][name].abs()
+            stay.append(magnitudes[new[old]])
+            leave.append(magnitudes[~new[old]])
+        assert torch.cat(stay).min() >= torch.cat(leave).max()
+
+
+def test_rounds_start_from_the_masked_state_at_the_rewind_step(
+    whole: Path, starts: list[State]
+) -> None:
+    rewind = load(whole / "rounds" / "rewind.ckpt")
+    assert (rewind["global_step"], rewind["epoch"]) == (13, 1)
+    last = round_folders(whole)[1:]
+    assert len(starts) == len(last) == 2
+    for start, folder in zip(starts, last, strict=True):
+        kept = masks(start)
+        trained = masks(load(folder / "checkpoints" / "last.ckpt"))
+        assert all(map(torch.equal, kept, trained))
+        for name, value in rewind["state_dict"].items():
+            if name in NAMES:
+                value = value[kept[NAMES.index(name)].flatten()]
+            if not name.startswith("net.kept_"):
+                assert torch.equal(start["state_dict"][name], value), name
+        flat = {mask.numel(): mask.flatten() for mask in kept}
+        slots = [c["optimizer_states"][0]["state"].values() for c in (start, rewind)]
+        for found, expected in zip(*slots, strict=True):
+            momentum = expected["momentum_buffer"]
+            if len(momentum) in flat:
+                momentum = momentum[flat[len(momentum)]]
+            assert torch.equal(found["momentum_buffer"], momentum)
+        for key in ("loops", "lr_schedulers", "global_step", "epoch"):
+            assert start[key] == rewind[key]
+
+
+def test_every_result_is_recorded_and_the_cost_is_that_of_all(whole: Path) -> None:
+    result = json.loads((whole / "result.json").read_text())
+    rounds = result["rounds"]
+    assert rounds[:2] == [
+        json.loads((whole / "rounds" / number / "result.json").read_text()) for number in "01"
+    ]
+    assert [r["round"] for r in rounds] == [0, 1, 2]
+    assert [r["num_values"] for r in rounds] == COUNTS
+    assert [r["ratio"] for r in rounds] == [count / 2368 for count in COUNTS]
+    assert [r["steps"] for r in rounds] == [30, 17, 17]
+    assert result["training"]["rounds"] == 3
+    assert result["training"]["steps"] == 64
+    assert result["training"]["epochs"] == pytest.approx(6.4)
+    assert result["epochs"] == 3
+    assert result["metrics"] == rounds[2]["metrics"]
+    assert all({"val/acc", "test/acc", "test/loss"} <= r["metrics"].keys() for r in rounds)
+    assert result["time"]["fit_seconds"] == sum(r["time"]["fit_seconds"] for r in rounds)
+    assert result["compression"]["ratio"] == 710 / 2368
+    assert result["parameters"]["trained"] == 710 + 32 + 64 + 10
+    stored = [r["memory"]["stored_bytes"] for r in rounds]
+    assert sorted(stored, reverse=True) == stored
+    assert result["memory"]["stored_bytes"] == stored[2]
+    trained = [r["memory"]["train_state_bytes"] for r in rounds]
+    assert sorted(set(trained), reverse=True) == trained
+    assert result["memory"]["train_state_bytes"] == trained[0]
+    for folder, count in zip(round_folders(whole), COUNTS, strict=True):
+        model = memfold.load(folder / "model.safetensors", DropoutNet(1, 8, 10))
+        assert memfold.footprint(model).num_values == count
+        rows = metric_rows(folder)
+        assert {float(row[2]) for row in rows if row[2]} == {float(COUNTS.index(count))}
+        assert [row[1] for row in rows if row[5]] == ["0", "1", "2"][count < 2368 :]
+        text = (folder / "metrics.csv").read_text()
+        assert all(f"memory/{key}" in text for key in ("stored_bytes", "train_state_bytes"))
+    assert not (whole / "rounds" / "0" / "next.ckpt").exists()
+
+
+@pytest.mark.parametrize("rewind_steps", [0, 10, 13, 29])
+def test_pruning_nothing_repeats_the_first_round_bit_for_bit(
+    tmp_path: Path, rewind_steps: int
+) -> None:
+    nothing = ("ratio=1", "compression.fraction=0", "compression.rounds=3")
+    result = run_small(tmp_path, *TICKETS, *nothing, f"compression.rewind_steps={rewind_steps}")
+    first, *others = round_folders(tmp_path)
+    expected = load(first / "checkpoints" / "last.ckpt")
+    assert len(others) == 2
+    for folder in others:
+        found = load(folder / "checkpoints" / "last.ckpt")
+        assert found["state_dict"].keys() == expected["state_dict"].keys()
+        for name, tensor in expected["state_dict"].items():
+            assert torch.equal(found["state_dict"][name], tensor), name
+        for number, slots in expected["optimizer_states"][0]["state"].items():
+            momentum = found["optimizer_states"][0]["state"][number]["momentum_buffer"]
+            assert torch.equal(momentum, slots["momentum_buffer"])
+        artifacts = [(f / "model.safetensors").read_bytes() for f in (first, folder)]
+        assert artifacts[0] == artifacts[1]
+        # The epoch in which the round starts has a mean loss over its remaining steps.
+        num_whole = 2 * (2 - rewind_steps // 10) + 1
+        rows = [[row[:2] + row[3:] for row in metric_rows(f)] for f in (first, folder)]
+        assert rows[0][-num_whole:] == rows[1][-num_whole:]
+    for key in ("val/acc", "val/loss", "test/acc", "test/loss"):
+        assert len({r["metrics"][key] for r in result["rounds"]}) == 1
+
+
+def test_the_first_round_is_dense_training(whole: Path, tmp_path: Path) -> None:
+    run_small(tmp_path, *(t for t in TICKETS if t != "compression=ltr"), "compression=dense")
+    dense = load(tmp_path / "checkpoints" / "last.ckpt")["state_dict"]
+    ticket = load(whole / "rounds" / "0" / "checkpoints" / "last.ckpt")["state_dict"]
+    for name, tensor in dense.items():
+        found = ticket.get(name, ticket.get(f"{name}_values"))
+        assert found is not None
+        assert torch.equal(found.flatten(), tensor.flatten()), name
+
+
+class Interruption(Exception):
+    """A power cut."""
+
+
+def stop_at_step(patch: pytest.MonkeyPatch, folder: Path, number: int, step: int) -> None:
+    original = Classification.training_step
+
+    def training_step(self: Classification, *arguments: Any) -> Any:
+        if RoundFolder(folder).number == number and self.trainer.global_step == step:
+            raise Interruption
+        return original(self, *arguments)
+
+    patch.setattr(Classification, "training_step", training_step)
+
+
+def stop_in(patch: pytest.MonkeyPatch, owner: type, name: str) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise Interruption
+
+    patch.setattr(owner, name, stopped)
+
+
+def stop_in_mid_clear(patch: pytest.MonkeyPatch) -> None:
+    original = Path.unlink
+
+    def unlink(self: Path, missing_ok: bool = False) -> None:
+        if self.name == "last.ckpt":
+            raise Interruption
+        original(self, missing_ok)
+
+    patch.setattr(Path, "unlink", unlink)
+
+
+def test_a_run_interrupted_anywhere_ends_as_the_uninterrupted_one(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interruptions = (
+        (0, lambda patch: stop_at_step(patch, tmp_path, 0, 15)),  # after the point was saved
+        (0, lambda patch: stop_in(patch, Trainer, "test")),
+        (0, lambda patch: stop_in(patch, Path, "rename")),  # the folder of the round is not there
+        (1, lambda patch: stop_in(patch, RoundFolder, "clear")),  # it is, and so is what it holds
+        (1, lambda patch: stop_at_step(patch, tmp_path, 1, 16)),  # no checkpoint of this round yet
+        (1, lambda patch: stop_at_step(patch, tmp_path, 1, 25)),
+        (2, stop_in_mid_clear),
+        (2, lambda patch: stop_at_step(patch, tmp_path, 2, 13)),
+        (2, lambda patch: stop_in(patch, Trainer, "test")),
+    )
+    resume: tuple[str, ...] = ()
+    for number, interrupt in interruptions:
+        with monkeypatch.context() as patch:
+            interrupt(patch)
+            with pytest.raises(Interruption):
+                run_small(tmp_path, *THREE_ROUNDS, *resume)
+        assert RoundFolder(tmp_path).number == number
+        result = json.loads((tmp_path / "result.json").read_text())
+        assert result["status"] == "failed"
+        with pytest.raises(InputError, match="holds an unfinished run"):
+            refuse_used_folder(tmp_path)
+        resume = (f"resume={tmp_path}",)
+    result = run_small(tmp_path, *THREE_ROUNDS, *resume)
+    expected = json.loads((whole / "result.json").read_text())
+    assert result["training"] == expected["training"]
+    assert result["status"] == "completed"
+    pairs = zip(round_folders(whole), round_folders(tmp_path), strict=True)
+    for number, (first, second) in enumerate(pairs):
+        artifacts = [(f / "model.safetensors").read_bytes() for f in (first, second)]
+        assert artifacts[0] == artifacts[1]
+        assert metric_rows(first) == metric_rows(second), number
+        for key in ("val/acc", "test/acc", "test/loss"):
+            found, wanted = (r["rounds"][number]["metrics"][key] for r in (result, expected))
+            assert found == wanted
+    for folder in (whole, tmp_path):
+        assert sorted(path.name for path in (folder / "rounds").iterdir()) == [
+            "0",
+            "1",
+            "rewind.ckpt",
+        ]
+
+
+def test_the_best_weights_of_each_round_are_tested(tmp_path: Path) -> None:
+    # Without decay the last weights are not always the best.
+    jumpy = ("scheduler=constant", "optimizer.lr=0.5", "test_checkpoint=best")
+    result = run_small(tmp_path, *THREE_ROUNDS, *jumpy)
+    for folder, record in zip(round_folders(tmp_path), result["rounds"], strict=True):
+        best = load(folder / "checkpoints" / "best.ckpt")
+        assert best["round"]["number"] == record["round"]
+        saved = memfold.load(folder / "model.safetensors", DropoutNet(1, 8, 10))
+        dense = memfold.densify(saved).state_dict()
+        for name, mask, weight in zip(NAMES, masks(best), ("1.weight", "5.weight"), strict=True):
+            assert torch.equal(dense[weight][mask], best["state_dict"][name])
+        assert record["metrics"]["val/best_acc"] >= record["metrics"]["val/acc"]
+
+
+def test_the_length_of_rounds_cannot_change(whole: Path) -> None:
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    for epochs, message in ((3, "cannot be trained further"), (4, "is 3 in that run, not 4")):
+        with pytest.raises(InputError, match=message):
+            run_small(whole, *THREE_ROUNDS, f"resume={whole}", f"trainer.max_epochs={epochs}")
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
+
+
+def test_a_point_after_the_end_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"compression\.rewind_steps=30 must be below 30"):
+        run_small(tmp_path, *TICKETS, "compression.rewind_steps=30")
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_gradients_may_be_summed_over_batches(tmp_path: Path) -> None:
+    nothing = ("ratio=1", "compression.fraction=0", "compression.rounds=2")
+    summed = ("trainer.accumulate_grad_batches=3", "compression.rewind_steps=6")
+    run_small(tmp_path, *TICKETS, *nothing, *summed)  # 4 steps an epoch, the last of one batch
+    states = [load(f / "checkpoints" / "last.ckpt") for f in round_folders(tmp_path)]
+    assert [s["global_step"] for s in states] == [12, 12]
+    for name, tensor in states[0]["state_dict"].items():
+        assert torch.equal(states[1]["state_dict"][name], tensor), name
+
+
+@pytest.mark.ddp
+def test_two_processes_repeat_a_round_in_which_they_were_killed(tmp_path: Path) -> None:
+    arguments = [text for text in TICKETS if text not in ("trainer=cpu", "data.batch_size=128")]
+    arguments += ["trainer=ddp_cpu", "data.batch_size=64", "compression.rewind_steps=13"]
+    # Nothing leaves after the first round, in the second one of the processes is killed.
+    arguments += ["ratio=0.3", "compression.fraction=0", "compression.rounds=3"]
+    killer = (
+        "+callbacks.killer._target_=training.networks.KillInRound",
+        "+callbacks.killer.step=25",
+    )
+    status, _, _ = train(*arguments, *killer, f"hydra.run.dir={tmp_path}")
+    assert status != 0
+    assert RoundFolder(tmp_path).number == 1
+    status, _, err = train(f"resume={tmp_path}", "~callbacks.killer")
+    assert status == 0, err
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["environment"]["world_size"] == 2
+    assert [r["num_values"] for r in result["rounds"]] == [2368, 2368, 710]
+    first, second, last = round_folders(tmp_path)
+    artifacts = [(folder / "model.safetensors").read_bytes() for folder in (first, second)]
+    assert artifacts[0] == artifacts[1]
+    rows = [[row[:2] + row[3:] for row in metric_rows(folder)] for folder in (first, second)]
+    assert rows[0][-3:] == rows[1][-3:]
+    trained = load(second / "checkpoints" / "last.ckpt")["state_dict"]
+    kept = masks(load(last / "checkpoints" / "last.ckpt"))
+    magnitudes = torch.cat([trained[name].abs() for name in NAMES])
+    flat = torch.cat([mask.flatten() for mask in kept])
+    assert magnitudes[flat].min() >= magnitudes[~flat].max()
+
+
+def test_a_strategy_of_one_round_is_a_plain_run(tmp_path: Path) -> None:
+    result = run_small(tmp_path, *TICKETS, "ratio=1", "debug=fast")
+    assert result["training"] == {"rounds": 1, "epochs": 3, "steps": 6}
+    assert "rounds" not in result
+    assert not (tmp_path / "rounds").exists()
