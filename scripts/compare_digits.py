@@ -2,8 +2,8 @@
 """Every strategy on the embedded digits: 3 seeds at ratios 0.3, 0.1, 0.03 and 0.01.
 
 Runs what is missing under `outputs/digits`, several runs at a time with one thread each, then
-writes one row per run to `results/digits.csv` and the tables into `docs/digits.md`. Interrupt it and
-start it again at any time: completed runs are kept.
+writes one row per run to `results/digits.csv` and the tables into `docs/digits.md`. It can be
+interrupted and started again at any time: completed runs are kept.
 """
 
 import argparse

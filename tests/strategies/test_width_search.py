@@ -63,5 +63,5 @@ def test_dense_widths_are_kept_when_they_fit() -> None:
 def test_narrow_layers_round_up_first() -> None:
     # 0.54 times these widths: 5.4 becomes 6, 54.0 stays.
     size = chain((6, 6, 54, 54))
-    limits = Limits(size, size, size)
+    limits = Limits(size, 0.98 * size, 1.02 * size)
     assert find_widths((10, 10, 100, 100), chain, limits, "r", "u") == (6, 6, 54, 54)

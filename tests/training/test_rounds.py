@@ -1,6 +1,5 @@
-"""Runs of several rounds, with lottery-ticket rewinding: rewound exactly, whatever interrupts."""
+"""Runs of several rounds, with lottery-ticket rewinding: everything is rewound, and recorded."""
 
-import csv
 import json
 from collections.abc import Mapping
 from itertools import pairwise
@@ -9,69 +8,24 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
-from torch import Tensor
 
 import memfold
 from memfold.errors import InputError
-from memfold.strategies.pruning.sparse_weights import masks_of
-from memfold.tasks import Classification
-from memfold.training import run
 from memfold.training.loggers import ContinuedSteps, MetricsFile
 from memfold.training.rounds import RoundFolder
-from memfold.training.run_folder import refuse_used_folder
-from training.jobs import SMALL, compose_job, train
 from training.networks import DropoutNet
-
-# Dropout, BatchNorm and momentum; 10 steps an epoch, 2368 weights.
-NETWORK = ("backbone=custom", "backbone.target=training.networks.DropoutNet", "data.crop_padding=1")
-TICKETS = (
-    *(text for text in SMALL if text != "backbone=mlp"),
-    *NETWORK,
-    "data.batch_size=128",
-    "scheduler=one_cycle",
-    "compression=ltr",
-    "trainer.max_epochs=3",
+from training.ticket_runs import (
+    COUNTS,
+    NAMES,
+    THREE_ROUNDS,
+    TICKETS,
+    State,
+    load,
+    masks,
+    metric_rows,
+    round_folders,
+    run_small,
 )
-THREE_ROUNDS = (*TICKETS, "ratio=0.3", "compression.fraction=0.5", "compression.rewind_steps=13")
-COUNTS = [2368, 1184, 710]
-SHAPES = [torch.Size((32, 64)), torch.Size((10, 32))]
-NAMES = ["net.1.weight_values", "net.5.weight_values"]
-
-State = dict[str, Any]
-
-
-def run_small(folder: Path, *overrides: str) -> State:
-    return run(compose_job(folder, *overrides))
-
-
-def load(path: Path) -> State:
-    return torch.load(path, weights_only=True)
-
-
-def round_folders(folder: Path) -> list[Path]:
-    """Folders with what each round has left, the last round's being the run folder."""
-    return [*sorted((folder / "rounds").glob("[0-9]")), folder]
-
-
-def masks(checkpoint: State) -> list[Tensor]:
-    state = checkpoint["state_dict"]
-    return masks_of({key: state[f"net.{key}"] for key in ("kept_counts", "kept_index")}, SHAPES)
-
-
-def metric_rows(folder: Path) -> list[tuple[str, ...]]:
-    with (folder / "metrics.csv").open(newline="") as file:
-        names = ("step", "epoch", "round", "lr", "train/loss", "val/acc", "val/loss", "test/acc")
-        rows = [row for row in csv.DictReader(file) if row["epoch"]]
-    # A run that is resumed after its last epoch validates once more.
-    again = [row for row in rows if row["epoch"] == "3" and not row["test/acc"]]
-    return [tuple(row.get(n, "") for n in names) for row in rows if row not in again]
-
-
-@pytest.fixture(scope="module")
-def starts() -> list[State]:
-    """The checkpoints that later rounds started from, filled by the fixture `whole`."""
-    return []
 
 
 class Recorder(MetricsFile):
@@ -254,85 +208,6 @@ def test_the_first_round_is_dense_training(whole: Path, tmp_path: Path) -> None:
         assert torch.equal(found.flatten(), tensor.flatten()), name
 
 
-class Interruption(Exception):
-    """A power cut."""
-
-
-def stop_at_step(patch: pytest.MonkeyPatch, folder: Path, number: int, step: int) -> None:
-    original = Classification.training_step
-
-    def training_step(self: Classification, *arguments: Any) -> Any:
-        if RoundFolder(folder).number == number and self.trainer.global_step == step:
-            raise Interruption
-        return original(self, *arguments)
-
-    patch.setattr(Classification, "training_step", training_step)
-
-
-def stop_in(patch: pytest.MonkeyPatch, owner: type, name: str) -> None:
-    def stopped(*_: object, **__: object) -> None:
-        raise Interruption
-
-    patch.setattr(owner, name, stopped)
-
-
-def stop_in_mid_clear(patch: pytest.MonkeyPatch) -> None:
-    original = Path.unlink
-
-    def unlink(self: Path, missing_ok: bool = False) -> None:
-        if self.name == "last.ckpt":
-            raise Interruption
-        original(self, missing_ok)
-
-    patch.setattr(Path, "unlink", unlink)
-
-
-def test_a_run_interrupted_anywhere_ends_as_the_uninterrupted_one(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interruptions = (
-        (0, lambda patch: stop_at_step(patch, tmp_path, 0, 15)),  # after the point was saved
-        (0, lambda patch: stop_in(patch, Trainer, "test")),
-        (0, lambda patch: stop_in(patch, Path, "rename")),  # the folder of the round is not there
-        (1, lambda patch: stop_in(patch, RoundFolder, "clear")),  # it is, and so is what it holds
-        (1, lambda patch: stop_at_step(patch, tmp_path, 1, 16)),  # no checkpoint of this round yet
-        (1, lambda patch: stop_at_step(patch, tmp_path, 1, 25)),
-        (2, stop_in_mid_clear),
-        (2, lambda patch: stop_at_step(patch, tmp_path, 2, 13)),
-        (2, lambda patch: stop_in(patch, Trainer, "test")),
-    )
-    resume: tuple[str, ...] = ()
-    for number, interrupt in interruptions:
-        with monkeypatch.context() as patch:
-            interrupt(patch)
-            with pytest.raises(Interruption):
-                run_small(tmp_path, *THREE_ROUNDS, *resume)
-        assert RoundFolder(tmp_path).number == number
-        result = json.loads((tmp_path / "result.json").read_text())
-        assert result["status"] == "failed"
-        with pytest.raises(InputError, match="holds an unfinished run"):
-            refuse_used_folder(tmp_path)
-        resume = (f"resume={tmp_path}",)
-    result = run_small(tmp_path, *THREE_ROUNDS, *resume)
-    expected = json.loads((whole / "result.json").read_text())
-    assert result["training"] == expected["training"]
-    assert result["status"] == "completed"
-    pairs = zip(round_folders(whole), round_folders(tmp_path), strict=True)
-    for number, (first, second) in enumerate(pairs):
-        artifacts = [(f / "model.safetensors").read_bytes() for f in (first, second)]
-        assert artifacts[0] == artifacts[1]
-        assert metric_rows(first) == metric_rows(second), number
-        for key in ("val/acc", "test/acc", "test/loss"):
-            found, wanted = (r["rounds"][number]["metrics"][key] for r in (result, expected))
-            assert found == wanted
-    for folder in (whole, tmp_path):
-        assert sorted(path.name for path in (folder / "rounds").iterdir()) == [
-            "0",
-            "1",
-            "rewind.ckpt",
-        ]
-
-
 def test_the_best_weights_of_each_round_are_tested(tmp_path: Path) -> None:
     # Without decay the last weights are not always the best.
     jumpy = ("scheduler=constant", "optimizer.lr=0.5", "test_checkpoint=best")
@@ -345,14 +220,6 @@ def test_the_best_weights_of_each_round_are_tested(tmp_path: Path) -> None:
         for name, mask, weight in zip(NAMES, masks(best), ("1.weight", "5.weight"), strict=True):
             assert torch.equal(dense[weight][mask], best["state_dict"][name])
         assert record["metrics"]["val/best_acc"] >= record["metrics"]["val/acc"]
-
-
-def test_the_length_of_rounds_cannot_change(whole: Path) -> None:
-    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
-    for epochs, message in ((3, "cannot be trained further"), (4, "is 3 in that run, not 4")):
-        with pytest.raises(InputError, match=message):
-            run_small(whole, *THREE_ROUNDS, f"resume={whole}", f"trainer.max_epochs={epochs}")
-    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
 
 
 def test_a_point_after_the_end_is_refused_before_training(tmp_path: Path) -> None:
@@ -369,36 +236,6 @@ def test_gradients_may_be_summed_over_batches(tmp_path: Path) -> None:
     assert [s["global_step"] for s in states] == [12, 12]
     for name, tensor in states[0]["state_dict"].items():
         assert torch.equal(states[1]["state_dict"][name], tensor), name
-
-
-@pytest.mark.ddp
-def test_two_processes_repeat_a_round_in_which_they_were_killed(tmp_path: Path) -> None:
-    arguments = [text for text in TICKETS if text not in ("trainer=cpu", "data.batch_size=128")]
-    arguments += ["trainer=ddp_cpu", "data.batch_size=64", "compression.rewind_steps=13"]
-    # Nothing leaves after the first round, in the second one of the processes is killed.
-    arguments += ["ratio=0.3", "compression.fraction=0", "compression.rounds=3"]
-    killer = (
-        "+callbacks.killer._target_=training.networks.KillInRound",
-        "+callbacks.killer.step=25",
-    )
-    status, _, _ = train(*arguments, *killer, f"hydra.run.dir={tmp_path}")
-    assert status != 0
-    assert RoundFolder(tmp_path).number == 1
-    status, _, err = train(f"resume={tmp_path}", "~callbacks.killer")
-    assert status == 0, err
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert result["environment"]["world_size"] == 2
-    assert [r["num_values"] for r in result["rounds"]] == [2368, 2368, 710]
-    first, second, last = round_folders(tmp_path)
-    artifacts = [(folder / "model.safetensors").read_bytes() for folder in (first, second)]
-    assert artifacts[0] == artifacts[1]
-    rows = [[row[:2] + row[3:] for row in metric_rows(folder)] for folder in (first, second)]
-    assert rows[0][-3:] == rows[1][-3:]
-    trained = load(second / "checkpoints" / "last.ckpt")["state_dict"]
-    kept = masks(load(last / "checkpoints" / "last.ckpt"))
-    magnitudes = torch.cat([trained[name].abs() for name in NAMES])
-    flat = torch.cat([mask.flatten() for mask in kept])
-    assert magnitudes[flat].min() >= magnitudes[~flat].max()
 
 
 def test_a_strategy_of_one_round_is_a_plain_run(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ class Classification(LightningModule):
         self._label_smoothing = label_smoothing
         self._distillation = distillation
         self.metric_prefix = ""
-        """Before the name of every metric of an evaluation; to evaluate the network in a variant."""
+        """Before the names of all metrics, when a variant of the network is evaluated."""
         self.accuracy = nn.ModuleDict(
             {
                 f"{split}_accuracy": MulticlassAccuracy(

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 import memfold
 from memfold.errors import InputError
 from memfold.strategies import compression_of, strategy_class
+from strategies.cases import NEEDS_DATA, STRATEGIES
+from strategies.models import MODELS, build, make_input
 
 METHODS = ("rand", "mag", "snip", "grasp", "synflow")
 SIZES = [8 * 20, 20 * 30, 30 * 4]
@@ -248,6 +250,44 @@ def test_pruned_weights_stay_zero_in_training(method, tmp_path):
     loaded = memfold.load(tmp_path / "model.safetensors", mlp())
     x = data()[0][0]
     assert torch.equal(loaded(x), model(x))
+
+
+# A zero head lets no gradient through; weight norm divides by the norm of an empty row.
+REFUSED = {
+    ("snip", "zero_head"): "2.weight has no weights but zeros",
+    ("synflow", "zero_head"): "2.weight has no weights but zeros",
+    ("synflow", "weight_norm"): "a layer divides by zero, as weight norm does",
+}
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("method", NEEDS_DATA)
+def test_every_kind_of_model_trains_and_is_stored_or_is_refused(method, name, tmp_path):
+    x = make_input(name)
+    options = {"ratio": 0.6 if name == "weight_norm" else 0.4, **STRATEGIES[method]}
+
+    def loss(output, _):
+        return output.square().mean()
+
+    if (method, name) in REFUSED:
+        with pytest.raises(InputError, match=re.escape(REFUSED[method, name])):
+            memfold.compress(build(name), method, data=[(x, x)], loss=loss, **options)
+        return
+    model = memfold.compress(build(name), method, data=[(x, x)], loss=loss, **options)
+    structure = compression_of(model).structure()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    loss(model(x), None).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    optimizer.step()
+    expected = model.eval()(x)
+    memfold.save(model, tmp_path / "model.safetensors")
+    for other in (
+        memfold.densify(model),
+        memfold.load(tmp_path / "model.safetensors", build(name)).eval(),
+    ):
+        torch.testing.assert_close(other(x), expected, rtol=0, atol=0)
+    again = memfold.compress(build(name), method, data=[(x, x)], loss=loss, **options)
+    assert all(torch.equal(structure[k], t) for k, t in compression_of(again).structure().items())
 
 
 BAD = [

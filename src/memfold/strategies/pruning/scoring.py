@@ -223,6 +223,11 @@ def _check_flow(flow: Tensor, parameters: Mapping[str, Tensor]) -> None:
         return
     if value == 0:
         reason = _dead_layer(parameters)
+    elif flow.isnan() and all(p.isfinite().all() for p in parameters.values()):
+        reason = (
+            "a layer divides by zero, as weight norm does when it keeps no weight of a row: "
+            "exclude it, or give a larger ratio"
+        )
     elif not flow.isfinite():
         bad = [name for name, p in parameters.items() if not p.isfinite().all()]
         reason = f"look at the weights of {bad[0]}" if bad else "scale the weights down"
