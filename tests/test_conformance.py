@@ -1,7 +1,7 @@
 """What every strategy has to do, on real data: one table of strategies, one list of behaviours.
 
-The table is `strategies/cases.py`. Other lists that it runs through: `strategies/test_any_module.py`
-(every way to own a weight: convolutions, attention, recurrent layers, ties) and `test_artifact.py`.
+The table is `strategies/cases.py`; it also goes through `strategies/test_any_module.py` (every way
+to own a weight: convolutions, attention, recurrent layers, ties) and `test_artifact.py`.
 """
 
 import copy
@@ -23,7 +23,7 @@ from memfold.data.digits import Digits
 from memfold.strategies import compression_of
 from memfold.tasks import Classification
 from memfold.training import run
-from strategies.cases import STRATEGIES, TRAINS_DENSE
+from strategies.cases import STRATEGIES, options_of
 from training.jobs import SMALL, TESTS, compose_job, train
 
 RATIO = 0.2
@@ -31,9 +31,10 @@ NAMES = sorted(STRATEGIES)
 
 
 def overrides(name: str) -> list[str]:
-    ratio = [] if name == "dense" else [f"ratio={RATIO}"]
-    options = [f"compression.{key}={value}" for key, value in STRATEGIES[name].items()]
-    return [*SMALL, f"compression={name}", *ratio, *options, "data.batch_size=100"]
+    options = options_of(name, ratio=RATIO)
+    ratio = [f"ratio={options.pop('ratio')}"] if "ratio" in options else []
+    chosen = [f"compression.{key}={value}" for key, value in options.items()]
+    return [*SMALL, f"compression={name}", *ratio, *chosen, "data.batch_size=100"]
 
 
 def job(folder: Path, name: str, *further: str) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def test_memory_is_what_the_files_hold(completed: tuple[str, Path, dict[str, Any
     # Parameter, gradient and momentum, each float32, and what says where the values belong.
     trained = result["parameters"]["trained"]
     assert memory["train_state_bytes"] >= 12 * trained
-    if name not in TRAINS_DENSE:
+    if not STRATEGIES[name].trains_dense:
         assert trained < 0.3 * result["parameters"]["dense"]
         assert memory["train_state_bytes"] < 0.5 * 3 * memory["dense_bytes"]
 
@@ -131,15 +132,13 @@ def digest(name: str) -> str:
     model = dense_backbone()
     data = Digits(seed=3)
     data.setup("fit")
-    options = {} if name == "dense" else {"ratio": RATIO}
     memfold.compress(
         model,
         name,
         seed=7,
         data=data.scoring_batches(7),
         loss=torch.nn.functional.cross_entropy,
-        **options,
-        **STRATEGIES[name],
+        **options_of(name, ratio=RATIO),
     )
     compression = compression_of(model)
     assert compression is not None

@@ -1,4 +1,4 @@
-"""Low-rank training as the paper writes it: single entries, one rank at a time, explicit penalty."""
+"""Low-rank training as the paper writes it: single entries, single ranks, an explicit penalty."""
 
 import torch
 

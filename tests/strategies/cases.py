@@ -1,45 +1,63 @@
-"""One row per strategy: options under which it fits the small models of these tests."""
+"""One row per strategy, which puts it through every test that all strategies pass."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from memfold.strategies import strategy_class
 from memfold.strategies.sharing.base import SharingStrategy
 
+
+@dataclass(frozen=True)
+class Case:
+    """What tests have to know of a strategy."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options under which it fits small models and short trainings."""
+    ratio: float | None = 0.4
+    """The ratio for the small models of `models.py`; `None` for a strategy without one."""
+    trains_dense: bool = False
+    """Whether it trains as many numbers as the dense model has."""
+    needs_widths: bool = False
+    """Whether it is for backbones that can be built narrower, and refuses all of `models.py`."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Models of `models.py` that it cannot compress: name -> part of the message."""
+
+
+# With 0.4, a row of the weight-normed layer may keep nothing, which weight norm divides by zero;
+# and one rank takes more of a tiny matrix.
 STRATEGIES = {
-    "dense": {},
-    "stable_rps": {},
-    "roast": {"tile_rows": 2, "tile_columns": 3},
-    "hashednet": {},
-    "small": {},
-    "rand": {},
-    "mag": {},
-    "snip": {},
-    "grasp": {},
-    "synflow": {"rounds": 10},
-    "set": {"update_every": 5},
-    "rigl": {"update_every": 5},
-    "supermask": {},
-    "low_rank": {},
+    "dense": Case(ratio=None, trains_dense=True),
+    "stable_rps": Case(),
+    "roast": Case({"tile_rows": 2, "tile_columns": 3}),
+    "hashednet": Case(),
+    "rand": Case(),
+    "mag": Case(),
+    "snip": Case(ratio=0.6, refused={"zero_head": "2.weight has no weights but zeros"}),
+    "grasp": Case({"absolute": True}, ratio=0.6),
+    "synflow": Case(
+        {"rounds": 10},
+        ratio=0.6,
+        refused={
+            "zero_head": "2.weight has no weights but zeros",
+            "weight_norm": "a layer divides by zero, as weight norm does",
+        },
+    ),
+    "set": Case({"update_every": 5}),
+    "rigl": Case({"update_every": 5}),
+    "supermask": Case(ratio=0.6, trains_dense=True),
+    "small": Case(needs_widths=True),
+    "low_rank": Case(ratio=0.6),
 }
 
-TRAINS_DENSE = ("dense", "supermask")
-"""Strategies that train as many numbers as the dense model has."""
-
-NEEDS_WIDTHS = ("small",)
-"""Strategies for backbones that can be built narrower; any other is refused (`test_small.py`)."""
-
-NEEDS_DATA = ("snip", "grasp", "synflow")
-"""Strategies that look at data; the models get them in `pruning/test_at_init.py`."""
-
-RATIO_OF_SMALL_MODELS = {"dense": None, "low_rank": 0.6, "supermask": 0.6}
-"""Where it is not the usual 0.4: rank one takes more of a tiny matrix, and with 0.4 a row of the
-weight-normed layer keeps nothing, which weight norm divides by zero."""
-
-ANY_MODULE = tuple(sorted(STRATEGIES.keys() - {*NEEDS_WIDTHS, *NEEDS_DATA}))
-"""Strategies for any module, without data."""
+ANY_MODULE = tuple(sorted(name for name, case in STRATEGIES.items() if not case.needs_widths))
+"""Strategies for any module."""
 
 SHARING = tuple(name for name in STRATEGIES if issubclass(strategy_class(name), SharingStrategy))
 
 
-def ratio_of(name: str) -> dict[str, float]:
-    """Return the ratio, as an option, under which a strategy fits the small models."""
-    ratio = RATIO_OF_SMALL_MODELS.get(name, 0.4)
-    return {} if ratio is None else {"ratio": ratio}
+def options_of(name: str, *, ratio: float | None = None) -> dict[str, Any]:
+    """Return a strategy's options, the ratio included: that of its row, or `ratio`."""
+    case = STRATEGIES[name]
+    chosen = case.ratio if ratio is None or case.ratio is None else ratio
+    return {**case.options, **({} if chosen is None else {"ratio": chosen})}

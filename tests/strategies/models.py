@@ -1,8 +1,13 @@
 """Small models that own their weights in every way that PyTorch has."""
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+import memfold
+from memfold.errors import InputError
+from strategies.cases import STRATEGIES, options_of
 
 
 class TiedLanguageModel(nn.Module):
@@ -145,3 +150,26 @@ def build(name):
 def make_input(name):
     torch.manual_seed(4)
     return MODELS[name][1]()
+
+
+def compress(model, strategy, name, ratio=None):
+    """Compress the model of that name, which `build` has made, with the options of its row."""
+    x = make_input(name)
+    return memfold.compress(
+        model,
+        strategy,
+        seed=7,
+        data=[(x, x)],
+        loss=lambda output, _: output.square().mean(),
+        **options_of(strategy, ratio=ratio),
+    )
+
+
+def compressed_or_skipped(strategy, name, ratio=None):
+    """Build and compress a model; if the row says that it is refused, check that, and skip."""
+    message = STRATEGIES[strategy].refused.get(name)
+    if message is None:
+        return compress(build(name), strategy, name, ratio)
+    with pytest.raises(InputError, match=message):
+        compress(build(name), strategy, name, ratio)
+    pytest.skip(f"{strategy} refuses {name}, as it should")

@@ -151,5 +151,7 @@ def test_every_strategy_has_its_files_and_they_agree(name):
 
 @pytest.mark.parametrize("name", memfold.strategies())
 def test_strategies_survive_the_way_through_plain_data(name):
-    strategy = strategy_class(name)(ratio=0.5, seed=3, exclude=("head",), **STRATEGIES[name])
+    strategy = strategy_class(name)(
+        ratio=0.5, seed=3, exclude=("head",), **STRATEGIES[name].options
+    )
     assert Strategy.from_dict(strategy.to_dict()) == strategy

@@ -49,6 +49,12 @@ class ContinuedRecorder(ContinuedSteps, Recorder):
 
 
 @pytest.fixture(scope="module")
+def starts() -> list[State]:
+    """The checkpoints that later rounds started from, filled by the fixture `whole`."""
+    return []
+
+
+@pytest.fixture(scope="module")
 def recorders() -> list[ContinuedRecorder]:
     """The loggers of the job beside metrics.csv, filled by the fixture `whole`."""
     return []

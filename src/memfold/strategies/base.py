@@ -325,8 +325,9 @@ def before_step(
 
     Dynamic sparse training changes its structure here, low-rank factors get their decay. Call it
     once per optimizer step, on every rank, when gradients are complete (reduced, unscaled).
-    Strategies that do nothing while training ignore it. Where the structure changes, all gradients
-    become `None`, so that the optimizer's step has no effect.
+    Strategies that do nothing while training ignore it. A strategy that replaces the optimizer's
+    step, as RigL does where it changes the structure, leaves all gradients at `None`: optimizers
+    skip such parameters.
 
     Args:
         model: A compressed model; any other is left alone.

@@ -127,8 +127,10 @@ def test_frobenius_decay_does_not_depend_on_the_gauge() -> None:
 
 
 @pytest.mark.parametrize("rule", ["equal", "proportional"])
-@given(shapes=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=5))
-@given(share=st.floats(0, 1))
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=5),
+    share=st.floats(0, 1),
+)
 def test_ranks_use_up_the_budget(rule: str, shapes: list[tuple[int, int]], share: float) -> None:
     least = sum(num_values_at(shape, min(1, largest_rank(shape))) for shape in shapes)
     total = sum(rows * columns for rows, columns in shapes)

@@ -104,7 +104,7 @@ def test_weights_and_gradient_equal_the_explicit_matrices(strategy, gradient_sca
         ratio=0.3,
         gradient_scale=gradient_scale,
         initial_scale=initial_scale,
-        **STRATEGIES[strategy],
+        **STRATEGIES[strategy].options,
     )
     shared = compression_of(model)
     signed = explicit_map(shared.mapping)
@@ -185,7 +185,7 @@ def test_first_and_second_derivatives(strategy):
         ratio=0.3,
         gradient_scale="none",
         initial_scale=1.0,
-        **STRATEGIES[strategy],
+        **STRATEGIES[strategy].options,
     )
     shared = compression_of(model)
     x = torch.randn(2, 5, dtype=torch.float64)

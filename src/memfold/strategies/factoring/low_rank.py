@@ -52,6 +52,7 @@ __all__ = ["LowRank", "LowRankWeights"]
 _VALUES = "factor_values"
 _RANKS = "factor_ranks"
 _RANK_BYTES = torch.int32.itemsize
+_LATER = "_memfold_later"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,8 +183,6 @@ class LowRankWeights(Compression):
         self.products.check_parts()
         owners = [weight.owners[0] for weight, rank in pairs if rank == WHOLE]
         self._whole = [(owner.module, owner.attribute) for owner in owners]
-        # Tells the turns of `before_step` apart: what the optimizer still has to do belongs to one.
-        self._turn = 0
 
     def attach(self, factors: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Replace the weights that are not whole, by these factors (rows, r) and (columns, r)."""
@@ -276,15 +275,17 @@ class LowRankWeights(Compression):
         state change, so that checkpoints are those of a plain training.
         """
         del step, total_steps
-        self._turn += 1
         if self._decay == 0:
             return
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        later: list[tuple[Tensor, Tensor]] = []
         for pair in self.products.pairs():
             for factor, other in (pair, pair[::-1]):
                 group = groups.get(id(factor))
-                if group is None or factor.grad is None:
+                if group is None:
+                    continue
+                # Of a step that was skipped (mixed precision, gradients not finite).
+                vars(optimizer).get(_LATER, {}).pop(factor, None)
+                if factor.grad is None:
                     continue
                 removed = group.get("weight_decay", 0)
                 added = removed if self._decay is None else self._decay
@@ -292,24 +293,9 @@ class LowRankWeights(Compression):
                 gradient = frobenius_gradient(factor.to(wide), other.to(wide))
                 change = added * gradient - removed * factor
                 if _is_decoupled(optimizer, group):
-                    later.append((factor, change * -group["lr"]))
+                    _add_later(optimizer, factor, change * -group["lr"])
                 else:
                     factor.grad.add_(change)
-        if later:
-            self._after_step(optimizer, later)
-
-    def _after_step(self, optimizer: Optimizer, changes: list[tuple[Tensor, Tensor]]) -> None:
-        turn = self._turn
-
-        def apply(*_: object) -> None:
-            handle.remove()
-            # A step may be skipped (mixed precision, not finite): its changes are then too old.
-            if turn == self._turn:
-                with torch.no_grad():
-                    for factor, change in changes:
-                        factor.add_(change)
-
-        handle = optimizer.register_step_post_hook(apply)
 
     def _tensors(self) -> Iterator[nn.Parameter]:
         pairs, whole = self.products.pairs(), iter(self._whole)
@@ -368,6 +354,23 @@ class Products(ComputedWeights):
 def _is_decoupled(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
     """Whether the decay of a group acts on the parameters themselves, beside the gradient."""
     return isinstance(optimizer, AdamW) or bool(group.get("decoupled_weight_decay", False))
+
+
+def _add_later(optimizer: Optimizer, factor: Tensor, change: Tensor) -> None:
+    """Add `change` to a factor at the end of the optimizer's next step."""
+    # Neither this nor hooks are in an optimizer's state dict, its copies or its pickles.
+    if _LATER not in vars(optimizer):
+        vars(optimizer)[_LATER] = {}
+        optimizer.register_step_post_hook(_add_now)
+    vars(optimizer)[_LATER][factor] = change
+
+
+@torch.no_grad()
+def _add_now(optimizer: Optimizer, *_: object) -> None:
+    changes: dict[Tensor, Tensor] = vars(optimizer)[_LATER]
+    for factor, change in changes.items():
+        factor.add_(change)
+    changes.clear()
 
 
 def _stored_ranks(

@@ -65,10 +65,10 @@ def largest_rank(shape: Shape) -> int:
 def allocate_ranks(shapes: Sequence[Shape], num_values: int, rule: Rule) -> list[int]:
     """Choose ranks, one at least.
 
-    They grow one by one, always the rank r that becomes the smallest (`equal`), or the smallest
-    share of min(rows, columns) (`proportional`); of equal ones the first. Past its largest rank a
-    matrix becomes whole. One whose next rank is too much for what is left stays as it is, the
-    others go on: in the end, what is left is too little for any matrix to grow.
+    They grow one by one: in turn (`equal`), or always the one that is then the smallest share of
+    min(rows, columns) (`proportional`); of equal ones the first. Past its largest rank a matrix
+    becomes whole. One whose next rank is too much for what is left stays as it is, and the others
+    go on: in the end, what is left is too little for any matrix to grow.
 
     Args:
         shapes: Rows and columns of the matrices.

@@ -12,7 +12,7 @@ from memfold.errors import InputError
 from memfold.quantisation import packed_bytes
 from memfold.seeding import derive_seed
 from memfold.strategies.base import Context, Strategy, check_replaceable, set_number
-from memfold.strategies.pruning.masks import keep_largest, schedule_counts, shuffle_mask
+from memfold.strategies.pruning.masks import Ranking, schedule_counts, shuffle_mask
 from memfold.strategies.pruning.sparse_weights import (
     FINGERPRINT_BYTES,
     SparseWeights,
@@ -201,24 +201,17 @@ class PruningAtInit(SparseStrategy):
         for done in range(self.rounds):
             pairs = zip(score(), masks, strict=True)
             scores = [s.masked_fill(~mask, -torch.inf) for s, mask in pairs]
+            ranking = Ranking(scores, scope=self.scope)
             # What the index costs depends on the scores: the last ones settle the budget.
-            count = min(remaining, self._count(model, weights, scores))
+            count = min(remaining, self.kept_count(model, weights, ranking.counts))
             remaining = min(
                 remaining, schedule_counts(total, count, self.rounds, self.schedule)[done]
             )
-            masks = keep_largest(scores, remaining, scope=self.scope)
+            masks = ranking.masks(remaining)
             with torch.no_grad():
                 for weight, mask in zip(weights, masks, strict=True):
                     weight.tensor.mul_(mask)
         return masks
-
-    def _count(
-        self, model: nn.Module, weights: Sequence[CompressibleWeight], scores: Sequence[Tensor]
-    ) -> int:
-        def counts_for(total: int) -> list[int]:
-            return [int(mask.sum()) for mask in keep_largest(scores, total, scope=self.scope)]
-
-        return self.kept_count(model, weights, counts_for)
 
     def _generator(self, purpose: str, weight: CompressibleWeight) -> torch.Generator:
         seed = derive_seed(self.seed, purpose, weight.name)

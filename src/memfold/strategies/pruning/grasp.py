@@ -31,6 +31,9 @@ class GraSP(SampledPruning, name="grasp"):
 
     temperature: float = 200.0
     """The logits are divided by it while scoring."""
+    absolute: bool = False
+    """Keep the largest |theta (H g)| instead, which Frankle et al. 2021, arXiv 2009.08576, found to
+    train better; the paper keeps the largest with their sign."""
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -43,6 +46,8 @@ class GraSP(SampledPruning, name="grasp"):
         value = self.temperature
         if not (isinstance(value, float) and value > 0 and isfinite(value)):
             raise InputError(f"compression.temperature must be a number above 0, got {value!r}")
+        if not isinstance(self.absolute, bool):
+            raise InputError(f"compression.absolute must be true or false, got {self.absolute!r}")
 
     def scorer(
         self, model: nn.Module, weights: Sequence[CompressibleWeight], context: Context
@@ -52,4 +57,9 @@ class GraSP(SampledPruning, name="grasp"):
             self.name, context.data, context.loss, num_samples=self.num_samples
         )
         parameters = {weight.name: weight.tensor for weight in weights}
-        return lambda: grasp_scores(model, parameters, samples, loss, temperature=self.temperature)
+
+        def score() -> list[Tensor]:
+            scores = grasp_scores(model, parameters, samples, loss, temperature=self.temperature)
+            return [score.abs() for score in scores] if self.absolute else scores
+
+        return score

@@ -79,7 +79,7 @@ def keep_counts(scores: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]
     masks = []
     for score, count in zip(scores, counts, strict=True):
         assert 0 <= count <= score.numel()
-        masks.append(_mask(_order(score.detach().reshape(-1)), count).view(score.shape))
+        masks.append(_largest(score.detach().reshape(-1), count).view(score.shape))
     return masks
 
 
@@ -121,6 +121,17 @@ def _order(flat: Tensor) -> Tensor:
 def _mask(order: Tensor, count: int) -> Tensor:
     mask = torch.zeros(len(order), dtype=torch.bool, device=order.device)
     mask[order[:count]] = True
+    return mask
+
+
+def _largest(flat: Tensor, count: int) -> Tensor:
+    """Return `_mask(_order(flat), count)`, without a sort."""
+    if count == 0:
+        return torch.zeros_like(flat, dtype=torch.bool)
+    smallest = flat.kthvalue(flat.numel() - count + 1).values
+    mask = flat > smallest
+    missing = count - int(mask.sum())
+    mask[(flat == smallest).nonzero().squeeze(1)[:missing]] = True
     return mask
 
 

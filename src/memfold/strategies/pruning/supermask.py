@@ -110,13 +110,12 @@ class Supermask(Strategy, name="supermask"):
                 f"{self.budget_bytes - room + cost(0.0)} bytes"
             )
         total = sum(weight.numel for weight in weights)
-        low, high = 0, total
+        low, high = 0, total + 1
         while high - low > 1:
             middle = (low + high) // 2
             fits = cost(PUBLISHED_RATIO * middle / total) <= room
             low, high = (middle, high) if fits else (low, middle)
-        share = PUBLISHED_RATIO
-        return share if cost(share) <= room else share * low / total
+        return PUBLISHED_RATIO * low / total
 
     def _initial_scores(self, weight: CompressibleWeight) -> Tensor:
         """Draw scores uniformly from +-1 / sqrt(fan_in): Kaiming's initialisation with a = sqrt 5.
