@@ -43,6 +43,7 @@ STRATEGIES = {
             "weight_norm": "a layer divides by zero, as weight norm does",
         },
     ),
+    "ltr": Case({"fraction": 0.5}),
     "set": Case({"update_every": 5}),
     "rigl": Case({"update_every": 5}),
     "supermask": Case(ratio=0.6, trains_dense=True),
