@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-import memfold
+from memfold.strategies import strategy_names
 
 ROOT = Path(__file__).parents[1]
 RATIOS = (0.3, 0.1, 0.03, 0.01)
@@ -30,7 +30,7 @@ NUM_EPOCHS = 10
 # 200 steps are too few for the published 100 between two updates.
 OPTIONS = {"rigl": ["compression.update_every=10"], "set": ["compression.update_every=10"]}
 BEGIN, END = "<!-- measured: written by scripts/compare_digits.py -->", "<!-- end of measured -->"
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "strategy",
     "ratio",
     "seed",
@@ -69,7 +69,7 @@ def main() -> None:
 
 def jobs() -> list[tuple[str, float, int]]:
     """List (strategy, ratio, seed); the dense model has one ratio."""
-    names = [name for name in memfold.strategies() if name not in ("dense", "ltr")]
+    names = [name for name in strategy_names() if name not in ("dense", "ltr")]
     names.append("ltr")  # many trainings a run: the others should not wait for it
     dense = [("dense", 1.0, seed) for seed in SEEDS]
     return dense + [(name, ratio, seed) for name in names for ratio in RATIOS for seed in SEEDS]

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from memfold.errors import InputError
 from memfold.quantisation import SUFFIXES, dequantise, quantise
 from memfold.strategies.accounting import state_tensors
-from memfold.strategies.base import (
+from memfold.strategies.base import Strategy
+from memfold.strategies.compression import (
     Compression,
-    Strategy,
     check_not_compressed,
     check_whole,
     compression_of,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from memfold.strategies.accounting import state_tensors, tensor_bytes, unique_tensors
-from memfold.strategies.base import Compression, check_whole, compression_of
+from memfold.strategies.compression import Compression, check_whole, compression_of
 
 __all__ = ["Footprint", "PeakMeter", "footprint", "grad_sync_bytes", "train_state_bytes"]
 

@@ -5,16 +5,8 @@ from importlib import import_module
 from pkgutil import walk_packages
 from types import ModuleType
 
-from memfold.strategies.base import (
-    Compression,
-    Context,
-    Strategy,
-    before_step,
-    compression_of,
-    densify,
-    strategy_class,
-    strategy_names,
-)
+from memfold.strategies.base import Context, Strategy, strategy_class, strategy_names
+from memfold.strategies.compression import Compression, before_step, compression_of, densify
 
 __all__ = [
     "Compression",

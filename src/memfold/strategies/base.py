@@ -1,39 +1,28 @@
-"""What every strategy is: options, a registry, and the state it leaves on a model."""
+"""What every strategy is: options, a budget, and a name in the registry."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
-from math import prod
 from numbers import Integral, Real
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from memfold.errors import InputError
-from memfold.quantisation import check_bits, packed_bytes
+from memfold.quantisation import check_bits
 from memfold.strategies.accounting import state_tensors, tensor_bytes
-from memfold.strategies.computed import check_computable, computed_sources
+from memfold.strategies.compression import Compression, check_not_compressed, set_compression
 from memfold.strategies.selection import CompressibleWeight, named_weights, select_weights
 
 __all__ = [
-    "Compression",
     "Context",
     "Strategy",
-    "before_step",
-    "check_not_compressed",
-    "check_replaceable",
-    "check_whole",
-    "compression_of",
-    "densify",
     "set_number",
     "strategy_class",
     "strategy_names",
 ]
 
 DEFAULT_RATIO = 0.1
-_STATE = "_memfold_compression"
 _REGISTRY: dict[str, type["Strategy"]] = {}
 
 
@@ -45,109 +34,6 @@ class Context:
     """Batches of (input, target); only data-informed strategies need them."""
     loss: Callable[[Tensor, Tensor], Tensor] | None = None
     """(output, target) -> scalar."""
-
-
-class Compression(ABC):
-    """The state that a strategy leaves on a model: what replaces the compressible weights.
-
-    It hangs on the root module as a plain attribute, so that `copy.deepcopy` and pickling take it
-    along. Everything that it trains or stores is registered on the model or returned by
-    `value_tensors` and `index_tensors`.
-    """
-
-    def __init__(
-        self, strategy: "Strategy", model: nn.Module, weights: tuple[CompressibleWeight, ...]
-    ) -> None:
-        self.strategy = strategy
-        self.model = model
-        self.names: list[str] = [weight.name for weight in weights]
-        self.shapes: list[torch.Size] = [weight.shape for weight in weights]
-        self.structure_version = 0
-        """Counts the changes of structure since the model was compressed."""
-
-    @property
-    def num_weights(self) -> int:
-        """Number n of compressible weights."""
-        return sum(prod(shape) for shape in self.shapes)
-
-    @property
-    def dense_bytes(self) -> int:
-        """Bytes of the compressible weights in the dense model."""
-        return self.num_weights * self.dtype.itemsize
-
-    @property
-    @abstractmethod
-    def num_values(self) -> int:
-        """Number of learned values stored in their place."""
-
-    @property
-    @abstractmethod
-    def dtype(self) -> torch.dtype:
-        """Dtype in which the values are held."""
-
-    @property
-    def value_bytes(self) -> int:
-        """Bytes of the learned values, packed with the strategy's `bits`."""
-        return packed_bytes(self.num_values, self.strategy.bits, self.dtype.itemsize)
-
-    @property
-    @abstractmethod
-    def index_bytes(self) -> int:
-        """Bytes of everything else needed to rebuild the weights: masks, indices, scales, seeds."""
-
-    @property
-    @abstractmethod
-    def index_format(self) -> str:
-        """How it is stored where each value belongs: "none", "seed", "bitmask", ..."""
-
-    @property
-    def resident_bytes(self) -> int:
-        """Bytes kept in training beside parameters and buffers."""
-        return self.index_bytes
-
-    @abstractmethod
-    def owned_names(self) -> frozenset[str]:
-        """State-dict names that hold the compressed weights; all others are untouched."""
-
-    @abstractmethod
-    def value_tensors(self) -> dict[str, Tensor]:
-        """Learned values, as an artifact stores them: `value_bytes` once packed."""
-
-    @abstractmethod
-    def index_tensors(self) -> dict[str, Tensor]:
-        """What an artifact stores beside the values: `index_bytes` bytes in all."""
-
-    def dense_shapes(self) -> dict[str, torch.Size]:
-        """Shapes in the dense model of untouched tensors that have another one here."""
-        return {}
-
-    def structure(self) -> dict[str, Tensor]:
-        """Tensors that say where the values belong, when that is not a function of the seed."""
-        return {}
-
-    def adopt(self, structure: Mapping[str, Tensor]) -> None:
-        """Take over the structure of another rank; the values keep their places where they can."""
-        del structure
-
-    def prepare_step(self, step: int, total_steps: int) -> None:
-        """Get ready for the forward pass of optimizer step number `step`, counted from 0."""
-        del step, total_steps
-
-    def before_step(self, optimizer: torch.optim.Optimizer, step: int, total_steps: int) -> None:
-        """See the function `before_step`."""
-        del optimizer, step, total_steps
-
-    @abstractmethod
-    def check_places(self) -> None:
-        """Check that the model still has every compressed weight where it was.
-
-        Raises:
-            InputError: A layer was replaced after the model was compressed.
-        """
-
-    @abstractmethod
-    def restore_dense(self) -> None:
-        """Put plain dense parameters back, in place, and leave no trace of the compression."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +127,7 @@ class Strategy(ABC):
             InputError: The model cannot be compressed with these options.
         """
         compression = self.build(model, self._select(model), context)
-        model.__dict__[_STATE] = compression
+        set_compression(model, compression)
         return compression
 
     def restore(
@@ -265,7 +151,7 @@ class Strategy(ABC):
         """
         check_not_compressed(model)
         compression = self.rebuild(model, named_weights(model, names), num_values, tensors)
-        model.__dict__[_STATE] = compression
+        set_compression(model, compression)
         return compression
 
     @abstractmethod
@@ -316,118 +202,6 @@ class Strategy(ABC):
         return select_weights(
             model, include=self.include, exclude=self.exclude, min_size=self.min_size
         )
-
-
-def before_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, *, step: int, total_steps: int
-) -> None:
-    """Let the strategy act between the backward pass and the optimizer's step.
-
-    Dynamic sparse training changes its structure here, low-rank factors get their decay. Call it
-    once per optimizer step, on every rank, when gradients are complete (reduced, unscaled).
-    Strategies that do nothing while training ignore it. A strategy that replaces the optimizer's
-    step, as RigL does where it changes the structure, leaves all gradients at `None`: optimizers
-    skip such parameters.
-
-    Args:
-        model: A compressed model; any other is left alone.
-        optimizer: It trains the model's parameters.
-        step: Optimizer steps done before this one.
-        total_steps: Optimizer steps in the whole training.
-    """
-    compression = compression_of(model)
-    if compression is not None:
-        compression.before_step(optimizer, step, total_steps)
-        compression.prepare_step(step + 1, total_steps)
-
-
-def compression_of(model: nn.Module) -> Compression | None:
-    """Return the compression that hangs on this very module, `None` when there is none."""
-    return model.__dict__.get(_STATE)
-
-
-def check_not_compressed(model: nn.Module) -> None:
-    """Check that no part of a model is compressed.
-
-    Raises:
-        InputError: One is.
-    """
-    check_whole(model)
-    for path, module in model.named_modules():
-        found = compression_of(module)
-        if found is not None:
-            where = f"its part {path!r}" if path else "it"
-            raise InputError(f"the model is compressed already: {where} has {found.strategy}")
-
-
-def check_whole(model: nn.Module) -> None:
-    """Check that the weights of a compressed model are not looked at without their values.
-
-    Raises:
-        InputError: `model` is a part of a compressed model that does not hold the values.
-    """
-    modules = set(model.modules())
-    for path, module in model.named_modules():
-        if any(source.root not in modules for source in computed_sources(module)):
-            raise InputError(
-                f"{path or type(model).__name__} is a part of a compressed model and its values "
-                "are elsewhere: use the whole model, or memfold.densify(model) first"
-            )
-
-
-def densify(model: nn.Module) -> nn.Module:
-    """Return a plain dense copy of `model` with the same function and state-dict names.
-
-    The copy has the classes, parameters and ties of the backbone as its author wrote it; `model`
-    stays as it is.
-
-    Raises:
-        InputError: `model` is a part of a compressed model without its values.
-    """
-    check_whole(model)
-    dense = deepcopy(model)
-    for module in list(dense.modules()):
-        compression = module.__dict__.pop(_STATE, None)
-        if compression is not None:
-            compression.restore_dense()
-    return dense
-
-
-def check_replaceable(
-    model: nn.Module, weights: Sequence[CompressibleWeight], reserved: Sequence[str] = ()
-) -> None:
-    """Check that these weights can become computed ones with values of one kind.
-
-    Args:
-        model: The root module.
-        weights: The weights to replace.
-        reserved: Attributes of the root that must be free.
-
-    Raises:
-        InputError: They differ in dtype or device, have no values, or their module refuses.
-    """
-    tensors = [weight.tensor for weight in weights]
-    for key, values in (
-        ("dtypes", {str(t.dtype) for t in tensors}),
-        ("devices", {str(t.device) for t in tensors}),
-    ):
-        if len(values) > 1:
-            raise InputError(
-                f"the compressible weights have several {key} ({', '.join(sorted(values))}); "
-                "one is needed: convert the model or narrow compression.include"
-            )
-    if tensors[0].device == torch.device("meta"):
-        raise InputError("the model is on the meta device: its weights have no values to compress")
-    attributes: dict[nn.Module, list[str]] = {}
-    paths: dict[nn.Module, str] = {}
-    for owner in (owner for weight in weights for owner in weight.owners):
-        attributes.setdefault(owner.module, []).append(owner.attribute)
-        paths[owner.module] = owner.path
-    for module, names in attributes.items():
-        check_computable(module, names, paths[module])
-    for name in reserved:
-        if hasattr(model, name):
-            raise InputError(f"the model has an attribute {name}, which the compression needs")
 
 
 def strategy_names() -> tuple[str, ...]:

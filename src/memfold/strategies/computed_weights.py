@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from memfold.errors import InputError
-from memfold.strategies.base import Compression, Strategy
+from memfold.strategies.base import Strategy
+from memfold.strategies.compression import Compression
 from memfold.strategies.computed import compute_parameters, restore_parameters
 from memfold.strategies.selection import CompressibleWeight
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from memfold.errors import InputError
 from memfold.quantisation import packed_bytes
 from memfold.strategies.accounting import state_tensors, tensor_bytes
-from memfold.strategies.base import Compression, Context, Strategy
+from memfold.strategies.base import Context, Strategy
+from memfold.strategies.compression import Compression
 from memfold.strategies.selection import CompressibleWeight
 
 __all__ = ["Dense"]

@@ -221,13 +221,15 @@ def _evaluate_artifact(experiment: Experiment) -> dict[str, float]:
     packed = build_backbone(experiment.config, experiment.data)
     memfold.load(experiment.folder / ARTIFACT, packed)
     metrics = {}
-    task.net, task.metric_prefix = packed, "packed/"
+    task.net = packed
+    vars(task)["metric_prefix"] = "packed/"
     try:
         for evaluate in (trainer.validate, trainer.test):
             evaluate(task, datamodule=experiment.data, verbose=False)
             metrics |= _metrics(trainer)
     finally:
-        task.net, task.metric_prefix = experiment.net, ""
+        task.net = experiment.net
+        vars(task)["metric_prefix"] = ""
     return metrics
 
 

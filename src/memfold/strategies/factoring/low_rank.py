@@ -24,14 +24,8 @@ from memfold.errors import InputError
 from memfold.quantisation import max_numel, packed_bytes
 from memfold.seeding import derive_seed
 from memfold.strategies.accounting import storage_key, tensor_bytes
-from memfold.strategies.base import (
-    DEFAULT_RATIO,
-    Compression,
-    Context,
-    Strategy,
-    check_replaceable,
-    set_number,
-)
+from memfold.strategies.base import DEFAULT_RATIO, Context, Strategy, set_number
+from memfold.strategies.compression import Compression, check_replaceable
 from memfold.strategies.computed_weights import ComputedWeights
 from memfold.strategies.factoring.matrices import (
     WHOLE,

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from memfold.errors import InputError
 from memfold.quantisation import packed_bytes
 from memfold.seeding import derive_seed
-from memfold.strategies.base import Context, Strategy, check_replaceable, set_number
+from memfold.strategies.base import Context, Strategy, set_number
+from memfold.strategies.compression import check_replaceable
 from memfold.strategies.pruning.masks import Ranking, schedule_counts, shuffle_mask
 from memfold.strategies.pruning.sparse_weights import (
     FINGERPRINT_BYTES,

@@ -25,7 +25,8 @@ from torch.optim import Optimizer
 
 from memfold.errors import InputError
 from memfold.seeding import derive_seed
-from memfold.strategies.base import Context, check_replaceable, set_number
+from memfold.strategies.base import Context, set_number
+from memfold.strategies.compression import check_replaceable
 from memfold.strategies.pruning.base import SparseStrategy
 from memfold.strategies.pruning.densities import DISTRIBUTIONS, Distribution, layer_counts
 from memfold.strategies.pruning.masks import keep_counts

@@ -24,7 +24,8 @@ from torch.optim import Optimizer
 
 from memfold.errors import InputError
 from memfold.quantisation import packed_bytes
-from memfold.strategies.base import Context, check_replaceable, set_number
+from memfold.strategies.base import Context, set_number
+from memfold.strategies.compression import check_replaceable
 from memfold.strategies.pruning.base import SparseStrategy
 from memfold.strategies.pruning.masks import keep_largest
 from memfold.strategies.pruning.sparse_weights import SparseWeights, index_bytes

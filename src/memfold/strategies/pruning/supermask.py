@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from memfold.errors import InputError
 from memfold.seeding import derive_seed
-from memfold.strategies.base import Context, Strategy, check_replaceable, set_number
+from memfold.strategies.base import Context, Strategy, set_number
+from memfold.strategies.compression import check_replaceable
 from memfold.strategies.computed_weights import ComputedWeights
 from memfold.strategies.pruning.encoding import cheapest, encode
 from memfold.strategies.pruning.sparse_weights import FINGERPRINT_BYTES, index_bytes, masks_of

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from memfold.errors import InputError
 from memfold.quantisation import max_numel, packed_bytes
-from memfold.strategies.base import Context, Strategy, check_replaceable, set_number
+from memfold.strategies.base import Context, Strategy, set_number
+from memfold.strategies.compression import check_replaceable
 from memfold.strategies.selection import CompressibleWeight
 from memfold.strategies.sharing.hashing import HASH_RANGE
 from memfold.strategies.sharing.mapping import Sign, SlotMapping, Span, spans_of

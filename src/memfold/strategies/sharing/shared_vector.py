@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from memfold.errors import InputError
 from memfold.seeding import derive_seed
-from memfold.strategies.base import Compression, Strategy
+from memfold.strategies.base import Strategy
+from memfold.strategies.compression import Compression
 from memfold.strategies.computed import compute_parameters, restore_parameters
 from memfold.strategies.selection import CompressibleWeight
 from memfold.strategies.sharing.autograd import ReadWeight, ScaleSlots, working_dtype
