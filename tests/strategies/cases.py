@@ -17,7 +17,7 @@ class Case:
     ratio: float | None = 0.4
     """The ratio for the small models of `models.py`; `None` for a strategy without one."""
     trains_dense: bool = False
-    """Whether it trains as many numbers as the dense model has."""
+    """Whether it trains as many numbers as the dense model has, at least for a time."""
     needs_widths: bool = False
     """Whether it is for backbones that can be built narrower, and refuses all of `models.py`."""
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -43,7 +43,7 @@ STRATEGIES = {
             "weight_norm": "a layer divides by zero, as weight norm does",
         },
     ),
-    "ltr": Case({"fraction": 0.5}),
+    "ltr": Case({"fraction": 0.5}, trains_dense=True),
     "set": Case({"update_every": 5}),
     "rigl": Case({"update_every": 5}),
     "supermask": Case(ratio=0.6, trains_dense=True),
