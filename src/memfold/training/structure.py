@@ -1,5 +1,7 @@
 """The strategy's part in training: its updates at optimizer steps, and the health of its masks."""
 
+from collections.abc import Mapping
+from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ import memfold
 from memfold.strategies import compression_of
 from memfold.strategies.pruning.health import measure
 from memfold.strategies.pruning.sparse_weights import SparseWeights
+from memfold.strategies.pruning.supermask import SupermaskWeights
 
 __all__ = ["Structure"]
 
@@ -29,7 +32,8 @@ class Structure(Callback):
             image_shape: Channels, height and width.
         """
         self._example = torch.ones(2, *image_shape)
-        self._logged_version: int | None = None
+        self._seen_version: int | None = None
+        self._logged: str | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Agree on the structure, before DDP and the optimizer know the parameters."""
@@ -62,22 +66,47 @@ class Structure(Callback):
         batch_idx: int,
     ) -> None:
         """Log the structure after a change."""
-        self._log(trainer, pl_module)
+        compression = compression_of(_network(pl_module))
+        is_sparse = isinstance(compression, SparseWeights)
+        if is_sparse and compression.structure_version != self._seen_version:
+            self._log(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log a structure that changes with every step, as that of `supermask` does."""
+        if isinstance(compression_of(_network(pl_module)), SupermaskWeights):
+            self._log(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was logged last: a resumed run does not log it again."""
+        return {"logged": self._logged}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what the run that is resumed has logged."""
+        self._logged = state_dict["logged"]
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         net = _network(pl_module)
         compression = compression_of(net)
-        if not isinstance(compression, SparseWeights):
+        if not isinstance(compression, SparseWeights | SupermaskWeights):
             return
-        if compression.structure_version == self._logged_version:
+        self._seen_version = compression.structure_version
+        digest = _digest(compression.index_tensors())
+        if digest == self._logged:
             return
-        self._logged_version = compression.structure_version
+        self._logged = digest
         if trainer.is_global_zero:
             masks = [mask.cpu() for mask in compression.masks()]
             dense = memfold.densify(net).cpu()
             health = measure(compression.names, masks, dense, self._example)
             for logger in trainer.loggers:
                 logger.log_metrics(health.to_metrics(), step=trainer.global_step)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    whole = blake2b(digest_size=16)
+    for name in sorted(tensors):
+        whole.update(tensors[name].cpu().numpy().tobytes())
+    return whole.hexdigest()
 
 
 def _network(task: LightningModule) -> nn.Module:
