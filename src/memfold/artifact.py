@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,6 +28,7 @@ from memfold.strategies.compression import (
     compression_of,
 )
 from memfold.strategies.dense import Dense
+from memfold.strategies.small import Small
 
 __all__ = ["header_bytes", "load", "save"]
 
@@ -162,17 +164,29 @@ def _read(path: Path) -> tuple[_Record, dict[str, Tensor]]:
         version = record["version"]
         if version != _VERSION:
             raise InputError(f"artifact {path} has version {version!r}, expected {_VERSION}")
-        num_values, weights = record["num_values"], dict(record["weights"])
-        if not isinstance(num_values, int) or len(weights) != len(record["weights"]):
-            raise ValueError("num_values or weights")
+        num_values, weights = record["num_values"], _shapes(record["weights"])
+        if type(num_values) is not int or num_values < 0:
+            raise ValueError("num_values")
         strategy = Strategy.from_dict(record["strategy"])
-        values, indices = dict(record["values"]), frozenset(record["indices"])
-        reshaped = dict(record["reshaped"])
+        values, indices = _shapes(record["values"]), frozenset(record["indices"])
+        reshaped = _shapes(record["reshaped"])
+        if reshaped and not isinstance(strategy, Small):
+            raise ValueError("reshaped")
         return _Record(strategy, num_values, weights, values, indices, reshaped), tensors
     except InputError:
         raise
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"artifact {path} has damaged metadata ({error!r})") from error
+
+
+def _shapes(named: Any) -> dict[str, list[int]]:
+    """Read pairs of names and shapes, or a mapping."""
+    shapes = {str(name): list(shape) for name, shape in dict(named).items()}
+    if len(shapes) != len(named):
+        raise ValueError("a name comes twice")
+    if not all(type(size) is int and size >= 0 for shape in shapes.values() for size in shape):
+        raise ValueError("a shape is not made of whole numbers")
+    return shapes
 
 
 def _unpack(path: Path, record: _Record, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -198,7 +212,7 @@ def _check_backbone(
     stored = {name: list(tensor.shape) for name, tensor in tensors.items()}
     stored |= record.weights | record.reshaped
     for name, target in state_tensors(model).items():
-        if name not in stored:
+        if name not in tensors and name not in record.weights:
             raise InputError(f"artifact {path} is of another backbone: it has no {name}")
         if stored[name] != list(target.shape):
             raise InputError(

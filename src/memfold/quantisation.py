@@ -139,13 +139,13 @@ def dequantise(
     if bits == 16:
         values = _part(parts, "", bits, numel, (torch.float16, torch.bfloat16))
         return _saturate(values.reshape(shape), dtype)
-    scales = _part(parts, _SCALES, bits, -(-numel // BLOCK), (_SCALE,))
+    scales = _part(parts, _SCALES, bits, -(-numel // BLOCK), (_SCALE,)).flatten()
     if not bool((scales.isfinite() & (scales >= torch.finfo(_SCALE).tiny)).all()):
         raise InputError(f"artifact.bits={bits}: stored scales are damaged")
     if bits == 8:
         codes = _part(parts, "", bits, numel, (torch.int8,)).flatten()
     else:
-        codes = _unpack(_part(parts, "", bits, -(-numel // 2), (torch.uint8,)))[:numel]
+        codes = _unpack(_part(parts, "", bits, -(-numel // 2), (torch.uint8,)).flatten())[:numel]
     if bool((codes < -_limit(bits)).any()):
         raise InputError(f"artifact.bits={bits}: stored values are damaged")
     values = _blocks(codes.float()) * scales.float().unsqueeze(1)

@@ -99,7 +99,8 @@ class Structure(Callback):
             dense = memfold.densify(net).cpu()
             health = measure(compression.names, masks, dense, self._example)
             for logger in trainer.loggers:
-                logger.log_metrics(health.to_metrics(), step=trainer.global_step)
+                # Under the step that made the change, as Lightning logs it: the counter is past it.
+                logger.log_metrics(health.to_metrics(), step=max(0, trainer.global_step - 1))
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -53,6 +53,9 @@ class SparseStrategy(Strategy):
         """See `Strategy.rebuild`."""
         check_replaceable(model, weights)
         from_seed = self.is_drawn_from_seed
+        total = sum(weight.numel for weight in weights)
+        if from_seed and not 1 <= num_values <= total:
+            raise InputError(f"{num_values} values cannot be kept of {total}")
         if from_seed:
             masks = self.masks_from_seed(weights, num_values)
         else:
@@ -71,6 +74,9 @@ class SparseStrategy(Strategy):
         model: nn.Module,
         weights: Sequence[CompressibleWeight],
         counts_for: Callable[[int], Sequence[int]],
+        *,
+        least: int = 1,
+        most: int | None = None,
     ) -> int:
         """Return how many weights to keep: what `ratio` says, or the most that fit the budget.
 
@@ -79,9 +85,11 @@ class SparseStrategy(Strategy):
             weights: The compressible weights.
             counts_for: Total -> number of kept values of each weight; it decides what the index
                 costs.
+            least: The smallest total that a budget may end in.
+            most: The largest; all weights when `None`.
 
         Raises:
-            InputError: The budget is below what one value and its index need.
+            InputError: The budget is below what the least values and their index need.
         """
         if self.budget_bytes is None:
             return self.target_values(weights)
@@ -93,16 +101,17 @@ class SparseStrategy(Strategy):
             index = FINGERPRINT_BYTES if drawn else index_bytes(counts_for(count), shapes)
             return packed_bytes(count, self.bits, itemsize) + index
 
-        total = sum(weight.numel for weight in weights)
-        if cost(total) <= room:
-            return total
-        if cost(1) > room:
+        most = sum(weight.numel for weight in weights) if most is None else most
+        if cost(most) <= room:
+            return most
+        if cost(least) > room:
+            kept = "one value and its" if least == 1 else f"{least} values and their"
             raise InputError(
                 f"budget_bytes={self.budget_bytes} is below what the indices alone need: "
-                "untouched tensors, one value and its index take "
-                f"{self.budget_bytes - room + cost(1)} bytes"
+                f"untouched tensors, {kept} index take {self.budget_bytes - room + cost(least)} "
+                "bytes"
             )
-        low, high = 1, total
+        low, high = least, most
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if cost(middle) <= room else (low, middle)
@@ -203,8 +212,10 @@ class PruningAtInit(SparseStrategy):
             pairs = zip(score(), masks, strict=True)
             scores = [s.masked_fill(~mask, -torch.inf) for s, mask in pairs]
             ranking = Ranking(scores, scope=self.scope)
-            # What the index costs depends on the scores: the last ones settle the budget.
-            count = min(remaining, self.kept_count(model, weights, ranking.counts))
+            # What the index costs depends on the scores: the last ones settle the budget. It may
+            # cost more with fewer values, so the search ends at those that are left.
+            count = self.kept_count(model, weights, ranking.counts, most=remaining)
+            count = min(remaining, count)
             remaining = min(
                 remaining, schedule_counts(total, count, self.rounds, self.schedule)[done]
             )

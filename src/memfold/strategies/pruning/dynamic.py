@@ -124,10 +124,10 @@ class DynamicStrategy(SparseStrategy):
         def counts_for(total: int) -> list[int]:
             return layer_counts(shapes, total, self.density, dense_first=self.dense_first)
 
-        # A whole first layer and one weight in each other are the least that can be split; the
-        # search for the budget asks for less.
-        least = shapes[0].numel() + len(shapes) - 1 if self.dense_first else 1
-        count = self.kept_count(model, weights, lambda total: counts_for(max(total, least)))
+        # A whole first layer and one weight in each other are the least that can be split.
+        has_whole = self.dense_first and len(shapes) > 1
+        least = shapes[0].numel() + len(shapes) - 1 if has_whole else 1
+        count = self.kept_count(model, weights, counts_for, least=least)
         counts = counts_for(count)
         masks = [self._draw_mask(w, n) for w, n in zip(weights, counts, strict=True)]
         sparse = DynamicWeights(self, model, weights, masks)

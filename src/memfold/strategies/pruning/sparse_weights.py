@@ -201,7 +201,8 @@ class SparseWeights(ComputedWeights):
             )
         if self.from_seed:
             fingerprint = tensors.get(_FINGERPRINT)
-            if fingerprint is None or int(fingerprint) != self._fingerprint():
+            expected = torch.tensor(self._fingerprint())
+            if fingerprint is None or not torch.equal(fingerprint.cpu(), expected):
                 raise InputError(
                     f"the artifact's {_FINGERPRINT} does not belong to the positions that "
                     f"{self.strategy.name} draws from its seed"
