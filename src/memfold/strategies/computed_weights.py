@@ -8,7 +8,7 @@ its parameters at its first owner.
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,9 @@ class _Source:
 
 class ComputedWeights(Compression):
     """Compression whose weight number i is a function of a few parameters of its own."""
+
+    root_names: ClassVar[tuple[str, ...]] = ()
+    """Names in state dicts and artifacts that no attribute of the root may have."""
 
     def __init__(
         self, strategy: Strategy, model: nn.Module, weights: tuple[CompressibleWeight, ...]
@@ -78,11 +81,14 @@ class ComputedWeights(Compression):
         )
 
     def check_parts(self) -> None:
-        """Check that the names of the parts are free.
+        """Check that the names of the parts are free, and those that the root needs.
 
         Raises:
             InputError: A module has an attribute of that name.
         """
+        for name in self.root_names:
+            if hasattr(self.model, name):
+                raise InputError(f"the model has an attribute {name}, which the compression needs")
         for name, places in zip(self.names, self.places, strict=True):
             module, attribute = places[0]
             for part in self.part_names():

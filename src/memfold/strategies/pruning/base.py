@@ -76,6 +76,7 @@ class SparseStrategy(Strategy):
         counts_for: Callable[[int], Sequence[int]],
         *,
         least: int = 1,
+        needs: str = "one value and its index",
         most: int | None = None,
     ) -> int:
         """Return how many weights to keep: what `ratio` says, or the most that fit the budget.
@@ -86,6 +87,7 @@ class SparseStrategy(Strategy):
             counts_for: Total -> number of kept values of each weight; it decides what the index
                 costs.
             least: The smallest total that a budget may end in.
+            needs: What that is made of, for the error message.
             most: The largest; all weights when `None`.
 
         Raises:
@@ -105,11 +107,9 @@ class SparseStrategy(Strategy):
         if cost(most) <= room:
             return most
         if cost(least) > room:
-            kept = "one value and its" if least == 1 else f"{least} values and their"
             raise InputError(
                 f"budget_bytes={self.budget_bytes} is below what the indices alone need: "
-                f"untouched tensors, {kept} index take {self.budget_bytes - room + cost(least)} "
-                "bytes"
+                f"untouched tensors, {needs} take {self.budget_bytes - room + cost(least)} bytes"
             )
         low, high = least, most
         while high - low > 1:

@@ -17,7 +17,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, floor, pi
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -125,9 +125,15 @@ class DynamicStrategy(SparseStrategy):
             return layer_counts(shapes, total, self.density, dense_first=self.dense_first)
 
         # A whole first layer and one weight in each other are the least that can be split.
-        has_whole = self.dense_first and len(shapes) > 1
-        least = shapes[0].numel() + len(shapes) - 1 if has_whole else 1
-        count = self.kept_count(model, weights, counts_for, least=least)
+        least: dict[str, Any] = {}
+        if self.dense_first and len(shapes) > 1:
+            first = shapes[0].numel()
+            needs = (
+                f"one value in each layer and the indices (compression.dense_first=true keeps the "
+                f"{first} weights of the first)"
+            )
+            least = {"least": first + len(shapes) - 1, "needs": needs}
+        count = self.kept_count(model, weights, counts_for, **least)
         counts = counts_for(count)
         masks = [self._draw_mask(w, n) for w, n in zip(weights, counts, strict=True)]
         sparse = DynamicWeights(self, model, weights, masks)
@@ -164,6 +170,8 @@ class DynamicStrategy(SparseStrategy):
 
 class DynamicWeights(SparseWeights):
     """Sparse weights whose positions change between the backward pass and the optimizer's step."""
+
+    root_names: ClassVar[tuple[str, ...]] = (*SparseWeights.root_names, _DUE)
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ from memfold.quantisation import packed_bytes
 from memfold.strategies.base import Context, set_number
 from memfold.strategies.compression import check_replaceable
 from memfold.strategies.pruning.base import SparseStrategy
-from memfold.strategies.pruning.masks import keep_largest
+from memfold.strategies.pruning.masks import Ranking, keep_largest
 from memfold.strategies.pruning.sparse_weights import SparseWeights, index_bytes
 from memfold.strategies.rounds import Begin, Rounds
 from memfold.strategies.selection import CompressibleWeight
@@ -100,11 +100,11 @@ class Ticket(SparseWeights, Rounds):
 
     def _most_in_budget(self, scores: Sequence[Tensor], room: int) -> int:
         """Return how many of the weights that are left fit `room` bytes, with their index."""
+        ranking = Ranking(scores)
 
         def cost(count: int) -> int:
-            counts = [int(mask.sum()) for mask in keep_largest(scores, count)]
             values = packed_bytes(count, self.strategy.bits, self.dtype.itemsize)
-            return values + index_bytes(counts, self.shapes)
+            return values + index_bytes(ranking.counts(count), self.shapes)
 
         return max(1, bisect_right(range(1, self.num_values + 1), room, key=cost))
 
@@ -150,13 +150,9 @@ class LotteryTicket(SparseStrategy, name="ltr"):
         del context
         check_replaceable(model, weights)
         tensors = [weight.tensor.detach() for weight in weights]
-        magnitudes = [tensor.abs() for tensor in tensors]
-
-        def counts_for(total: int) -> list[int]:
-            return [int(mask.sum()) for mask in keep_largest(magnitudes, total)]
-
+        ranking = Ranking([tensor.abs() for tensor in tensors])
         # With a budget an estimate: what the index costs in the end, the trained weights decide.
-        target = self.kept_count(model, weights, counts_for)
+        target = self.kept_count(model, weights, ranking.counts)
         total = sum(weight.numel for weight in weights)
         counts = round_counts(total, target, fraction=self.fraction, rounds=self.rounds)
         ticket = Ticket(self, model, weights, counts)

@@ -7,6 +7,7 @@ positions are int64 numbers beside them. A dense tensor exists while its layer n
 from collections.abc import Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ class SparseWeights(ComputedWeights):
 
     Weight number i is zero but at `positions[i]`, sorted flat int64 indices into it.
     """
+
+    root_names: ClassVar[tuple[str, ...]] = (_VALUES, _COUNTS, _INDEX, _FINGERPRINT)
 
     def __init__(
         self,
@@ -183,10 +186,16 @@ class SparseWeights(ComputedWeights):
         """See `Compression.adopt`.
 
         Raises:
-            InputError: The structure is damaged, or of other weights.
+            InputError: The structure is damaged, of other weights, or does not follow from this
+                strategy's seed where an artifact says that it does.
         """
-        masks = masks_of(structure, self.shapes)
-        self.set_masks([m.to(self.values(i).device) for i, m in enumerate(masks)])
+        masks = [m.to(self.values(i).device) for i, m in enumerate(masks_of(structure, self.shapes))]
+        pairs = zip(masks, self.masks(), strict=True)
+        if self.from_seed and not all(torch.equal(mask, own) for mask, own in pairs):
+            raise InputError(
+                f"these positions belong to another seed, ratio or strategy than {self.strategy}"
+            )
+        self.set_masks(masks)
 
     def split(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         """Return each weight's values out of an artifact's tensors.
