@@ -42,7 +42,8 @@ COLUMNS: tuple[str, ...] = (
     "index_bytes",
     "index_format",
     "train_state_bytes",
-    "fit_seconds",
+    "epochs",
+    "steps",
     "error",
 )
 
@@ -57,6 +58,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with ThreadPoolExecutor(arguments.jobs) as pool:
         rows = list(pool.map(lambda job: run(arguments.runs, *job), jobs()))
+    (ROOT / "results").mkdir(exist_ok=True)
     with (ROOT / "results" / "digits.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
@@ -110,7 +112,8 @@ def run(runs: Path, strategy: str, ratio: float, seed: int) -> Row:
         "index_bytes": memory["index_bytes"],
         "index_format": result["compression"]["index_format"],
         "train_state_bytes": memory["train_state_bytes"],
-        "fit_seconds": round(result["time"]["fit_seconds"], 1),
+        "epochs": round(result["training"]["epochs"], 2),
+        "steps": result["training"]["steps"],
     }
 
 
@@ -123,7 +126,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """Write accuracy, stored bytes and training time as Markdown tables."""
+    """Write accuracy, stored bytes and the length of training as Markdown tables."""
     groups: dict[tuple[str, float], list[Row]] = defaultdict(list)
     for row in rows:
         groups[row["strategy"], row["ratio"]].append(row)
@@ -132,7 +135,7 @@ def tables(rows: Sequence[Row]) -> str:
     sections = (
         ("Test accuracy in percent, mean ± standard deviation:", accuracy),
         ("Stored bytes, mean:", lambda done: f"{mean(done, 'stored_bytes'):,.0f}"),
-        ("Seconds of training, mean:", lambda done: f"{mean(done, 'fit_seconds'):.0f}"),
+        ("Optimizer steps in all:", lambda done: f"{mean(done, 'steps'):,.0f}"),
     )
     text = []
     for title, cell in sections:

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import memfold
@@ -150,3 +151,53 @@ def test_a_failed_save_keeps_the_earlier_file(artifact, monkeypatch):
         memfold.save(small_model(), artifact)
     assert artifact.read_bytes() == before
     assert [p.name for p in artifact.parent.iterdir()] == [artifact.name]
+
+
+def _forge(path, change):
+    """Write the artifact at `path` again, with other metadata or tensors."""
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        record = json.loads(file.metadata()["memfold"])
+    change(record, tensors)
+    save_file(tensors, path, {"memfold": json.dumps(record)})
+
+
+FORGERIES = {
+    "negative_count": lambda r, t: r.update(num_values=-1),
+    "huge_count": lambda r, t: r.update(num_values=10**30),
+    "truth_as_count": lambda r, t: r.update(num_values=True),
+    "no_shape": lambda r, t: r.update(values=[["kept_values", None]]),
+    "text_as_shape": lambda r, t: r.update(values=[["kept_values", "abc"]]),
+    "fraction_in_shape": lambda r, t: r.update(values=[["kept_values", [154.0]]]),
+    "negative_shape": lambda r, t: r.update(values=[["kept_values", [-1, -154]]]),
+    "name_twice": lambda r, t: r.update(values=r["values"] * 2),
+    "bias_of_one": lambda r, t: (
+        r.update(reshaped={"0.bias": [16]}),
+        t.update({"0.bias": torch.ones(1)}),
+    ),
+    "bias_of_four": lambda r, t: (
+        r.update(reshaped={"0.bias": [16]}),
+        t.update({"0.bias": torch.ones(4)}),
+    ),
+    "bias_missing": lambda r, t: (r.update(reshaped={"0.bias": [16]}), t.pop("0.bias")),
+    "fingerprint_empty": lambda r, t: t.update(kept_fingerprint=torch.zeros(0, dtype=torch.int64)),
+}
+
+
+@pytest.mark.parametrize("forgery", sorted(FORGERIES))
+def test_forged_files_are_refused_in_one_line(forgery, tmp_path):
+    def build():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+
+    path = tmp_path / "model.safetensors"
+    memfold.save(memfold.compress(build(), "rand", ratio=0.6), path)
+    _forge(path, FORGERIES[forgery])
+    model = build()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(InputError) as error:
+        memfold.load(path, model)
+    assert "\n" not in str(error.value)
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)

@@ -276,3 +276,12 @@ def test_damaged_parts_are_refused(bits: int, change: dict, message: str) -> Non
     parts = {suffix: part for suffix, part in parts.items() if part is not None}
     with pytest.raises(InputError, match=rf"^artifact\.bits={bits}: stored {message}"):
         dequantise(parts, (7, 10), bits, torch.float32)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_shape_of_the_scales_does_not_matter(bits: int) -> None:
+    values = make_values((3, 70), torch.float32)
+    parts = quantise(values, bits)
+    expected = dequantise(parts, values.shape, bits, torch.float32)
+    parts[".scales"] = parts[".scales"].view(-1, 1)
+    assert torch.equal(dequantise(parts, values.shape, bits, torch.float32), expected)

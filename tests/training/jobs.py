@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -63,11 +64,16 @@ def start_training(*arguments: str, largest_file: int | None = None) -> subproce
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=limit,
+        start_new_session=True,
     )
 
 
 def train(*arguments: str, largest_file: int | None = None) -> tuple[int, str, str]:
     """Run `train.py`; return its exit status, stdout and stderr."""
     process = start_training(*arguments, largest_file=largest_file)
-    out, err = process.communicate(timeout=120)
+    try:
+        out, err = process.communicate(timeout=200)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # the other ranks, too
+        raise
     return process.returncode, out, err

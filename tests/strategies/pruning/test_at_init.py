@@ -325,3 +325,45 @@ def test_a_model_without_scores_is_refused_and_unchanged(method, value, message)
 def test_missing_data_is_said_in_one_line(method, given, message):
     with pytest.raises(InputError, match=re.escape(message)):
         memfold.compress(mlp(), method, ratio=0.2, **given)
+
+
+@pytest.mark.parametrize("budget", [1120, 1130])
+def test_a_budget_is_met_where_fewer_values_need_a_larger_index(budget):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    memfold.compress(model, "mag", budget_bytes=budget, rounds=7)
+    assert memfold.footprint(model).stored_bytes <= budget
+
+
+def test_rand_of_many_rounds_can_be_loaded(tmp_path):
+    # A smaller total may give a layer more, so that rounds would not end in the mask of one round.
+    shapes = ((1, 4), (6, 1), (3, 4), (1, 2), (3, 4), (1, 2))
+
+    def build():
+        return nn.ModuleList([nn.Linear(*shape) for shape in shapes])
+
+    for ratio in (0.05, 0.1, 0.3):
+        options = {"ratio": ratio, "rounds": 60, "scope": "layer", "schedule": "linear"}
+        model = memfold.compress(build(), "rand", **options)
+        memfold.save(model, tmp_path / "model.safetensors")
+        loaded = memfold.load(tmp_path / "model.safetensors", build())
+        assert equal(masks_of(loaded), masks_of(model))
+
+
+@pytest.mark.parametrize(("other", "options"), [("rand", {"seed": 9}), ("mag", {})])
+def test_rand_refuses_positions_that_its_seed_does_not_draw(other, options):
+    state = memfold.compress(mlp(), other, ratio=0.3, **options).state_dict()
+    model = memfold.compress(mlp(), "rand", ratio=0.3)
+    before = masks_of(model)
+    with pytest.raises(RuntimeError, match="belong to another seed, ratio or strategy"):
+        model.load_state_dict(state)
+    assert equal(masks_of(model), before)
+
+
+@pytest.mark.parametrize("name", ["kept_values", "kept_counts", "kept_index", "kept_fingerprint"])
+def test_a_model_that_uses_a_name_of_the_state_is_refused(name):
+    model = mlp()
+    model.register_buffer(name, torch.zeros(3))
+    with pytest.raises(InputError, match=f"the model has an attribute {name}"):
+        memfold.compress(model, "mag", ratio=0.3)
+    assert compression_of(model) is None

@@ -232,6 +232,24 @@ def test_a_budget_is_met_and_used(name: str, options: dict[str, Any], tmp_path: 
         assert file.stat().st_size == stored + header_bytes(file)
 
 
+def test_the_least_budget_of_a_whole_first_layer_is_the_number_that_the_error_says() -> None:
+    def compress(budget: int) -> nn.Module:
+        net = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 4))
+        return memfold.compress(net, "rigl", dense_first=True, budget_bytes=budget)
+
+    with pytest.raises(InputError, match=r"take \d+ bytes") as error:
+        compress(100)
+    least = int(str(error.value).split(" take ")[1].split()[0])
+    assert memfold.footprint(compress(least)).stored_bytes == least
+    with pytest.raises(InputError, match=f"take {least} bytes"):
+        compress(least - 1)
+
+
+def test_a_lone_layer_has_no_first_one_to_keep_whole() -> None:
+    net = memfold.compress(nn.Linear(20, 30), "set", dense_first=True, budget_bytes=900)
+    assert memfold.footprint(net).stored_bytes <= 900
+
+
 def test_a_whole_first_layer_that_is_too_large_is_refused() -> None:
     for options in ({"budget_bytes": 350}, {"ratio": 0.5}):
         net = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 4))

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, floor, pi
 from typing import Any, ClassVar, Literal, get_args
+from warnings import warn
 
 import torch
 from torch import Tensor, nn
@@ -193,6 +194,13 @@ class DynamicWeights(SparseWeights):
 
     def before_step(self, optimizer: Optimizer, step: int, total_steps: int) -> None:
         """Replace connections if an update is due."""
+        if step == 0 and self.rules.update_every >= self.rules.end * total_steps:
+            warn(
+                f"{self.strategy.name} updates nothing in {total_steps} steps: "
+                f"compression.update_every={self.rules.update_every} must be below "
+                f"{self.rules.end * total_steps:g}, where the updates end",
+                stacklevel=2,
+            )
         self._due = self._is_due(step, total_steps)
         scores = self.rules.growth_scores(self, step) if self._due else None
         if scores is None:

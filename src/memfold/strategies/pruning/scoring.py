@@ -151,7 +151,7 @@ def take_samples(
     Raises:
         InputError: Data or loss are missing, or the data are empty or of another form.
     """
-    if data is None or loss is None:
+    if data is None or not callable(loss):
         raise InputError(
             f"compression={strategy} needs batches of data and a loss: "
             "memfold.compress(..., data=..., loss=...)"

@@ -189,7 +189,9 @@ class SparseWeights(ComputedWeights):
             InputError: The structure is damaged, of other weights, or does not follow from this
                 strategy's seed where an artifact says that it does.
         """
-        masks = [m.to(self.values(i).device) for i, m in enumerate(masks_of(structure, self.shapes))]
+        masks = [
+            m.to(self.values(i).device) for i, m in enumerate(masks_of(structure, self.shapes))
+        ]
         pairs = zip(masks, self.masks(), strict=True)
         if self.from_seed and not all(torch.equal(mask, own) for mask, own in pairs):
             raise InputError(
