@@ -28,7 +28,6 @@ from memfold.strategies.compression import (
     compression_of,
 )
 from memfold.strategies.dense import Dense
-from memfold.strategies.small import Small
 
 __all__ = ["header_bytes", "load", "save"]
 
@@ -170,7 +169,7 @@ def _read(path: Path) -> tuple[_Record, dict[str, Tensor]]:
         strategy = Strategy.from_dict(record["strategy"])
         values, indices = _shapes(record["values"]), frozenset(record["indices"])
         reshaped = _shapes(record["reshaped"])
-        if reshaped and not isinstance(strategy, Small):
+        if reshaped and not strategy.changes_shapes:
             raise ValueError("reshaped")
         return _Record(strategy, num_values, weights, values, indices, reshaped), tensors
     except InputError:

@@ -310,3 +310,24 @@ def test_layers_of_any_scale_stay_finite(ratio, gradient_scale, x):
     assert model.shared_values.grad.isfinite().all()
     if ratio == 1:
         torch.testing.assert_close(model(x), dense(x))
+
+
+@pytest.mark.parametrize("strategy", ["set", "low_rank"])
+def test_an_optimizer_of_the_dense_parameters_is_refused(strategy):
+    model = nn.Linear(20, 20)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    memfold.compress(model, strategy, ratio=0.5)
+    with pytest.raises(InputError, match=r"make it after memfold\.compress"):
+        memfold.before_step(model, optimizer, step=0, total_steps=500)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "name"),
+    [("supermask", "kept_counts"), ("low_rank", "factor_values"), ("mag", "kept_values")],
+)
+def test_names_that_the_compression_needs_are_refused(strategy, name):
+    model = nn.Sequential(nn.Linear(20, 20))
+    model.register_buffer(name, torch.zeros(3))
+    with pytest.raises(InputError, match=f"the model has an attribute {name}"):
+        memfold.compress(model, strategy, ratio=0.5)
+    assert type(model[0]) is nn.Linear

@@ -56,6 +56,8 @@ class Strategy(ABC):
     """Tensors with fewer elements are left untouched."""
 
     name: ClassVar[str]
+    changes_shapes: ClassVar[bool] = False
+    """Whether untouched tensors may be smaller than in the dense model."""
 
     def __init_subclass__(cls, name: str | None = None) -> None:
         """Register a concrete strategy under `name`; abstract families give none."""

@@ -150,11 +150,28 @@ def before_step(
         optimizer: It trains the model's parameters.
         step: Optimizer steps done before this one.
         total_steps: Optimizer steps in the whole training.
+
+    Raises:
+        InputError: The optimizer trains none of the compressed weights; looked at in the first
+            step.
     """
     compression = compression_of(model)
     if compression is not None:
+        if step == 0:
+            _check_trains(optimizer, compression)
         compression.before_step(optimizer, step, total_steps)
         compression.prepare_step(step + 1, total_steps)
+
+
+def _check_trains(optimizer: torch.optim.Optimizer, compression: Compression) -> None:
+    names = compression.owned_names()
+    owned = {id(p) for name, p in compression.model.named_parameters() if name in names}
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if owned and owned.isdisjoint(trained):
+        raise InputError(
+            "the optimizer trains none of the compressed weights: make it after memfold.compress, "
+            "which replaces parameters"
+        )
 
 
 def set_compression(model: nn.Module, compression: Compression) -> None:

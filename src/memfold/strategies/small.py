@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from math import prod
-from typing import Protocol, cast
+from typing import ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -133,6 +133,8 @@ class Small(Strategy, name="small"):
     With `ratio` that is the number of weights; with `budget_bytes` all stored bytes, which are
     never more than the budget.
     """
+
+    changes_shapes: ClassVar[bool] = True
 
     def build(
         self, model: nn.Module, weights: tuple[CompressibleWeight, ...], context: Context

@@ -14,7 +14,7 @@ and operations, because the dense weight is built for every pass.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, isfinite
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -303,6 +303,8 @@ class LowRankWeights(Compression):
 
 class Products(ComputedWeights):
     """The weights that are products, and nothing else of the model."""
+
+    root_names: ClassVar[tuple[str, ...]] = (_VALUES, _RANKS)
 
     def pairs(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
         """Yield U (rows, r) and V (columns, r) of each weight."""

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import isfinite, prod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -137,6 +137,8 @@ class Supermask(Strategy, name="supermask"):
 
 class SupermaskWeights(ComputedWeights):
     """Scores as parameters `<weight>_scores`; signs beside them, and no weight at all."""
+
+    root_names: ClassVar[tuple[str, ...]] = (_COUNTS, _INDEX, _FINGERPRINT)
 
     def __init__(
         self,
