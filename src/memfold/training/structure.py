@@ -47,7 +47,7 @@ class Structure(Callback):
         if compression is not None:
             total = int(trainer.estimated_stepping_batches)
             compression.prepare_step(trainer.global_step, total)
-        self._log(trainer, pl_module)
+        self._log(trainer, pl_module, trainer.global_step)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -69,12 +69,12 @@ class Structure(Callback):
         compression = compression_of(_network(pl_module))
         is_sparse = isinstance(compression, SparseWeights)
         if is_sparse and compression.structure_version != self._seen_version:
-            self._log(trainer, pl_module)
+            self._log(trainer, pl_module, trainer.global_step - 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log a structure that changes with every step, as that of `supermask` does."""
         if isinstance(compression_of(_network(pl_module)), SupermaskWeights):
-            self._log(trainer, pl_module)
+            self._log(trainer, pl_module, trainer.global_step - 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was logged last: a resumed run does not log it again."""
@@ -84,7 +84,8 @@ class Structure(Callback):
         """Take over what the run that is resumed has logged."""
         self._logged = state_dict["logged"]
 
-    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _log(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+        """Log under the step that made the change, as Lightning does: its counter is past it."""
         net = _network(pl_module)
         compression = compression_of(net)
         if not isinstance(compression, SparseWeights | SupermaskWeights):
@@ -99,8 +100,7 @@ class Structure(Callback):
             dense = memfold.densify(net).cpu()
             health = measure(compression.names, masks, dense, self._example)
             for logger in trainer.loggers:
-                # Under the step that made the change, as Lightning logs it: the counter is past it.
-                logger.log_metrics(health.to_metrics(), step=max(0, trainer.global_step - 1))
+                logger.log_metrics(health.to_metrics(), step=step)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

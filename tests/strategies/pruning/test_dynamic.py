@@ -5,6 +5,7 @@ import io
 import math
 import pickle
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,9 @@ def test_counts_of_every_layer_are_constant(name: str, density: str) -> None:
 def test_without_anything_to_replace_training_is_static(name: str, options: dict[str, Any]) -> None:
     net, plain = (network(name, **{"update_every": 2, **options}) for _ in range(2))
     data = batches(12)
-    take_steps(net, momentum_sgd(net), data)
+    too_short = pytest.warns(UserWarning, match="updates nothing in 12 steps: .* below 9,")
+    with too_short if "update_every" in options else nullcontext():
+        take_steps(net, momentum_sgd(net), data)
     optimizer = momentum_sgd(plain)
     for inputs, targets in data:
         optimizer.zero_grad()

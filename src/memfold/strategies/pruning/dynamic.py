@@ -194,11 +194,12 @@ class DynamicWeights(SparseWeights):
 
     def before_step(self, optimizer: Optimizer, step: int, total_steps: int) -> None:
         """Replace connections if an update is due."""
-        if step == 0 and self.rules.update_every >= self.rules.end * total_steps:
+        last = self.rules.end * total_steps
+        if step == 0 and self.rules.fraction > 0 and 0 < last <= self.rules.update_every:
             warn(
                 f"{self.strategy.name} updates nothing in {total_steps} steps: "
                 f"compression.update_every={self.rules.update_every} must be below "
-                f"{self.rules.end * total_steps:g}, where the updates end",
+                f"{last:g}, where the updates end",
                 stacklevel=2,
             )
         self._due = self._is_due(step, total_steps)
