@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -107,6 +108,34 @@ def read_checkpoint(
         InputError: The file is truncated or corrupt, holds pickled objects, or belongs to another
             model.
     """
+    checkpoint = _read_plain_values(path)
+    found = checkpoint["state_dict"]
+    for name in sorted(expected.keys() ^ found.keys()):
+        state = "lacks" if name in expected else "has the additional"
+        raise InputError(
+            f"resume: {path} belongs to another model: it {state} tensor {name}; "
+            "resume with the backbone and compression that the run was started with"
+        )
+    for name, tensor in expected.items():
+        shapes = [tuple(getattr(value, "shape", ())) for value in (found[name], tensor)]
+        if shapes[0] != shapes[1] and name not in resizable:
+            raise InputError(
+                f"resume: {path} belongs to another model: {name} has shape {shapes[0]}, "
+                f"this model needs {shapes[1]}"
+            )
+    place = checkpoint.get("round", {})
+    # Checkpoints are written at the end of an epoch, before Lightning counts it.
+    return StartingPoint(
+        path,
+        int(checkpoint["global_step"]),
+        int(checkpoint["epoch"]) + 1,
+        checkpoint.get("teacher"),
+        place.get("number", 0),
+        place.get("max_epochs"),
+    )
+
+
+def _read_plain_values(path: Path) -> dict[str, Any]:
     import torch
 
     try:
@@ -132,30 +161,7 @@ def read_checkpoint(
         or not {"state_dict", "global_step", "epoch"} <= checkpoint.keys()
     ):
         raise InputError(f"resume: {path} is no checkpoint of a training run")
-    found = checkpoint["state_dict"]
-    for name in sorted(expected.keys() ^ found.keys()):
-        state = "lacks" if name in expected else "has the additional"
-        raise InputError(
-            f"resume: {path} belongs to another model: it {state} tensor {name}; "
-            "resume with the backbone and compression that the run was started with"
-        )
-    for name, tensor in expected.items():
-        shapes = [tuple(getattr(value, "shape", ())) for value in (found[name], tensor)]
-        if shapes[0] != shapes[1] and name not in resizable:
-            raise InputError(
-                f"resume: {path} belongs to another model: {name} has shape {shapes[0]}, "
-                f"this model needs {shapes[1]}"
-            )
-    place = checkpoint.get("round", {})
-    # Checkpoints are written at the end of an epoch, before Lightning counts it.
-    return StartingPoint(
-        path,
-        int(checkpoint["global_step"]),
-        int(checkpoint["epoch"]) + 1,
-        checkpoint.get("teacher"),
-        place.get("number", 0),
-        place.get("max_epochs"),
-    )
+    return checkpoint
 
 
 def _is_override(argument: str) -> bool:

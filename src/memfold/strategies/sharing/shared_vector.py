@@ -44,9 +44,7 @@ _FINGERPRINT = "shared_fingerprint"
 RESERVED_NAMES = (_VALUES, _SCALES, _FINGERPRINT)
 """State-dict names on the root module."""
 
-
-# Options that say how many values there are, what else is done with them, or which tensors there
-# are: the first and the last are in the fingerprint as what they led to.
+# Options that the fingerprint holds as what they led to, or that do not change what values mean.
 _FREE_OPTIONS = frozenset(
     ("ratio", "budget_bytes", "bits", "gradient_scale", "include", "exclude", "min_size")
 )
