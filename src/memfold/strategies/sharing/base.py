@@ -13,13 +13,13 @@ from memfold.strategies.base import Context, Strategy, set_number
 from memfold.strategies.compression import check_replaceable
 from memfold.strategies.selection import CompressibleWeight
 from memfold.strategies.sharing.hashing import HASH_RANGE
+from memfold.strategies.sharing.initial import initial_scale_of, initial_values
 from memfold.strategies.sharing.mapping import Sign, SlotMapping, Span, spans_of
 from memfold.strategies.sharing.shared_vector import (
     RESERVED_NAMES,
     GradientScale,
     SharedVector,
     index_bytes,
-    initial_scale_of,
 )
 
 __all__ = ["SharingStrategy"]
@@ -74,7 +74,7 @@ class SharingStrategy(Strategy):
         mapping = self._mapping(weights, self._num_values(model, weights))
         scales = [initial_scale_of(weight) for weight in weights]
         shared = self._shared(model, weights, mapping, scales)
-        shared.attach(shared.initial_values(weights, self.seed))
+        shared.attach(initial_values(shared, weights, self.seed))
         return shared
 
     def rebuild(

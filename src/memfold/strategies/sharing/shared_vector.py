@@ -14,14 +14,12 @@ scales. mu, nu, Gamma and the loads are vectors of m numbers that follow from th
 hash: they are computed once per forward pass and dropped, never stored.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from math import isfinite, prod
 from typing import Any, Literal
 from warnings import warn
 from weakref import ref
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,7 +32,7 @@ from memfold.strategies.selection import CompressibleWeight
 from memfold.strategies.sharing.autograd import ReadWeight, ScaleSlots, working_dtype
 from memfold.strategies.sharing.mapping import SlotMapping
 
-__all__ = ["RESERVED_NAMES", "GradientScale", "SharedVector", "index_bytes", "initial_scale_of"]
+__all__ = ["RESERVED_NAMES", "GradientScale", "SharedVector", "index_bytes"]
 
 GradientScale = Literal["length", "projection", "none"]
 
@@ -281,23 +279,6 @@ class SharedVector(Compression):
     def _end_forward(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         self._pass = None
 
-    def initial_values(self, weights: Sequence[CompressibleWeight], seed: int) -> Tensor:
-        """Draw phi: N(0, nu_b^2), or what gives the dense weights where every slot holds one."""
-        like = weights[0].tensor
-        forward, _ = self.slot_factors(like.device, working_dtype(like.dtype))
-        nu = torch.where(forward > 0, 1 / forward, 0)
-        if not self.mapping.is_bijection:
-            generator = torch.Generator("cpu").manual_seed(derive_seed(seed, "shared-values"))
-            noise = torch.randn(
-                self.num_values, generator=generator, dtype=torch.float64, device="cpu"
-            )
-            return (noise.to(like.device) * nu).to(like.dtype)
-        values = torch.zeros_like(nu)
-        for weight, span, scale in zip(weights, self.mapping.spans, self.scales, strict=True):
-            dense = weight.tensor.detach().reshape(-1).to(values.dtype)
-            self.mapping.scatter(dense, span, 1 / scale, values)
-        return (values * nu).to(like.dtype)
-
     def _scale_tensors(self) -> dict[str, Tensor]:
         device = self.values.device
         return {
@@ -362,27 +343,6 @@ def _fingerprint(shared: SharedVector) -> int:
     parts = [f"{key}={options[key]}" for key in sorted(options)]
     shapes = [f"{span.name}{tuple(span.shape)}" for span in shared.mapping.spans]
     return derive_seed(*parts, shared.num_values, *shapes)
-
-
-def initial_scale_of(weight: CompressibleWeight) -> float:
-    """Measure lambda: the standard deviation of a tensor's initial weights, as a float32 number.
-
-    A constant tensor (zero-initialised heads, one-element weights) has none. Its absolute value
-    stands in for it; for zeros, the standard deviation 1 / sqrt(3 fan_in) that PyTorch's own
-    default initialisation would have had.
-
-    Raises:
-        InputError: A weight is not finite.
-    """
-    tensor = weight.tensor.detach()
-    spread = float(tensor.double().std()) if weight.numel > 1 else 0.0
-    if spread == 0:
-        spread = float(tensor.double().flatten()[0].abs())
-    if not isfinite(spread):
-        raise InputError(f"{weight.name} has initial weights that are not finite")
-    if spread == 0:
-        spread = (3 * prod(weight.shape[1:])) ** -0.5
-    return max(float(np.float32(spread)), float(np.finfo(np.float32).tiny))
 
 
 def _zero_row(weight: CompressibleWeight) -> int | None:
