@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from memfold.strategies.sharing.hashednet import ElementMapping, share_budget
 from memfold.strategies.sharing.mapping import Span
 from memfold.strategies.sharing.roast import TileMapping
-from memfold.strategies.sharing.stable_rps import RandomFold
+from memfold.strategies.sharing.random_fold import RandomFold
 from reference.sharing import explicit_map, random_fold_slots, tile_slots
 
 CPU = torch.device("cpu")

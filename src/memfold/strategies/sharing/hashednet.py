@@ -32,18 +32,24 @@ class ElementMapping(SlotMapping):
         ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
         self._segments = {span.name: (ends[i], ends[i + 1]) for i, span in enumerate(self.spans)}
 
-    def gather(self, slots: Tensor, span: Span, factor: float) -> Tensor:
+    def gather(
+        self, slots: Tensor, span: Span, factor: float, dtype: torch.dtype | None = None
+    ) -> Tensor:
         """See `SlotMapping.gather`."""
-        out = slots.new_empty(span.numel)
-        for part, indices, signs in self._chunks(span, slots):
-            torch.index_select(slots, 0, indices, out=out[part])
-            out[part].mul_(signs.mul_(factor))
+        # A weight's sign tells which half of the table it is read from.
+        table = torch.cat((slots, slots.neg())).mul_(factor).to(dtype or slots.dtype)
+        out = table.new_empty(span.numel)
+        for part, indices, negative in self._chunks(span, slots.device):
+            torch.index_select(table, 0, indices.add_(negative * self.num_slots), out=out[part])
         return out
 
     def scatter(self, weights: Tensor, span: Span, factor: float, out: Tensor) -> None:
         """See `SlotMapping.scatter`."""
-        for part, indices, signs in self._chunks(span, out):
-            out.index_add_(0, indices, signs.mul_(factor).mul_(weights[part]))
+        m = self.num_slots
+        table = out.new_zeros(2 * m)
+        for part, indices, negative in self._chunks(span, out.device):
+            table.index_add_(0, indices.add_(negative * m), weights[part].to(out.dtype))
+        out.add_(table[:m].sub_(table[m:]), alpha=factor)
 
     def accumulate(
         self, constants: Sequence[float], device: torch.device, dtype: torch.dtype
@@ -53,20 +59,23 @@ class ElementMapping(SlotMapping):
         for span, constant in zip(self.spans, constants, strict=True):
             first, stop = self._segments[span.name]
             segment = sums[first:stop]
-            for _, indices, _ in self._chunks(span, sums):
+            for _, indices, _ in self._chunks(span, device):
                 segment += torch.bincount(indices - first, minlength=stop - first)
             segment *= constant
         return sums
 
-    def _chunks(self, span: Span, like: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Hash a span piece by piece: where, slots (int64), signs (dtype of `like`)."""
+    def _chunks(
+        self, span: Span, device: torch.device
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Hash a span piece by piece: where, slots and whether the sign is -1, both int64."""
         first, stop = self._segments[span.name]
         slot_hash = RangeHash(self.seed, "slot", span.name)
+        sign_hash = RangeHash(self.seed, "weight-sign")
         for begin in range(0, span.numel, _CHUNK_NUMEL):
             end = min(begin + _CHUNK_NUMEL, span.numel)
-            indices = scale_below(stop - first, slot_hash(begin, end, like.device)) + first
-            signs = self.weight_signs(span.start + begin, span.start + end, like)
-            yield slice(begin, end), indices, signs
+            indices = scale_below(stop - first, slot_hash(begin, end, device)) + first
+            signs = sign_hash(span.start + begin, span.start + end, device)
+            yield slice(begin, end), indices, signs >> 30
 
 
 @dataclass(frozen=True, kw_only=True)

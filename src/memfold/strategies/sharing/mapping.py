@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from memfold.strategies.selection import CompressibleWeight
-from memfold.strategies.sharing.hashing import RangeHash, hash_signs
+from memfold.strategies.sharing.hashing import RangeHash
 
 __all__ = ["Sign", "SlotMapping", "Span", "spans_of"]
 
@@ -62,10 +62,19 @@ class SlotMapping(ABC):
         self.seed = seed
         self.sign: Sign = sign
 
-    def weight_signs(self, start: int, stop: int, like: Tensor) -> Tensor:
-        """Hash the signs of weights number start, ..., stop - 1, in dtype and device of `like`."""
-        hashed = RangeHash(self.seed, "weight-sign")(start, stop, like.device)
-        return hash_signs(hashed).to(like.dtype)
+    def multiply_signs(self, weights: Tensor, span: Span, begin: int = 0) -> None:
+        """Multiply weights number begin, ... of a span by their hashed signs, in place.
+
+        Args:
+            weights: Shape (any,), contiguous, of any floating dtype.
+            span: One of `spans`.
+            begin: Place of the first one in the span.
+        """
+        first = span.start + begin
+        signs = RangeHash(self.seed, "weight-sign")
+        for rows, columns, part in signs.sign_tables(first, first + weights.numel()):
+            block = weights[part].view(len(rows), len(columns))
+            block.mul_(columns.to(weights)).mul_(rows.to(weights)[:, None])
 
     @property
     def is_bijection(self) -> bool:
@@ -73,16 +82,19 @@ class SlotMapping(ABC):
         return False
 
     @abstractmethod
-    def gather(self, slots: Tensor, span: Span, factor: float) -> Tensor:
+    def gather(
+        self, slots: Tensor, span: Span, factor: float, dtype: torch.dtype | None = None
+    ) -> Tensor:
         """Read one tensor: `factor * g_i * slots[h(i)]` for i in the span.
 
         Args:
             slots: Shape (m,).
             span: One of `spans`.
             factor: The same for all of its weights.
+            dtype: Of the result; that of `slots` if not given.
 
         Returns:
-            Shape (span.numel,), a new tensor of the dtype and device of `slots`.
+            Shape (span.numel,), a new tensor on the device of `slots`.
         """
 
     @abstractmethod
@@ -90,10 +102,10 @@ class SlotMapping(ABC):
         """Add the adjoint of `gather` to `out`: `out[h(i)] += factor * g_i * weights[i]`.
 
         Args:
-            weights: Shape (span.numel,), contiguous.
+            weights: Shape (span.numel,), contiguous, of any floating dtype; left as it is.
             span: One of `spans`.
             factor: The same for all of its weights.
-            out: Shape (m,), of the same dtype, changed in place.
+            out: Shape (m,), float32 or float64, changed in place.
         """
 
     @abstractmethod

@@ -41,7 +41,9 @@ class TileMapping(SlotMapping):
         super().__init__(spans, num_slots, seed=seed, sign=sign)
         self._rows, self._columns = tile
 
-    def gather(self, slots: Tensor, span: Span, factor: float) -> Tensor:
+    def gather(
+        self, slots: Tensor, span: Span, factor: float, dtype: torch.dtype | None = None
+    ) -> Tensor:
         """See `SlotMapping.gather`; whole tiles are read, edges are cut off."""
         rows, columns = _matrix_shape(span)
         high, wide = self._grid(span)
@@ -52,13 +54,14 @@ class TileMapping(SlotMapping):
         matrix = tiles.reshape(high * self._rows, wide * self._columns)
         out = matrix[:rows, :columns].reshape(-1)
         if self.sign == "weight":
-            out.mul_(self.weight_signs(span.start, span.stop, slots))
-        return out
+            self.multiply_signs(out, span)
+        return out.to(dtype or out.dtype)
 
     def scatter(self, weights: Tensor, span: Span, factor: float, out: Tensor) -> None:
         """See `SlotMapping.scatter`."""
+        weights = weights.to(out.dtype, copy=self.sign == "weight")
         if self.sign == "weight":
-            weights = weights * self.weight_signs(span.start, span.stop, weights)
+            self.multiply_signs(weights, span)
         rows, columns = _matrix_shape(span)
         high, wide = self._grid(span)
         starts, signs = self._tiles(span, out.device)

@@ -1,0 +1,143 @@
+"""Read windows of a circular vector into a tensor, and add a tensor back into its windows.
+
+The plain torch kernels of RANDOMFOLD. A block is a row of runs of one length, side by side in the
+tensor, each a window of the vector.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Block", "add_block", "read_block"]
+
+# From this many slots on, whole rows are added to their windows one after the other; below, the
+# runs with equal starts are summed first, which takes 2 m^2 numbers.
+_LONG_WINDOW = 1024
+# From this many runs on, a table that a single pass over the output reads from is worth making.
+_TABLE_RUNS = 4
+# Bounds the indices that are made where neither is possible: int64 elements.
+_INDEX_NUMEL = 1 << 16
+
+
+@dataclass(frozen=True)
+class Block:
+    """Runs of one length, one after the other."""
+
+    offset: int
+    """Place of the first run in the flattened tensor."""
+    length: int
+    """Weights in each run, at most m."""
+    starts: np.ndarray
+    """First slot of each run, in [0, m): int64, shape (runs,)."""
+    signs: np.ndarray
+    """-1 or +1 for each run: int64, shape (runs,)."""
+
+    @property
+    def stop(self) -> int:
+        """Where the next block begins."""
+        return self.offset + self.length * len(self.starts)
+
+
+def read_block(slots: Tensor, block: Block, factor: float, out: Tensor) -> None:
+    """Write factor * sign * slots[window] to the block's place in `out`, in one pass over it.
+
+    Args:
+        slots: Shape (m,).
+        block: Of a tensor.
+        factor: The same for all of its weights.
+        out: The flattened tensor, of any floating dtype.
+    """
+    m, count = slots.numel(), len(block.starts)
+    target = out[block.offset : block.stop]
+    if count < _TABLE_RUNS:
+        rows = zip(target.split(block.length), block.starts, block.signs, strict=True)
+        for row, start, sign in rows:
+            for a, b, at in _circular(int(start), block.length, m):
+                torch.mul(slots[a:b], factor * float(sign), out=row[at : at + b - a])
+        return
+    # Every window, with either sign, is contiguous in this table.
+    scaled = (slots * factor).to(out.dtype)
+    table = torch.cat((scaled, scaled, -scaled, -scaled)).unfold(0, block.length, 1)
+    index = torch.from_numpy(block.starts + np.where(block.signs > 0, 0, 2 * m))
+    torch.index_select(table, 0, index.to(slots.device), out=target.view(count, block.length))
+
+
+def add_block(weights: Tensor, block: Block, factor: float, out: Tensor) -> None:
+    """Add factor * sign * weights to the windows of `out`: the adjoint of `read_block`.
+
+    The order of the additions is fixed: no result depends on how threads are scheduled.
+
+    Args:
+        weights: The flattened tensor, contiguous, of any floating dtype.
+        block: Of that tensor.
+        factor: The same for all of its weights.
+        out: Shape (m,), float32 or float64, changed in place.
+    """
+    m, count = out.numel(), len(block.starts)
+    rows = weights[block.offset : block.stop].view(count, block.length)
+    if count < _TABLE_RUNS:
+        for row, start, sign in zip(rows, block.starts, block.signs, strict=True):
+            for a, b, at in _circular(int(start), block.length, m):
+                out[a:b].add_(row[at : at + b - a], alpha=factor * float(sign))
+    elif out.device.type != "cpu":
+        _add_gathered(rows.to(out.dtype), block, factor, out)
+    elif m < _LONG_WINDOW:
+        _add_grouped(rows.to(out.dtype), block, factor, out)
+    else:
+        _add_windows(rows.to(out.dtype), block, factor, out)
+
+
+def _add_windows(rows: Tensor, block: Block, factor: float, out: Tensor) -> None:
+    """Add row after row to its window of the doubled vector, in one call for each sign."""
+    m = out.numel()
+    doubled = out.new_zeros(2 * m)
+    sources = rows.unbind()
+    targets = [doubled.narrow(0, start, block.length) for start in block.starts.tolist()]
+    for sign in (1, -1):
+        chosen = np.flatnonzero(block.signs == sign).tolist()
+        if chosen:
+            torch._foreach_add_(
+                [targets[i] for i in chosen], [sources[i] for i in chosen], alpha=factor * sign
+            )
+    out.add_(doubled[:m]).add_(doubled[m:])
+
+
+def _add_grouped(rows: Tensor, block: Block, factor: float, out: Tensor) -> None:
+    """Sum the rows with the same start, then the sums along the diagonals of a matrix."""
+    m = out.numel()
+    sums = out.new_zeros(m, 2 * m)
+    for sign in (1, -1):
+        chosen = torch.from_numpy(np.flatnonzero(block.signs == sign))
+        starts = torch.from_numpy(block.starts)[chosen]
+        sums[:, : block.length].index_add_(0, starts, rows[chosen], alpha=factor * sign)
+    # Row r of the view is row r of `sums`, moved right by r: what it takes from the row before
+    # is zero.
+    moved = sums.as_strided((m, 2 * m), (2 * m - 1, 1)).sum(0)
+    out.add_(moved[:m]).add_(moved[m:])
+
+
+def _add_gathered(rows: Tensor, block: Block, factor: float, out: Tensor) -> None:
+    """Gather for every slot what it gets from each row, a few rows at a time."""
+    m = out.numel()
+    slots = torch.arange(m, device=out.device)
+    step = max(1, _INDEX_NUMEL // m)
+    for begin in range(0, len(rows), step):
+        part = slice(begin, begin + step)
+        starts = torch.from_numpy(block.starts[part]).to(out.device)[:, None]
+        signs = torch.from_numpy(block.signs[part]).to(out.device, out.dtype)[:, None]
+        positions = slots - starts
+        positions += (positions < 0) * m
+        inside = positions < block.length
+        found = torch.gather(rows[part], 1, positions.clamp_(max=block.length - 1))
+        out.add_((found * (signs * inside)).sum(0), alpha=factor)
+
+
+def _circular(start: int, length: int, m: int) -> Iterator[tuple[int, int, int]]:
+    """Cut a window of a circular vector: slices [a, b) and where each begins in the window."""
+    first = min(length, m - start)
+    yield start, start + first, 0
+    if length > first:
+        yield 0, length - first, first
