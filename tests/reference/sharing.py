@@ -15,6 +15,23 @@ def random_fold_slots(num_weights, num_slots, seed):
     return slots
 
 
+def aligned_fold_slots(shapes, num_slots, seed):
+    """The same, but a row that does not fit into the rest of a partition begins the next one."""
+    rotation = PolynomialHash(seed, "rotation")
+    slots, k, used = [], 0, 0
+    for rows, *others in shapes:
+        columns = torch.Size(others).numel()
+        for _ in range(rows):
+            if columns <= num_slots and used + columns > num_slots:
+                k, used = k + 1, 0
+            for _ in range(columns):
+                if used == num_slots:
+                    k, used = k + 1, 0
+                slots.append((rotation.below(num_slots, k) + used) % num_slots)
+                used += 1
+    return slots
+
+
 def tile_slots(rows, columns, tile, starts):
     """Start of a weight's tile plus its row-major place in the tile."""
     tile_rows, tile_columns = tile

@@ -8,14 +8,16 @@ it with the same name; `isinstance`, `repr`, `copy.deepcopy` and pickling work a
 
 from collections.abc import Collection, Mapping
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from memfold.errors import InputError
 
 __all__ = [
+    "ProductSource",
     "WeightSource",
     "check_computable",
     "compute_parameters",
@@ -26,6 +28,7 @@ __all__ = [
 _SOURCES = "_memfold_sources"
 _ORDER = "_memfold_parameter_order"
 _BASE = "_memfold_base_class"
+_POINTWISE = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
 
 
 class WeightSource(Protocol):
@@ -41,6 +44,19 @@ class WeightSource(Protocol):
         ...
 
 
+@runtime_checkable
+class ProductSource(WeightSource, Protocol):
+    """A source that may know how to multiply with its weight without computing it."""
+
+    def product(self, inputs: Tensor) -> Tensor | None:
+        """Multiply the last dimension of `inputs` with the transposed weight, (rows, columns).
+
+        A weight of more dimensions is flattened behind the first. `None` where the weight had
+        better be computed.
+        """
+        ...
+
+
 def compute_parameters(module: nn.Module, sources: Mapping[str, WeightSource]) -> None:
     """Replace parameters of `module`, in place, by attributes computed from `sources`.
 
@@ -50,7 +66,8 @@ def compute_parameters(module: nn.Module, sources: Mapping[str, WeightSource]) -
         sources: Attribute name -> what computes the tensor to use in its place.
     """
     base = type(module)
-    computed = _computed_class(base, tuple(sources))
+    multiplies = isinstance(sources.get("weight"), ProductSource)
+    computed = _computed_class(base, tuple(sources), multiplies)
     module.__dict__[_BASE] = base
     module.__dict__[_ORDER] = tuple(module._parameters)
     module.__dict__[_SOURCES] = dict(sources)
@@ -106,7 +123,7 @@ def check_computable(module: nn.Module, attributes: Collection[str], path: str) 
             "its rows in place; add it to compression.exclude or drop max_norm"
         )
     try:
-        _computed_class(type(module), tuple(attributes))
+        _computed_class(type(module), tuple(attributes), False)
     except Exception as error:  # whatever the class's own machinery raises
         raise InputError(
             f"{path or kind} cannot be compressed: no class can be derived from {kind} ({error}); "
@@ -129,18 +146,20 @@ def _read(name: str) -> property:
     return property(read, doc=f"Computed `{name}`.")
 
 
-def _rebuild(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
-    return nn.Module.__new__(_computed_class(base, names))
+def _rebuild(base: type[nn.Module], names: tuple[str, ...], multiplies: bool) -> nn.Module:
+    return nn.Module.__new__(_computed_class(base, names, multiplies))
 
 
 def _reduce(module: nn.Module) -> tuple[Any, ...]:
     # A class made at run time cannot be found by its name: store how to make it.
-    arguments = (module.__dict__[_BASE], tuple(module.__dict__[_SOURCES]))
+    sources = module.__dict__[_SOURCES]
+    multiplies = isinstance(sources.get("weight"), ProductSource)
+    arguments = (module.__dict__[_BASE], tuple(sources), multiplies)
     return _rebuild, arguments, module.__getstate__()
 
 
 @cache
-def _computed_class(base: type[nn.Module], names: tuple[str, ...]) -> type:
+def _computed_class(base: type[nn.Module], names: tuple[str, ...], multiplies: bool) -> type:
     members: dict[str, Any] = {name: _read(name) for name in names}
     members |= {
         "__module__": base.__module__,
@@ -157,7 +176,42 @@ def _computed_class(base: type[nn.Module], names: tuple[str, ...]) -> type:
             "flatten_parameters": _do_nothing,
             "__setstate__": nn.Module.__setstate__,
         }
+    if multiplies and base.forward is nn.Linear.forward:
+        members["forward"] = _linear
+    if multiplies and base.forward in _POINTWISE:
+        members["forward"] = _convolution
     return type(base.__name__, (base,), members)
+
+
+def _linear(module: nn.Linear, input: Tensor) -> Tensor:
+    """Do what `nn.Linear.forward` does; the argument has the name that it has there."""
+    output = module.__dict__[_SOURCES]["weight"].product(input)
+    if output is None:
+        return F.linear(input, module.weight, module.bias)
+    return output if module.bias is None else output.add_(module.bias)
+
+
+def _convolution(module: nn.Conv2d, input: Tensor) -> Tensor:
+    """Do what the forward of a convolution does; one of size 1 is a product at every place."""
+    if not _is_pointwise(module, input):
+        return module._conv_forward(input, module.weight, module.bias)
+    places = (slice(None, None, step) for step in module.stride)
+    strided = input[(slice(None), slice(None), *places)]
+    output = module.__dict__[_SOURCES]["weight"].product(strided.movedim(1, -1))
+    if output is None:
+        return module._conv_forward(input, module.weight, module.bias)
+    if module.bias is not None:
+        output.add_(module.bias)
+    return output.movedim(-1, 1)
+
+
+def _is_pointwise(module: nn.Conv2d, input: Tensor) -> bool:
+    return (
+        module.groups == 1
+        and all(size == 1 for size in module.kernel_size)
+        and all(padding == 0 for padding in module.padding)
+        and input.dim() == len(module.kernel_size) + 2
+    )
 
 
 def _flat_weights(module: nn.RNNBase) -> list[Tensor]:

@@ -76,6 +76,12 @@ class Structure(Callback):
         if isinstance(compression_of(_network(pl_module)), SupermaskWeights):
             self._log(trainer, pl_module, trainer.global_step - 1)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let go of the weights that were kept from one validation batch to the next."""
+        compression = compression_of(_network(pl_module))
+        if compression is not None:
+            compression.release()
+
     def state_dict(self) -> dict[str, Any]:
         """Return what was logged last: a resumed run does not log it again."""
         return {"logged": self._logged}

@@ -9,12 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memfold.strategies.sharing.hashednet import ElementMapping, share_budget
+from memfold.strategies.sharing.hashing import RangeHash
 from memfold.strategies.sharing.mapping import Span
-from memfold.strategies.sharing.roast import TileMapping
 from memfold.strategies.sharing.random_fold import RandomFold
-from reference.sharing import explicit_map, random_fold_slots, tile_slots
+from memfold.strategies.sharing.roast import TileMapping
+from reference.sharing import aligned_fold_slots, explicit_map, random_fold_slots, tile_slots
 
-CPU = torch.device("cpu")
+
+def loads_of(mapping):
+    ones = torch.ones(mapping.num_slots, dtype=torch.float64)
+    return mapping.scale(ones, mapping.accumulate([1.0] * len(mapping.spans)))
 
 
 def make_spans(shapes):
@@ -40,10 +44,19 @@ def make_mapping(kind, shapes, fraction, seed):
     if kind == "tile":
         m = max(6, round(fraction * n))
         return TileMapping(spans, m, seed=seed, sign=sign, tile=(2, 3))
-    return RandomFold(spans, max(1, round(fraction * n)), seed=seed, sign=sign)
+    m = max(1, round(fraction * n))
+    return RandomFold(spans, m, seed=seed, sign=sign, align_rows=kind == "aligned")
 
 
-KINDS = ("fold-run", "fold-weight", "tile-run", "tile-weight", "element-run")
+KINDS = (
+    "fold-run",
+    "fold-weight",
+    "aligned-run",
+    "aligned-weight",
+    "tile-run",
+    "tile-weight",
+    "element-run",
+)
 cases = st.tuples(st.sampled_from(KINDS), shapes_lists, st.floats(0.01, 1), st.integers(0, 99))
 
 
@@ -70,9 +83,9 @@ def test_scatter_is_the_adjoint_of_gather_and_accumulate_counts(case, factor):
         slots = torch.linspace(1, 2, mapping.num_slots, dtype=torch.float64)
         torch.testing.assert_close(mapping.gather(slots, span, factor), factor * rows @ slots)
         expected += constant * rows.abs().sum(0)
-    torch.testing.assert_close(
-        mapping.accumulate(constants, CPU, torch.float64), expected, rtol=0, atol=0
-    )
+    ones = torch.ones(mapping.num_slots, dtype=torch.float64)
+    found = mapping.scale(ones, mapping.accumulate(constants))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @given(shapes_lists, st.integers(1, 300), st.integers(0, 99))
@@ -81,7 +94,7 @@ def test_random_fold_loads_differ_by_at_most_one(shapes, num_slots, seed):
     n = spans[-1].stop
     num_slots = min(num_slots, n)
     mapping = RandomFold(spans, num_slots, seed=seed, sign="run")
-    loads = mapping.accumulate([1.0] * len(spans), CPU, torch.float32)
+    loads = loads_of(mapping)
     assert set(loads.tolist()) <= {float(n // num_slots), float(-(-n // num_slots))}
     assert loads.sum() == n
 
@@ -93,7 +106,7 @@ def test_random_fold_loads_of_large_models(n, num_slots, seed):
     cut = max(1, n // 3)
     shapes = [(1, cut), (1, n - cut)] if n > cut else [(1, n)]
     mapping = RandomFold(make_spans(shapes), num_slots, seed=seed, sign="run")
-    loads = mapping.accumulate([1.0] * len(shapes), CPU, torch.float32)
+    loads = loads_of(mapping)
     assert set(loads.tolist()) <= {float(n // num_slots), float(-(-n // num_slots))}
 
 
@@ -104,36 +117,70 @@ def test_random_fold_slots_follow_the_paper(shapes, fraction, seed, sign):
     assert slots == random_fold_slots(mapping.num_weights, mapping.num_slots, seed)
 
 
-@pytest.mark.parametrize("num_slots", [700, 1024, 1500])
-def test_random_fold_both_ways_to_sum_partitions_agree(num_slots):
-    # Below 1024 slots partitions are gathered, above they are added one by one.
-    spans = make_spans([(40, 300), (1, 17)])
-    mapping = RandomFold(spans, num_slots, seed=3, sign="run")
-    weights = torch.randn(12000, dtype=torch.float64)
-    out = torch.zeros(num_slots, dtype=torch.float64)
-    mapping.scatter(weights, spans[0], 0.5, out)
-    expected = torch.zeros(num_slots, dtype=torch.float64)
-    slots = torch.tensor(random_fold_slots(12000, num_slots, 3))
-    signs = mapping.gather(torch.ones(num_slots, dtype=torch.float64), spans[0], 1.0)
-    expected.index_add_(0, slots, 0.5 * signs * weights)
+@given(shapes_lists, st.floats(0.01, 1), st.integers(0, 99), st.sampled_from(["run", "weight"]))
+def test_aligned_partitions_end_at_rows(shapes, fraction, seed, sign):
+    mapping = make_mapping(f"aligned-{sign}", shapes, fraction, seed)
+    slots = explicit_map(mapping).abs().argmax(1).tolist()
+    assert slots == aligned_fold_slots(shapes, mapping.num_slots, seed)
+
+
+@given(shapes_lists, st.floats(0.01, 1), st.integers(0, 99), st.booleans())
+def test_runs_describe_every_weight(shapes, fraction, seed, aligned):
+    mapping = make_mapping("aligned-run" if aligned else "fold-run", shapes, fraction, seed)
+    slots = torch.arange(1.0, mapping.num_slots + 1, dtype=torch.float64)
+    for span in mapping.spans:
+        runs, found = mapping.runs(span), []
+        assert runs.offsets.tolist() == [0, *runs.lengths.cumsum()[:-1]]
+        for length, start, sign in zip(runs.lengths, runs.starts, runs.signs, strict=True):
+            places = (start + torch.arange(length)) % mapping.num_slots
+            found.append(sign * slots[places])
+        assert torch.equal(torch.cat(found), mapping.gather(slots, span, 1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("sign", ["run", "weight"])
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("num_slots", [1, 30, 700, 1024, 1500, 5000, 40000])
+def test_random_fold_all_ways_to_read_and_to_add_agree(num_slots, aligned, sign, dtype):
+    # Few runs are added one by one, many as rows of a table, many short ones by their start.
+    shapes = [(4, 9), (40, 300), (3, 5, 20)]
+    spans = make_spans(shapes)
+    mapping = RandomFold(spans, num_slots, seed=3, sign=sign, align_rows=aligned)
+    if aligned:
+        slots = aligned_fold_slots(shapes, num_slots, 3)
+    else:
+        slots = random_fold_slots(spans[-1].stop, num_slots, 3)
+    slots = torch.tensor(slots)[spans[1].start : spans[1].stop]
+    values = torch.randn(num_slots, dtype=torch.float64)
+    signs = mapping.gather(torch.ones_like(values), spans[1], 1.0)
+    assert set(signs.tolist()) <= {-1.0, 1.0}
+    read = mapping.gather(values, spans[1], 0.5, dtype)
+    assert read.dtype == dtype
+    torch.testing.assert_close(read, (0.5 * signs * values[slots]).to(dtype))
+    weights = torch.randn(12000, dtype=torch.float64).to(dtype)
+    before, out = weights.clone(), torch.ones(num_slots, dtype=torch.float64)
+    mapping.scatter(weights, spans[1], 0.5, out)
+    assert torch.equal(weights, before)
+    expected = torch.ones(num_slots, dtype=torch.float64)
+    expected.index_add_(0, slots, 0.5 * signs * weights.double())
     torch.testing.assert_close(out, expected)
 
 
-def test_runs_share_a_sign_and_weights_do_not():
-    spans = make_spans([(10, 100), (10, 100)])
-    ones = torch.ones(500, dtype=torch.float64)
-    by_run = RandomFold(spans, 500, seed=1, sign="run").gather(ones, spans[0], 1.0)
-    assert by_run[:500].unique().numel() == 1
-    assert by_run[500:].unique().numel() == 1
-    by_weight = RandomFold(spans, 500, seed=1, sign="weight").gather(ones, spans[0], 1.0)
-    assert abs(float(by_weight.mean())) < 0.2  # 1000 signs: standard deviation 0.03
+def test_signs_of_weights_are_hashed_one_by_one():
+    spans = make_spans([(3, 7), (5000, 3)])
+    mapping = RandomFold(spans, 40, seed=3, sign="weight")
+    hashed = RangeHash(3, "weight-sign")(0, spans[-1].stop, torch.device("cpu"))
+    for span in spans:
+        found = torch.ones(span.numel)
+        mapping.multiply_signs(found, span)
+        assert torch.equal(found, (1.0 - 2 * (hashed >> 30))[span.start : span.stop])
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
 def test_tiles_are_contiguous_chunks(rows, columns, seed):
     spans = make_spans([(rows, columns)])
     mapping = TileMapping(spans, 40, seed=seed, sign="run", tile=(2, 3))
-    starts, _ = mapping._tiles(spans[0], CPU)
+    starts, _ = mapping._tiles(spans[0], torch.device("cpu"))
     assert int(starts.min()) >= 0
     assert int(starts.max()) <= 40 - 6
     slots = explicit_map(mapping).abs().argmax(1).tolist()

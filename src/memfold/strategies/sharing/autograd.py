@@ -1,44 +1,51 @@
-"""The two linear maps of parameter sharing, with their gradients.
+"""The linear maps of parameter sharing, with their gradients.
 
-values (m,) --ScaleSlots--> slots (m,) --ReadWeight--> one dense weight, and back. `ReadWeight` and
-`AddWeight` are each other's adjoint, so gradients of any order are exact. Scaling is not: its
-backward pass applies the gradient scale Gamma, here and not in an optimizer or an attribute of
-the parameter, where it survives deepcopy, DDP, AMP and checkpointing.
+Classic: values (m,) --ScaleSlots--> slots (m,) --ReadWeight--> one dense weight, and back; autograd
+keeps every weight for the backward pass, and sums one gradient of m numbers per weight.
+
+Lean: values --CollectGradient--> a token, a scalar that ties every `ReadLean` to phi. The weights
+are read from a `SlotSource` that the graph holds, and their gradients are added into its one
+buffer, which `CollectGradient` hands to phi at the end of the backward pass.
+
+`ReadWeight` and `AddWeight` are each other's adjoint, so gradients of any order are exact. Scaling
+is not: its backward pass applies the gradient scale Gamma, here and not in an optimizer or an
+attribute of the parameter, where it survives deepcopy, DDP, AMP and checkpointing.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from memfold.strategies.sharing.mapping import SlotMapping, Span
+from memfold.strategies.sharing.slot_source import SlotSource
 
-__all__ = ["ReadWeight", "ScaleSlots", "working_dtype"]
-
-
-def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Dtype in which slots are scaled and summed: at least float32."""
-    return torch.promote_types(dtype, torch.float32)
+__all__ = ["AddWeight", "CollectGradient", "ReadLean", "ReadWeight", "ScaleSlots"]
 
 
 class ScaleSlots(torch.autograd.Function):
     """slots = forward_factor * values, whose gradient is scaled by backward_factor instead."""
 
     @staticmethod
-    def forward(values: Tensor, forward_factor: Tensor, backward_factor: Tensor) -> Tensor:
-        """Scale elementwise; all of shape (m,)."""
-        return values.to(forward_factor.dtype) * forward_factor
+    def forward(
+        values: Tensor, forward_factor: Tensor, backward_factor: Tensor, mapping: SlotMapping
+    ) -> Tensor:
+        """Scale values of shape (m,) by factors of shape (segments,)."""
+        return mapping.scale(values.to(forward_factor.dtype), forward_factor)
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep the factor for the way back, for as many passes as there may be."""
-        values, _, backward_factor = inputs
-        ctx.factor, ctx.dtype = backward_factor, values.dtype  # type: ignore[attr-defined]
+        values, _, ctx.factor, ctx.mapping = inputs  # type: ignore[attr-defined]
+        ctx.dtype = values.dtype  # type: ignore[attr-defined]
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return Gamma times the chain rule."""
-        scaled = grads[0] * ctx.factor  # type: ignore[attr-defined]
-        return scaled.to(ctx.dtype), None, None  # type: ignore[attr-defined]
+        factor, mapping = ctx.factor, ctx.mapping  # type: ignore[attr-defined]
+        scaled = ScaleSlots.apply(grads[0], factor, factor, mapping)
+        return scaled.to(ctx.dtype), None, None, None  # type: ignore[attr-defined]
 
 
 class ReadWeight(torch.autograd.Function):
@@ -54,16 +61,15 @@ class ReadWeight(torch.autograd.Function):
         zero_row: int | None,
     ) -> Tensor:
         """Build one weight from slots of shape (m,)."""
-        weight = mapping.gather(slots, span, factor).view(span.shape).to(dtype)
+        weight = mapping.gather(slots, span, factor, dtype).view(span.shape)
         if zero_row is not None:
             weight[zero_row].zero_()
         return weight
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep the slots alive: other weights of the same pass are read from them."""
-        slots, *ctx.options = inputs  # type: ignore[attr-defined]
-        ctx.slots = slots  # type: ignore[attr-defined]
+        ctx.slots, *ctx.options = inputs  # type: ignore[attr-defined]
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -86,18 +92,12 @@ class AddWeight(torch.autograd.Function):
         zero_row: int | None,
     ) -> Tensor:
         """Sum the weight's elements into slots of shape (m,)."""
-        if weight.is_sparse:
-            weight = weight.to_dense()
-        weight = weight.to(slots_dtype)
-        if zero_row is not None:
-            weight = weight.clone()
-            weight[zero_row].zero_()
-        slots = weight.new_zeros(mapping.num_slots)
-        mapping.scatter(weight.reshape(-1), span, factor, slots)
+        slots = weight.new_zeros(mapping.num_slots, dtype=slots_dtype)
+        mapping.add_weight(weight, span, factor, slots, zero_row)
         return slots
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep the options."""
         _, _, *ctx.options = inputs  # type: ignore[attr-defined]
 
@@ -106,3 +106,65 @@ class AddWeight(torch.autograd.Function):
         """Return the gradient of the weight."""
         weight = ReadWeight.apply(grads[0], *ctx.options)  # type: ignore[attr-defined]
         return weight, None, None, None, None, None, None
+
+
+# The two below are written the older way, with the context in `forward`: torch.func does not meet
+# them, and PyTorch inspects the signature of the other kind at every call.
+
+
+class CollectGradient(torch.autograd.Function):
+    """A zero that depends on phi; its backward pass returns what the source has collected."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, source: SlotSource) -> Tensor:
+        """Return a scalar.
+
+        Args:
+            ctx: Of this call.
+            values: Phi, shape (m,).
+            source: What the weights of this pass are read from.
+        """
+        ctx.source, ctx.dtype = source, values.dtype
+        return values.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
+        """Return Gamma times the collected gradient, shape (m,)."""
+        collected = ctx.source.take_gradient()
+        if collected is None:
+            return None, None
+        factor, mapping = ctx.source.backward_factor, ctx.source.mapping
+        if not torch.is_grad_enabled():
+            return mapping.scale(collected, factor, out=collected).to(ctx.dtype), None
+        return ScaleSlots.apply(collected, factor, factor, mapping).to(ctx.dtype), None
+
+
+class ReadLean(torch.autograd.Function):
+    """Build one weight; add its gradient to the source's buffer."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, token: Tensor, source: SlotSource, index: int, dtype: torch.dtype
+    ) -> Tensor:
+        """Build weight number `index` in `dtype`.
+
+        Args:
+            ctx: Of this call.
+            token: Of `CollectGradient`.
+            source: What to read from.
+            index: Of the weight.
+            dtype: Of the result.
+        """
+        ctx.source, ctx.index, ctx.weight_dtype = source, index, dtype
+        return source.read(index, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None, None]:
+        """Add to the buffer; the token's own gradient is nothing."""
+        source, gradient = ctx.source, grads[0]
+        if torch.is_grad_enabled():
+            options = source.options(ctx.index, ctx.weight_dtype)
+            source.collect(AddWeight.apply(gradient, source.slots.dtype, source.mapping, *options))
+        else:
+            source.add(ctx.index, gradient)
+        return None, None, None, None

@@ -5,18 +5,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
+import torch
 from torch import Tensor, nn
 
 from memfold.errors import InputError
 from memfold.quantisation import max_numel, packed_bytes
 from memfold.strategies.base import Context, Strategy, set_number
 from memfold.strategies.compression import check_replaceable
+from memfold.strategies.materialise import dense_weights, device_of
 from memfold.strategies.selection import CompressibleWeight
 from memfold.strategies.sharing.hashing import HASH_RANGE
-from memfold.strategies.sharing.initial import initial_scale_of, initial_values
+from memfold.strategies.sharing.initial import InitialWeights
 from memfold.strategies.sharing.mapping import Sign, SlotMapping, Span, spans_of
 from memfold.strategies.sharing.shared_vector import (
     RESERVED_NAMES,
+    Autograd,
     GradientScale,
     SharedVector,
     index_bytes,
@@ -37,6 +40,9 @@ class SharingStrategy(Strategy):
     initial_scale: float | None = None
     """Standard deviation of the initial values; null gives each slot the root mean square of its
     weights' scales, and so unit gain, which Adam needs."""
+    autograd: Autograd = "lean"
+    """`lean` builds weights again for the backward pass and collects one gradient of m numbers;
+    `classic` leaves both to PyTorch: the same numbers to rounding, from more memory."""
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -53,6 +59,8 @@ class SharingStrategy(Strategy):
                 "compression.gradient_scale must be length, projection or none, "
                 f"got {self.gradient_scale!r}"
             )
+        if self.autograd not in ("lean", "classic"):
+            raise InputError(f"compression.autograd must be lean or classic, got {self.autograd!r}")
         scale = self.initial_scale
         if scale is not None and not (isinstance(scale, float) and scale > 0 and isfinite(scale)):
             raise InputError(f"compression.initial_scale must be above 0 or null, got {scale!r}")
@@ -70,11 +78,17 @@ class SharingStrategy(Strategy):
     ) -> SharedVector:
         """See `Strategy.build`."""
         del context
-        check_replaceable(model, weights, RESERVED_NAMES)
+        check_replaceable(model, weights, RESERVED_NAMES, initialises=True)
         mapping = self._mapping(weights, self._num_values(model, weights))
-        scales = [initial_scale_of(weight) for weight in weights]
-        shared = self._shared(model, weights, mapping, scales)
-        shared.attach(initial_values(shared, weights, self.seed))
+        device = device_of(model, weights)
+        # The default device may be meta: small tensors of the mapping are made without naming one.
+        with torch.device("cpu"), dense_weights(model, weights, device) as passing:
+            initial = InitialWeights(weights, mapping, device)
+            for index in passing:
+                initial.take(index)
+            shared = self._shared(model, weights, mapping, initial.scales)
+            values = initial.values(shared, self.seed)
+        shared.attach(values)
         return shared
 
     def rebuild(
@@ -85,11 +99,11 @@ class SharingStrategy(Strategy):
         tensors: Mapping[str, Tensor],
     ) -> SharedVector:
         """See `Strategy.rebuild`."""
-        check_replaceable(model, weights, RESERVED_NAMES)
+        check_replaceable(model, weights, RESERVED_NAMES, initialises=True)
+        device, dtype = device_of(model, weights), weights[0].tensor.dtype
         mapping = self._mapping(weights, num_values)
         shared = self._shared(model, weights, mapping, [1.0] * len(weights))
-        like = weights[0].tensor
-        shared.attach(shared.accept(tensors).to(device=like.device, dtype=like.dtype))
+        shared.attach(shared.accept(tensors).to(device=device, dtype=dtype))
         return shared
 
     def _mapping(self, weights: tuple[CompressibleWeight, ...], num_values: int) -> SlotMapping:
@@ -112,6 +126,7 @@ class SharingStrategy(Strategy):
             scales,
             gradient_scale=self.gradient_scale,
             initial_scale=self.initial_scale,
+            autograd=self.autograd,
         )
 
     def _num_values(self, model: nn.Module, weights: tuple[CompressibleWeight, ...]) -> int:

@@ -51,22 +51,18 @@ class ElementMapping(SlotMapping):
             table.index_add_(0, indices.add_(negative * m), weights[part].to(out.dtype))
         out.add_(table[:m].sub_(table[m:]), alpha=factor)
 
-    def accumulate(
-        self, constants: Sequence[float], device: torch.device, dtype: torch.dtype
-    ) -> Tensor:
+    def accumulate(self, constants: Sequence[float]) -> Tensor:
         """See `SlotMapping.accumulate`."""
-        sums = torch.zeros(self.num_slots, dtype=dtype, device=device)
+        sums = torch.zeros(self.num_slots, dtype=torch.float64)
         for span, constant in zip(self.spans, constants, strict=True):
             first, stop = self._segments[span.name]
-            segment = sums[first:stop]
-            for _, indices, _ in self._chunks(span, device):
-                segment += torch.bincount(indices - first, minlength=stop - first)
-            segment *= constant
+            loads = torch.zeros(stop - first, dtype=torch.int64)
+            for _, indices, _ in self._chunks(span, torch.device("cpu")):
+                loads += torch.bincount(indices - first, minlength=stop - first)
+            sums[first:stop] = loads * constant
         return sums
 
-    def _chunks(
-        self, span: Span, device: torch.device
-    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    def _chunks(self, span: Span, device: torch.device) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Hash a span piece by piece: where, slots and whether the sign is -1, both int64."""
         first, stop = self._segments[span.name]
         slot_hash = RangeHash(self.seed, "slot", span.name)

@@ -108,17 +108,47 @@ class SlotMapping(ABC):
             out: Shape (m,), float32 or float64, changed in place.
         """
 
+    def add_weight(
+        self, weight: Tensor, span: Span, factor: float, out: Tensor, zero_row: int | None
+    ) -> None:
+        """Scatter a tensor of any layout, but for one row that takes no part.
+
+        Args:
+            weight: The span's shape, dense or sparse; left as it is.
+            span: One of `spans`.
+            factor: The same for all of its weights.
+            out: Shape (m,), float32 or float64, changed in place.
+            zero_row: Index into the first dimension, or none.
+        """
+        if weight.is_sparse:
+            weight = weight.to_dense()
+        if zero_row is not None:
+            weight = weight.clone()
+            weight[zero_row].zero_()
+        self.scatter(weight.reshape(-1), span, factor, out)
+
     @abstractmethod
-    def accumulate(
-        self, constants: Sequence[float], device: torch.device, dtype: torch.dtype
-    ) -> Tensor:
+    def accumulate(self, constants: Sequence[float]) -> Tensor:
         """Sum over the weights in each slot a constant that depends on their span alone.
 
         Args:
             constants: One for each span. Ones give the loads.
-            device: Of the result.
-            dtype: Of the result, float32 or float64.
 
         Returns:
-            Shape (m,). No cancellation takes place: constants may differ by any factor.
+            Shape (segments,), float64, on the CPU: one number for each segment of consecutive
+            slots that is treated alike; `scale` knows them. No cancellation takes place: constants
+            may differ by any factor.
         """
+
+    def scale(self, slots: Tensor, factors: Tensor, out: Tensor | None = None) -> Tensor:
+        """Multiply every slot by its segment's factor.
+
+        Args:
+            slots: Shape (m,).
+            factors: Shape (segments,), of the same dtype and device.
+            out: Where to put the result, a new tensor if not given; may be `slots`.
+
+        Returns:
+            Shape (m,).
+        """
+        return torch.mul(slots, factors, out=out)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -14,8 +15,10 @@ from memfold.strategies.sharing.runs import Runs
 
 __all__ = ["RandomFold"]
 
-# Up to this many windows are counted slice by slice, more of them by a running sum.
-_COUNTED_RUNS = 16
+# Hashes of so many numbers, a few kilobytes, are kept; more are computed when they are needed.
+_KEPT_NUMBERS = 256
+# Segments of at least so many slots are scaled one by one; shorter ones by a vector of m factors.
+_SEGMENT_SLOTS = 1024
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class RandomFold(SlotMapping):
         self._rotation = PolynomialHash(seed, "rotation")
         self._run_sign = PolynomialHash(seed, "run-sign")
         self._units = {span.name: self._unit(span, align_rows) for span in self.spans}
+        self._known_blocks: dict[str, list[Block]] = {}
+        self._known_edges: np.ndarray | None = None
         self._places: dict[str, _Place] = {}
         place = _Place(0, 0)
         for span in self.spans:
@@ -109,26 +114,53 @@ class RandomFold(SlotMapping):
         for block in self._blocks(span):
             add_block(weights, block, factor, out)
 
-    def accumulate(
-        self, constants: Sequence[float], device: torch.device, dtype: torch.dtype
-    ) -> Tensor:
-        """See `SlotMapping.accumulate`; whole partitions add the same to every slot."""
-        m = self.num_slots
-        sums = torch.zeros(m, dtype=dtype, device=device)
-        everywhere = 0.0
+    def accumulate(self, constants: Sequence[float]) -> Tensor:
+        """See `SlotMapping.accumulate`; a segment ends where any tensor's window does."""
+        edges = self._edges()
+        sums = np.zeros(len(edges))
         for span, constant in zip(self.spans, constants, strict=True):
-            for block in self._blocks(span):
-                if block.length == m:
-                    everywhere += constant * len(block.starts)
-                elif len(block.starts) <= _COUNTED_RUNS:
-                    for start in block.starts.tolist():
-                        sums[start : start + block.length] += constant
-                        if start + block.length > m:
-                            sums[: start + block.length - m] += constant
-                else:
-                    loads = torch.from_numpy(_count_windows(block, m)).to(device, dtype)
-                    sums.add_(loads, alpha=constant)
-        return sums.add_(everywhere)
+            sums += constant * self._count_windows(span, edges)
+        return torch.from_numpy(sums)
+
+    def scale(self, slots: Tensor, factors: Tensor, out: Tensor | None = None) -> Tensor:
+        """See `SlotMapping.scale`."""
+        bounds = [*self._edges().tolist(), self.num_slots]
+        if len(factors) * _SEGMENT_SLOTS > self.num_slots:
+            lengths = torch.tensor(bounds).diff().to(slots.device)
+            repeated = torch.repeat_interleave(factors, lengths, output_size=self.num_slots)
+            return torch.mul(slots, repeated, out=out)
+        out = torch.empty_like(slots) if out is None else out
+        for (begin, end), factor in zip(pairwise(bounds), factors.tolist(), strict=True):
+            torch.mul(slots[begin:end], factor, out=out[begin:end])
+        return out
+
+    def _edges(self) -> np.ndarray:
+        """List the first slot of every segment: int64, ascending from 0."""
+        if self._known_edges is not None:
+            return self._known_edges
+        m = self.num_slots
+        found = [np.zeros(1, dtype=np.int64)]
+        for block in (block for span in self.spans for block in self._blocks(span)):
+            if block.length < m:
+                found += [block.starts, (block.starts + block.length) % m]
+        edges = np.unique(np.concatenate(found))
+        if len(edges) <= _KEPT_NUMBERS:
+            self._known_edges = edges
+        return edges
+
+    def _count_windows(self, span: Span, edges: np.ndarray) -> np.ndarray:
+        """Count the weights of a span in a slot of each segment: int64, shape (segments,)."""
+        m, counts = self.num_slots, np.zeros(len(edges), dtype=np.int64)
+        for block in self._blocks(span):
+            if block.length == m:
+                counts += len(block.starts)
+                continue
+            ends = block.starts + block.length
+            begun = np.bincount(np.searchsorted(edges, block.starts), minlength=len(edges))
+            ended = np.bincount(np.searchsorted(edges, ends % m), minlength=len(edges))
+            # A window that wraps, or ends at m, is open at slot 0.
+            counts += np.cumsum(begun - ended) + int((ends >= m).sum())
+        return counts
 
     def _unit(self, span: Span, align_rows: bool) -> int:
         """Return what a partition holds whole multiples of."""
@@ -155,7 +187,12 @@ class RandomFold(SlotMapping):
             yield _Pieces(offset, rest, range(partition, partition + 1), 0)
 
     def _blocks(self, span: Span) -> list[Block]:
-        return [self._block(span, pieces) for pieces in self._pieces(span)]
+        known = self._known_blocks.get(span.name)
+        if known is None:
+            known = [self._block(span, pieces) for pieces in self._pieces(span)]
+            if sum(len(block.starts) for block in known) <= _KEPT_NUMBERS:
+                self._known_blocks[span.name] = known
+        return known
 
     def _block(self, span: Span, pieces: _Pieces) -> Block:
         """Hash the rotation r_k of each partition, and the sign of each run by its first weight."""
@@ -168,12 +205,3 @@ class RandomFold(SlotMapping):
             first = span.start + pieces.offset
             signs = self._run_sign.signs(first + np.arange(len(partitions)) * pieces.length)
         return Block(pieces.offset, pieces.length, starts, signs)
-
-
-def _count_windows(block: Block, m: int) -> np.ndarray:
-    """Count how many of a block's windows hold each slot: int64, shape (m,)."""
-    begins = np.bincount(block.starts, minlength=m)
-    ends = np.bincount((block.starts + block.length) % m, minlength=m)
-    # A window that wraps, or ends at m, is open at slot 0.
-    wrapping = int((block.starts + block.length >= m).sum())
-    return np.cumsum(begins - ends) + wrapping

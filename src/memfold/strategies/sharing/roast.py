@@ -76,49 +76,45 @@ class TileMapping(SlotMapping):
             indices = starts[part, None] + positions
             out.index_add_(0, indices.flatten(), chunks[part].flatten())
 
-    def accumulate(
-        self, constants: Sequence[float], device: torch.device, dtype: torch.dtype
-    ) -> Tensor:
+    def accumulate(self, constants: Sequence[float]) -> Tensor:
         """See `SlotMapping.accumulate`; whole loads per tensor, so that nothing cancels."""
-        sums = torch.zeros(self.num_slots, dtype=dtype, device=device)
+        sums = torch.zeros(self.num_slots, dtype=torch.float64)
         for span, constant in zip(self.spans, constants, strict=True):
-            sums.add_(self._loads(span, device), alpha=constant)
+            sums.add_(torch.from_numpy(self._loads(span)), alpha=constant)
         return sums
 
-    def _loads(self, span: Span, device: torch.device) -> Tensor:
+    def _loads(self, span: Span) -> np.ndarray:
         """Count the weights in each slot: the running sum of tile rows that begin and end."""
         rows, columns = _matrix_shape(span)
         high, wide = self._grid(span)
-        starts, _ = self._tiles(span, device)
-        row = torch.arange(self._rows, device=device)
-        first = starts.view(high, wide, 1) + row * self._columns
-        length = (columns - torch.arange(wide, device=device) * self._columns).clamp(
-            max=self._columns
-        )
-        last = first + length[:, None]
-        exists = torch.arange(high, device=device)[:, None, None] * self._rows + row < rows
-        exists = exists.expand_as(first)
-        edges = torch.zeros(self.num_slots + 1, dtype=torch.int64, device=device)
-        one = torch.ones((), dtype=torch.int64, device=device)
-        edges.index_add_(0, first[exists], one.expand(int(exists.sum())))
-        edges.index_add_(0, last[exists], -one.expand(int(exists.sum())))
-        return edges.cumsum(0)[:-1]
+        starts = self._hashes(span)[0].reshape(high, wide, 1)
+        row = np.arange(self._rows)
+        exists = np.arange(high)[:, None, None] * self._rows + row < rows
+        first = starts + row * self._columns
+        length = np.minimum(columns - np.arange(wide) * self._columns, self._columns)
+        exists = np.broadcast_to(exists, first.shape)
+        last = (first + length[:, None])[exists]
+        m = self.num_slots
+        edges = np.bincount(first[exists], minlength=m + 1) - np.bincount(last, minlength=m + 1)
+        return np.cumsum(edges)[:-1]
 
     def _grid(self, span: Span) -> tuple[int, int]:
         rows, columns = _matrix_shape(span)
         return -(-rows // self._rows), -(-columns // self._columns)
 
-    def _tiles(self, span: Span, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Start and sign of each tile, row-major: two int64 tensors of shape (tiles,)."""
+    def _hashes(self, span: Span) -> tuple[np.ndarray, np.ndarray]:
+        """Start and sign of each tile, row-major: int64, shape (tiles,)."""
         high, wide = self._grid(span)
         keys = np.arange(high * wide)
         starts = PolynomialHash(self.seed, "tile", span.name).below(
             self.num_slots - self._rows * self._columns + 1, keys
         )
         if self.sign == "weight":
-            signs = np.ones_like(keys)
-        else:
-            signs = PolynomialHash(self.seed, "tile-sign", span.name).signs(keys)
+            return starts, np.ones_like(keys)
+        return starts, PolynomialHash(self.seed, "tile-sign", span.name).signs(keys)
+
+    def _tiles(self, span: Span, device: torch.device) -> tuple[Tensor, Tensor]:
+        starts, signs = self._hashes(span)
         return torch.from_numpy(starts).to(device), torch.from_numpy(signs).to(device)
 
 

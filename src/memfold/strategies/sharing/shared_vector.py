@@ -10,15 +10,14 @@ initial scale is given. The gradient of phi is multiplied by
 
 With S_ib = g_i lambda / nu_b, S^T S = diag(load mu^2 / nu^2), so `projection` makes S Gamma S^T the
 orthogonal projector: projected gradient descent in the space of the weights, whatever the initial
-scales. mu, nu, Gamma and the loads are vectors of m numbers that follow from the lambdas and the
-hash: they are computed once per forward pass and dropped, never stored.
+scales. mu, nu, Gamma and the loads follow from the lambdas and the hash: one number for each
+segment of slots that all tensors treat alike, a few of them for RANDOMFOLD, m for random hashes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 from warnings import warn
-from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +28,15 @@ from memfold.strategies.base import Strategy
 from memfold.strategies.compression import Compression
 from memfold.strategies.computed import compute_parameters, restore_parameters
 from memfold.strategies.selection import CompressibleWeight
-from memfold.strategies.sharing.autograd import ReadWeight, ScaleSlots, working_dtype
+from memfold.strategies.sharing.compiled import compiled_weight, register_mapping
+from memfold.strategies.sharing.evaluation import Evaluation, has_room
+from memfold.strategies.sharing.forward_pass import ForwardPass, working_dtype
 from memfold.strategies.sharing.mapping import SlotMapping
 
-__all__ = ["RESERVED_NAMES", "GradientScale", "SharedVector", "index_bytes"]
+__all__ = ["RESERVED_NAMES", "Autograd", "GradientScale", "SharedVector", "index_bytes"]
 
 GradientScale = Literal["length", "projection", "none"]
+Autograd = Literal["lean", "classic"]
 
 _VALUES = "shared_values"
 _SCALES = "shared_scales"
@@ -44,50 +46,42 @@ RESERVED_NAMES = (_VALUES, _SCALES, _FINGERPRINT)
 
 # Options that the fingerprint holds as what they led to, or that do not change what values mean.
 _FREE_OPTIONS = frozenset(
-    ("ratio", "budget_bytes", "bits", "gradient_scale", "include", "exclude", "min_size")
+    (
+        "ratio",
+        "budget_bytes",
+        "bits",
+        "gradient_scale",
+        "include",
+        "exclude",
+        "min_size",
+        "autograd",
+    )
+)
+_AUTOCAST_LAYERS = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
 )
 
 
 class _View:
     """What a module computes its weight with: a callable that copies and pickles."""
 
-    def __init__(self, shared: "SharedVector", index: int) -> None:
+    def __init__(self, shared: "SharedVector", index: int, *, autocasts: bool) -> None:
         self.shared = shared
         self.index = index
+        self.autocasts = autocasts
 
     @property
     def root(self) -> nn.Module:
         return self.shared.model
 
     def __call__(self) -> Tensor:
-        return self.shared.weight(self.index)
-
-
-class _Pass:
-    """What one forward pass of the root has built."""
-
-    def __init__(self, values: Tensor) -> None:
-        self.values = values
-        self._built: dict[tuple[object, ...], ref[Tensor]] = {}
-        self._held: list[Tensor] = []
-
-    def recall(
-        self,
-        key: object,
-        mode: tuple[bool, ...],
-        build: Callable[[], Tensor],
-        *,
-        hold: bool = False,
-    ) -> Tensor:
-        """Return the tensor built before in the same mode, if anything holds it; else build it."""
-        known = self._built.get((key, *mode))
-        tensor = known() if known is not None else None
-        if tensor is None:
-            tensor = build()
-            self._built[(key, *mode)] = ref(tensor)
-            if hold:
-                self._held.append(tensor)
-        return tensor
+        return self.shared.weight(self.index, autocasts=self.autocasts)
 
 
 class SharedVector(Compression):
@@ -108,28 +102,35 @@ class SharedVector(Compression):
         *,
         gradient_scale: GradientScale,
         initial_scale: float | None,
+        autograd: Autograd,
     ) -> None:
         super().__init__(strategy, model, weights)
         self.mapping = mapping
         self.gradient_scale: GradientScale = gradient_scale
         self.initial_scale = initial_scale
+        self.autograd: Autograd = autograd
         self.places = [[(o.module, o.attribute) for o in weight.owners] for weight in weights]
         # At ratio 1 nothing is shared: the row is what the dense model makes of it.
         rows = [None if mapping.is_bijection else _zero_row(weight) for weight in weights]
         self.zero_rows: list[int | None] = rows
         self.scales = scales
         self.fingerprint = _fingerprint(self)
-        self._pass: _Pass | None = None
+        self._factors: tuple[object, Tensor, Tensor] | None = None
+        self._running: list[ForwardPass] = []
+        self._evaluation: Evaluation | None = None
 
     def attach(self, values: Tensor) -> None:
         """Register phi and turn the dense parameters into views. Nothing here fails."""
         sources: dict[nn.Module, dict[str, _View]] = {}
         for index, places in enumerate(self.places):
             for module, attribute in places:
-                sources.setdefault(module, {})[attribute] = _View(self, index)
+                view = _View(self, index, autocasts=_autocasts(module))
+                sources.setdefault(module, {})[attribute] = view
         for module, views in sources.items():
             compute_parameters(module, views)
         self.model.register_parameter(_VALUES, nn.Parameter(values))
+        self.slot_factors(values.device, working_dtype(values.dtype))
+        register_mapping(self.fingerprint, self.mapping)
         self._handles = (
             # PyTorch marks this hook with an attribute, which a bound method cannot take.
             self.model.register_state_dict_post_hook(partial(self._save_scales)),
@@ -158,29 +159,44 @@ class SharedVector(Compression):
         """See `index_bytes`."""
         return index_bytes(len(self.scales))
 
-    def weight(self, index: int) -> Tensor:
+    def weight(self, index: int, *, autocasts: bool = False) -> Tensor:
         """Build dense weight number `index`.
 
         While the root's forward pass runs, a weight that something still holds is returned again.
+
+        Args:
+            index: Of the weight.
+            autocasts: Whether the layer that asks takes it in the dtype of autocast, if that is on.
         """
         values = self.values
-        running = self._pass
-        if running is None or running.values is not values:
-            return self._read(index, self._slots(values))
-        mode = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
-        slots = running.recall("slots", mode, lambda: self._slots(values), hold=True)
-        return running.recall(index, mode, lambda: self._read(index, slots))
+        dtype = values.dtype
+        if autocasts and dtype != torch.float64 and torch.is_autocast_enabled(values.device.type):
+            dtype = torch.get_autocast_dtype(values.device.type)
+        if torch.compiler.is_compiling():
+            return self._compiled_weight(values, index, dtype)
+        return self._current_pass(values).weight(index, dtype)
+
+    def release(self) -> None:
+        """See `Compression.release`: the weights that an evaluation has built."""
+        self._evaluation = None
 
     def slot_factors(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Compute 1 / nu_b and Gamma_b / nu_b, each of shape (m,); 0 for a slot with no weight.
+        """Return 1 / nu_b and Gamma_b / nu_b, of shape (segments,), 0 where no weight lies.
 
-        In place as far as possible: at mild ratios these vectors are as large as the model.
+        They are kept until the scales, the device or the dtype change.
         """
-        load = self.mapping.accumulate([1.0] * len(self.scales), device, dtype)
-        mean_square = self.mapping.accumulate([s**2 for s in self.scales], device, dtype)
+        if self._factors is None or self._factors[0] != (device, dtype):
+            with torch.inference_mode(False):
+                forward, backward = (f.to(device, dtype) for f in self._compute_factors(dtype))
+            self._factors = ((device, dtype), forward, backward)
+        return self._factors[1], self._factors[2]
+
+    def _compute_factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        load = self.mapping.accumulate([1.0] * len(self.scales))
+        mean_square = self.mapping.accumulate([s**2 for s in self.scales])
         unused = load == 0
         load.clamp_(min=1)
-        # The square of a scale below 1e-19 is 0 in float32: such a slot has less than unit gain.
+        # A factor beyond float32 would be infinite: such a slot has less than unit gain.
         mean_square.div_(load).clamp_(min=torch.finfo(dtype).tiny).masked_fill_(unused, 1)
         if self.initial_scale is None:
             forward = mean_square.rsqrt()
@@ -194,6 +210,12 @@ class SharedVector(Compression):
         # Gamma / nu = nu / (mu^2 load^p), where 1 / nu is at hand.
         backward = load.mul_(mean_square).mul_(forward).reciprocal_().masked_fill_(unused, 0)
         return forward, backward
+
+    @property
+    def resident_bytes(self) -> int:
+        """See `Compression.resident_bytes`: the scales, and the two factors of every segment."""
+        kept = 0 if self._factors is None else 2 * self._factors[1].nbytes
+        return self.index_bytes + kept
 
     def owned_names(self) -> frozenset[str]:
         """See `Compression.owned_names`."""
@@ -245,8 +267,8 @@ class SharedVector(Compression):
             handle.remove()
         with torch.no_grad():
             trains = self.values.requires_grad
-            slots = self._slots(self.values)
-            built = [self._read(index, slots) for index in range(len(self.scales))]
+            source = self._make_pass(self.values)
+            built = [source.weight(index, self.dtype) for index in range(len(self.scales))]
         weights = [nn.Parameter(weight, requires_grad=trains) for weight in built]
         dense: dict[nn.Module, dict[str, nn.Parameter]] = {}
         for weight, places in zip(weights, self.places, strict=True):
@@ -257,27 +279,68 @@ class SharedVector(Compression):
             restore_parameters(module, parameters)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to the pass that runs now."""
-        return {**self.__dict__, "_pass": None}
+        """Leave out what belongs to the passes that run now."""
+        return {**self.__dict__, "_running": [], "_evaluation": None}
 
-    def _slots(self, values: Tensor) -> Tensor:
-        dtype = working_dtype(values.dtype)
-        forward, backward = self.slot_factors(values.device, dtype)
-        if torch.is_grad_enabled() and values.requires_grad:
-            return ScaleSlots.apply(values, forward, backward)
-        return values.to(dtype) * forward
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make the mapping known in this process."""
+        self.__dict__.update(state)
+        register_mapping(self.fingerprint, self.mapping)
 
-    def _read(self, index: int, slots: Tensor) -> Tensor:
-        span, scale, row = self.mapping.spans[index], self.scales[index], self.zero_rows[index]
-        return ReadWeight.apply(slots, self.mapping, span, scale, self.dtype, row)
+    def _current_pass(self, values: Tensor) -> ForwardPass:
+        """Return the pass that runs; outside the root's forward, one for this weight alone."""
+        needs_graph = torch.is_grad_enabled() and values.requires_grad
+        if self._running:
+            running = self._running[-1]
+            if running.values is values and (running.tracked or not needs_graph):
+                return running
+        return self._make_pass(values)
+
+    def _make_pass(self, values: Tensor, *, hold: bool = False) -> ForwardPass:
+        factors = self.slot_factors(values.device, working_dtype(values.dtype))
+        lean = self.autograd == "lean" and not _is_transformed(values)
+        mapping, scales, rows = self.mapping, self.scales, self.zero_rows
+        return ForwardPass(values, mapping, scales, rows, factors, lean=lean, hold=hold)
+
+    def _compiled_weight(self, values: Tensor, index: int, dtype: torch.dtype) -> Tensor:
+        # What `slot_factors` has computed last: a graph can convert it, not compute it.
+        assert self._factors is not None
+        _, forward, backward = self._factors
+        dtype_of_slots = working_dtype(values.dtype)
+        forward = forward.to(values.device, dtype_of_slots)
+        backward = backward.to(values.device, dtype_of_slots)
+        scale, row = self.scales[index], self.zero_rows[index]
+        key = self.fingerprint
+        return compiled_weight(values, (forward, backward), key, index, scale, dtype, row)
 
     def _begin_forward(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        # A new pass never uses an older one's tensors: phi may have been changed through .data,
-        # which leaves no trace.
-        self._pass = _Pass(self.values)
+        if torch.compiler.is_compiling():
+            return
+        values = self.values
+        if torch.is_grad_enabled() or module.training or _is_transformed(values):
+            self.release()
+            # A new pass never uses an older one's tensors: phi may have been changed through
+            # .data, which leaves no trace.
+            started = self._make_pass(values)
+        else:
+            started = self._evaluation_pass(values)
+        self._running.append(started)
+        started.enter()
 
     def _end_forward(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        self._pass = None
+        # Nothing runs in a compiled graph, or when a hook of the user's own failed before ours.
+        if not torch.compiler.is_compiling() and self._running:
+            self._running.pop().leave()
+
+    def _evaluation_pass(self, values: Tensor) -> ForwardPass:
+        """Return the pass of the batch before if phi is the same, number by number."""
+        known = self._evaluation
+        if known is None or not known.fits(values):
+            self.release()
+            if not has_room(self.dense_bytes + values.nbytes, values.device):
+                return self._make_pass(values)
+            known = self._evaluation = Evaluation(values, self._make_pass(values, hold=True))
+        return known.forward_pass
 
     def _scale_tensors(self) -> dict[str, Tensor]:
         device = self.values.device
@@ -298,6 +361,10 @@ class SharedVector(Compression):
         if not bool((scales > 0).all() and scales.isfinite().all()):
             return f"{_SCALES} must be finite numbers above 0"
         self.scales = [float(scale) for scale in scales]
+        self._factors = None
+        if _VALUES in self.model._parameters:
+            self.slot_factors(self.values.device, working_dtype(self.dtype))
+        self.release()
         return None
 
     def _save_scales(
@@ -357,3 +424,18 @@ def _zero_row(weight: CompressibleWeight) -> int | None:
             stacklevel=2,
         )
     return row
+
+
+def _autocasts(module: nn.Module) -> bool:
+    """Whether a layer's own forward gives its weight to an operation that autocast lowers."""
+    if isinstance(module, nn.MultiheadAttention):
+        return type(module).forward is nn.MultiheadAttention.forward
+    return any(type(module).forward is layer.forward for layer in _AUTOCAST_LAYERS)
+
+
+def _is_transformed(values: Tensor) -> bool:
+    """Whether torch.func works on phi: its transforms see no side effects and take no hooks."""
+    functorch = torch._C._functorch
+    return functorch.peek_interpreter_stack() is not None or functorch.is_functorch_wrapped_tensor(
+        values
+    )

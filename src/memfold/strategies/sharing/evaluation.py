@@ -1,0 +1,48 @@
+"""Weights that are kept from one evaluation batch to the next."""
+
+import resource
+
+import psutil
+import torch
+from torch import Tensor
+
+from memfold.strategies.sharing.forward_pass import ForwardPass
+
+__all__ = ["Evaluation", "has_room"]
+
+# Of the memory that is free, what the kept weights may take.
+_SHARE = 0.25
+
+
+class Evaluation:
+    """A pass that goes on as long as phi stays what it was."""
+
+    def __init__(self, values: Tensor, forward_pass: ForwardPass) -> None:
+        """Copy phi, of shape (m,): `.data` and other views change it and leave no trace."""
+        self.forward_pass = forward_pass
+        self._copy = values.detach().clone()
+
+    def fits(self, values: Tensor) -> bool:
+        """Whether `values` are the same tensor with the same numbers, in the same mode."""
+        return (
+            values is self.forward_pass.values
+            and torch.is_inference_mode_enabled() == self.forward_pass.inference
+            and values.dtype == self._copy.dtype
+            and values.device == self._copy.device
+            and torch.equal(values, self._copy)
+        )
+
+
+def has_room(size: int, device: torch.device) -> bool:
+    """Whether `size` bytes are a small part of the memory that is free on a device.
+
+    On the CPU, a limit on the address space counts as well.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return size <= _SHARE * free
+    free = psutil.virtual_memory().available
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        free = min(free, limit - psutil.Process().memory_info().vms)
+    return size <= _SHARE * free

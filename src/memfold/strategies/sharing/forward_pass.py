@@ -1,0 +1,110 @@
+"""What one forward pass of the root has built."""
+
+from collections.abc import Sequence
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+from memfold.strategies.sharing.autograd import CollectGradient, ReadLean, ReadWeight, ScaleSlots
+from memfold.strategies.sharing.mapping import SlotMapping
+from memfold.strategies.sharing.saved_weights import SavedWeights
+from memfold.strategies.sharing.slot_source import SlotSource
+
+__all__ = ["ForwardPass", "working_dtype"]
+
+_Key = tuple[int, torch.dtype, bool]
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype in which slots are scaled and summed: at least float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class ForwardPass:
+    """The slots of one forward pass, and the weights that are built from them.
+
+    A weight is built when it is read, and dropped when nothing holds it any more. One that is read
+    twice (recurrent and tied modules) stays until the pass ends.
+    """
+
+    def __init__(
+        self,
+        values: Tensor,
+        mapping: SlotMapping,
+        scales: Sequence[float],
+        zero_rows: Sequence[int | None],
+        factors: tuple[Tensor, Tensor],
+        *,
+        lean: bool,
+        hold: bool = False,
+    ) -> None:
+        """Scale phi.
+
+        Args:
+            values: Phi, shape (m,).
+            mapping: Of all weights.
+            scales: Lambda of each weight.
+            zero_rows: Row of each weight that stays zero, if there is one.
+            factors: 1 / nu and Gamma / nu, each of shape (segments,).
+            lean: Build weights again for the backward pass instead of saving them. Not under the
+                transforms of torch.func.
+            hold: Keep every weight until the pass goes.
+        """
+        self.values = values
+        self.tracked = torch.is_grad_enabled() and values.requires_grad
+        self.inference = torch.is_inference_mode_enabled()
+        self._hold = hold
+        self._built: dict[_Key, ref[Tensor]] = {}
+        self._held: list[Tensor] = []
+        self._classic: Tensor | None = None
+        self._hooks: SavedWeights | None = None
+        dtype = working_dtype(values.dtype)
+        if self.tracked and not lean:
+            self._classic = ScaleSlots.apply(values, *factors, mapping)
+            slots = self._classic.detach()
+        else:
+            with torch.no_grad():
+                slots = mapping.scale(values.detach().to(dtype), factors[0])
+        self.source = SlotSource(mapping, scales, zero_rows, slots, factors[1])
+        self.token: Tensor | None = None
+        if self.tracked and lean:
+            self.token = CollectGradient.apply(values, self.source)
+            self._hooks = SavedWeights(self.source)
+
+    def enter(self) -> None:
+        """Begin to keep weights out of what autograd saves."""
+        if self._hooks is not None:
+            self._hooks.enter()
+
+    def leave(self) -> None:
+        """End it, and let go of what was built."""
+        if self._hooks is not None:
+            self._hooks.leave()
+
+    def weight(self, index: int, dtype: torch.dtype) -> Tensor:
+        """Return weight number `index`: one that something still holds, or a new one."""
+        tracked = self.tracked and torch.is_grad_enabled()
+        key = index, dtype, tracked
+        known = self._built.get(key)
+        weight = known() if known is not None else None
+        if weight is not None:
+            return weight
+        weight = self._build(index, dtype, tracked)
+        if self._hold or known is not None:
+            self._held.append(weight)
+            self.source.mark_repeated(index, dtype)
+        self._built[key] = ref(weight)
+        return weight
+
+    def _build(self, index: int, dtype: torch.dtype, tracked: bool) -> Tensor:
+        if not tracked:
+            with torch.no_grad():
+                return self.source.read(index, dtype)
+        if self._classic is not None:
+            options = self.source.options(index, dtype)
+            return ReadWeight.apply(self._classic, self.source.mapping, *options)
+        weight = ReadLean.apply(self.token, self.source, index, dtype)
+        if self._hooks is not None:
+            self._hooks.remember(weight, index)
+        return weight

@@ -1,0 +1,101 @@
+"""What the weights of one forward pass are read from, and where their gradients meet."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from memfold.strategies.sharing.mapping import SlotMapping, Span
+
+__all__ = ["SlotSource"]
+
+
+class SlotSource:
+    """phi / nu at the time of one forward pass, and one gradient buffer for its backward passes.
+
+    The graph of the pass holds it and is not held by it: it goes when the graph does. The buffer
+    belongs to one call of backward, which PyTorch numbers: a backward pass that was interrupted,
+    or one inside another (reentrant checkpoints), leaves nothing behind.
+    """
+
+    def __init__(
+        self,
+        mapping: SlotMapping,
+        scales: Sequence[float],
+        zero_rows: Sequence[int | None],
+        slots: Tensor,
+        backward_factor: Tensor,
+    ) -> None:
+        """Take what does not change during the pass.
+
+        Args:
+            mapping: Of all weights.
+            scales: Lambda of each weight.
+            zero_rows: Row of each weight that stays zero, if there is one.
+            slots: Phi / nu, shape (m,), float32 or float64, without a graph.
+            backward_factor: Gamma / nu, shape (segments,).
+        """
+        self.mapping = mapping
+        self.scales = scales
+        self.zero_rows = zero_rows
+        self.slots = slots
+        self.backward_factor = backward_factor
+        self._gradients: dict[int, Tensor] = {}
+        self._repeated: set[tuple[int, torch.dtype]] = set()
+        self._kept: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def options(
+        self, index: int, dtype: torch.dtype
+    ) -> tuple[Span, float, torch.dtype, int | None]:
+        """Return what `ReadWeight` needs beside slots and mapping."""
+        return self.mapping.spans[index], self.scales[index], dtype, self.zero_rows[index]
+
+    def read(self, index: int, dtype: torch.dtype) -> Tensor:
+        """Build weight number `index`, a new tensor of `dtype` without a graph."""
+        span, factor, dtype, row = self.options(index, dtype)
+        weight = self.mapping.gather(self.slots, span, factor, dtype).view(span.shape)
+        if row is not None:
+            weight[row].zero_()
+        return weight
+
+    def mark_repeated(self, index: int, dtype: torch.dtype) -> None:
+        """Note that a weight is used more than once in this pass."""
+        self._repeated.add((index, dtype))
+
+    def read_again(self, index: int, dtype: torch.dtype) -> Tensor:
+        """Build a weight for the backward pass; one with several uses is kept until its end."""
+        key = (index, dtype)
+        weight = self._kept.get(key)
+        if weight is None:
+            weight = self.read(index, dtype)
+            if key in self._repeated:
+                self._kept[key] = weight
+        return weight
+
+    def add(self, index: int, gradient: Tensor) -> None:
+        """Add the gradient of weight number `index` to the buffer of the current backward pass."""
+        buffer = self.buffer()
+        span, factor, row = self.mapping.spans[index], self.scales[index], self.zero_rows[index]
+        self.mapping.add_weight(gradient, span, factor, buffer, row)
+
+    def buffer(self) -> Tensor:
+        """Return the buffer of the current backward pass, shape (m,)."""
+        number = _backward_number()
+        if number not in self._gradients:
+            self._gradients[number] = torch.zeros_like(self.slots)
+        return self._gradients[number]
+
+    def collect(self, gradient: Tensor) -> None:
+        """Add a gradient of shape (m,) that has a graph of its own."""
+        number = _backward_number()
+        before = self._gradients.get(number)
+        self._gradients[number] = gradient if before is None else before + gradient
+
+    def take_gradient(self) -> Tensor | None:
+        """Return the buffer of the current backward pass, and forget it."""
+        self._kept.clear()
+        return self._gradients.pop(_backward_number(), None)
+
+
+def _backward_number() -> int:
+    return torch._C._current_graph_task_id()

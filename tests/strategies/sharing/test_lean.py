@@ -1,0 +1,426 @@
+"""The lean path: weights that are built again instead of saved, one gradient for all of them."""
+
+import copy
+import gc
+from weakref import ref
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+import memfold
+from memfold.strategies import compression_of
+from memfold.strategies.sharing.mapping import SlotMapping
+from memfold.strategies.sharing.slot_source import SlotSource
+
+
+class Recurrent(nn.Module):
+    """A cell called once per step, and a kernel that takes all of its weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.GRUCell(6, 8)
+        self.lstm = nn.LSTM(8, 5, batch_first=True)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x):
+        state, states = x.new_zeros(len(x), 8), []
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+            states.append(state)
+        output, _ = self.lstm(torch.stack(states, 1))
+        return self.head(output[:, -1])
+
+
+class Tied(nn.Module):
+    """One tensor as embedding, as head, and once more by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(7, 6)
+        self.mix = nn.Linear(6, 6)
+        self.head = nn.Linear(6, 7, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x):
+        tokens = (x.sum(-1).abs() * 10).long() % 7
+        hidden = torch.tanh(self.mix(self.embed(tokens)))
+        return self.head(hidden).mean(1) + hidden.mean(1) @ self.embed.weight.T.square()
+
+
+def convolutions():
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 4)),
+        nn.Conv2d(1, 5, 3, padding=1),
+        nn.BatchNorm2d(5),
+        nn.ReLU(),
+        nn.ConvTranspose2d(5, 4, 2),
+        nn.Flatten(),
+        nn.Linear(4 * 5 * 7, 3),
+    )
+
+
+def transformer():
+    layer = nn.TransformerEncoderLayer(6, 2, 9, dropout=0.0, batch_first=True)
+    return nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Flatten())
+
+
+MODELS = {
+    "convolutions": convolutions,
+    "recurrent": Recurrent,
+    "tied": Tied,
+    "transformer": transformer,
+}
+
+
+def make(name, strategy="stable_rps", ratio=0.2, dtype=torch.float64, **options):
+    torch.manual_seed(3)
+    if strategy == "roast":
+        options |= {"tile_rows": 2, "tile_columns": 3}
+    return memfold.compress(MODELS[name]().to(dtype), strategy, ratio=ratio, **options)
+
+
+def batch(dtype=torch.float64):
+    return torch.randn(5, 4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(
+        dtype
+    )
+
+
+def loss_of(output):
+    """A function of the output whose gradient no normalisation makes vanish."""
+    weights = torch.linspace(-1, 2, output.numel(), dtype=output.dtype).view_as(output)
+    return (weights * output).sum() + output.square().mean()
+
+
+def gradients(model, x):
+    model.zero_grad()
+    loss_of(model(x)).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("strategy", ["stable_rps", "roast", "hashednet"])
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_lean_and_classic_training_agree(name, strategy):
+    curves = []
+    for autograd in ("lean", "classic"):
+        model = make(name, strategy, autograd=autograd)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        losses = []
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = loss_of(model(batch()))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            losses.append(loss.detach())
+        curves.append(torch.stack([*losses, compression_of(model).values.detach().norm()]))
+    torch.testing.assert_close(curves[0], curves[1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """Weak references to every weight that is built."""
+    known = []
+    read = SlotSource.read
+
+    def watched(source, index, dtype):
+        weight = read(source, index, dtype)
+        known.append(ref(weight.untyped_storage()))
+        return weight
+
+    monkeypatch.setattr(SlotSource, "read", watched)
+    return known
+
+
+def alive(built):
+    return sum(reference() is not None for reference in built)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", ["convolutions", "transformer"])
+def test_no_weight_outlives_the_layer_that_uses_it(name, autocast, built):
+    model, x = make(name, dtype=torch.float32), batch(torch.float32)
+    most = []
+    hook = nn.modules.module.register_module_forward_hook(lambda *_: most.append(alive(built)))
+    gc.disable()
+    try:
+        with torch.autocast("cpu", enabled=autocast):
+            output = model(x)
+        assert len(built) >= len(compression_of(model).names)
+        # An encoder layer looks at its own four weights before it decides how to compute.
+        assert max(most) <= (4 if name == "transformer" else 1)
+        assert alive(built) == 0
+        loss_of(output.float()).backward()
+        assert alive(built) == 0
+    finally:
+        gc.enable()
+        hook.remove()
+
+
+def test_a_recurrent_cell_is_built_twice_and_not_once_per_step(built):
+    model = make("recurrent")
+    model(batch()).square().sum().backward()
+    # A weight stays from its second read on (the LSTM's are read once more for a check), and in the
+    # backward pass when it is needed again. The input needs no gradient, so nor does weight_ih.
+    cell, lstm, head = 2, 2, 1
+    assert len(built) == (2 * cell + 2 * lstm + head) + (1 + lstm + head)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("inside", [False, True])
+def test_checkpointed_activations(inside, reentrant):
+    reference = make("transformer")
+    expected = gradients(reference, batch())
+    model = make("transformer")
+    if inside:
+        for layer in model[0].layers:
+            forward = layer.forward
+            layer.forward = lambda x, forward=forward, **_: checkpoint(
+                forward, x, use_reentrant=reentrant
+            )
+        output = model(batch().requires_grad_())
+    else:
+        output = checkpoint(model, batch().requires_grad_(), use_reentrant=reentrant)
+    loss_of(output).backward()
+    found = {name: p.grad for name, p in model.named_parameters()}
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name].double(), gradient.double(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", ["convolutions", "transformer"])
+def test_hooks_around_the_model_see_everything_but_weights(name, autocast):
+    model, x = make(name, dtype=torch.float32), batch(torch.float32)
+    with torch.autocast("cpu", enabled=autocast):
+        expected = gradients(model, x)
+    packed = []
+
+    def pack(tensor):
+        packed.append(tensor.shape)
+        return tensor.detach().clone()
+
+    model.zero_grad()
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", enabled=autocast):
+        loss = loss_of(model(x))
+    loss.backward()
+    assert packed
+    weights = {tuple(shape) for shape in compression_of(model).shapes}
+    assert not any(tuple(shape) in weights or tuple(shape)[::-1] in weights for shape in packed)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name])
+
+
+def test_a_tensor_changed_in_place_is_noticed():
+    model = make("convolutions")
+    activations = []
+    model[3].register_forward_hook(lambda module, inputs, output: activations.append(output))
+    loss = model(batch()).square().sum()
+    activations[0].data.add_(0)
+    loss.backward(retain_graph=True)
+    with torch.no_grad():
+        activations[0].add_(1)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        loss.backward()
+
+
+def test_backward_again_and_after_an_interruption():
+    model, x = make("transformer"), batch()
+    expected = gradients(model, x)
+    model.zero_grad()
+    hidden = []
+    model[0].layers[0].register_forward_hook(lambda module, inputs, output: hidden.append(output))
+    loss = loss_of(model(x))
+
+    def fail(gradient):
+        raise KeyError("interrupted")
+
+    handle = hidden[-1].register_hook(fail)
+    with pytest.raises(KeyError):
+        loss.backward(retain_graph=True)
+    handle.remove()
+    model.zero_grad()
+    for times in (1, 2):
+        loss.backward(retain_graph=True)
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(p.grad, times * expected[name])
+
+
+def test_gradients_of_inputs_alone_and_of_phi_alone():
+    model, x = make("transformer"), batch().requires_grad_()
+    loss = loss_of(model(x))
+    (of_input,) = torch.autograd.grad(loss, [x], retain_graph=True)
+    values = compression_of(model).values
+    (of_values,) = torch.autograd.grad(loss, [values])
+    classic = make("transformer", autograd="classic")
+    expected = torch.autograd.grad(loss_of(classic(x)), [x, compression_of(classic).values])
+    torch.testing.assert_close((of_input, of_values), expected)
+
+
+def test_second_derivatives_agree_with_the_classic_path():
+    found = []
+    for autograd in ("lean", "classic"):
+        model = make("transformer", autograd=autograd)
+        values = compression_of(model).values
+        x = batch().requires_grad_()
+        with sdpa_kernel(SDPBackend.MATH):  # the only one with second derivatives
+            loss = loss_of(model(x))
+            first = torch.autograd.grad(loss, [values, x], create_graph=True)
+            penalty = first[0].square().sum() + first[1].square().sum()
+            penalty.backward()
+        found.append((values.grad, x.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_with_a_gradient_scaler(dtype):
+    found = []
+    for autograd in ("lean", "classic"):
+        model = make("convolutions", dtype=torch.float32, autograd=autograd)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+        for _ in range(3):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=dtype):
+                loss = model(batch(torch.float32)).float().square().mean()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+        found.append(compression_of(model).values.detach())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)
+
+
+def evaluate(model, x):
+    with torch.no_grad():
+        return model(x)
+
+
+def test_an_evaluation_builds_every_weight_once(built):
+    model = make("transformer").eval()
+    first = evaluate(model, batch())
+    count = len(built)
+    assert torch.equal(evaluate(model, batch()), first)
+    assert len(built) == count == alive(built)
+    model.train()
+    model(batch())
+    gc.collect()
+    assert alive(built) == 0
+
+
+def change_data(model):
+    compression_of(model).values.data.mul_(1.5)
+
+
+def change_in_place(model):
+    with torch.no_grad():
+        compression_of(model).values.mul_(1.5)
+
+
+def load_state(model):
+    state = model.state_dict()
+    state["shared_values"] = state["shared_values"] * 1.5
+    model.load_state_dict(state)
+
+
+def load_scales(model):
+    state = model.state_dict()
+    state["shared_scales"] = state["shared_scales"] * 1.5
+    model.load_state_dict(state)
+
+
+def change_parameter(model):
+    values = compression_of(model).values.detach().clone()
+    model.shared_values = nn.Parameter(values * 1.5)
+
+
+@pytest.mark.parametrize(
+    "change", [change_data, change_in_place, load_state, load_scales, change_parameter]
+)
+def test_an_evaluation_is_never_stale(change):
+    model = make("convolutions", initial_scale=0.1).eval()
+    evaluate(model, batch())
+    change(model)
+    expected = memfold.densify(model)
+    torch.testing.assert_close(evaluate(model, batch()), evaluate(expected, batch()))
+    copied = copy.deepcopy(model)
+    change(copied)
+    assert not torch.allclose(evaluate(copied, batch()), evaluate(model, batch()))
+
+
+def test_evaluation_under_inference_mode_and_no_grad():
+    model = make("convolutions").eval()
+    first = evaluate(model, batch())
+    with torch.inference_mode():
+        assert torch.equal(model(batch()), first)
+    assert torch.equal(evaluate(model, batch()), first)
+    model.train()
+    model(batch()).sum().backward()
+    assert compression_of(model).values.grad is not None
+
+
+def test_torch_func_takes_the_classic_path():
+    model, x = make("tied"), batch()
+    values = dict(model.named_parameters())
+
+    def loss(parameters):
+        return torch.func.functional_call(model, parameters, (x,)).square().mean()
+
+    found = torch.func.grad(loss)(values)
+    model.zero_grad()
+    loss(values).backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(found[name], p.grad)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", ["convolutions", "tied", "transformer"])
+def test_a_compiled_model_is_one_graph_with_the_same_gradients(name, autocast):
+    model, x = make(name, dtype=torch.float32), batch(torch.float32)
+    with torch.autocast("cpu", enabled=autocast):
+        loss_of(model(x)).backward()
+        expected = {key: p.grad.clone() for key, p in model.named_parameters()}
+        model.zero_grad()
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        loss_of(compiled(x)).backward()
+    tolerance = 2e-2 if autocast else 1e-5
+    for key, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, expected[key], rtol=tolerance, atol=tolerance)
+
+
+def test_the_buffer_is_the_only_gradient_of_m_numbers(monkeypatch):
+    model = make("transformer")
+    sizes = []
+    scatter = type(compression_of(model).mapping).scatter
+
+    def watched(mapping: SlotMapping, weights, span, factor, out):
+        sizes.append(id(out))
+        scatter(mapping, weights, span, factor, out)
+
+    monkeypatch.setattr(type(compression_of(model).mapping), "scatter", watched)
+    model(batch()).square().sum().backward()
+    assert len(sizes) >= len(compression_of(model).names)
+    assert len(set(sizes)) == 1
+
+
+def test_an_unknown_path_is_refused():
+    with pytest.raises(memfold.InputError, match="lean or classic"):
+        memfold.compress(nn.Linear(3, 3), "stable_rps", autograd="fast")
+
+
+def test_a_linear_layer_read_in_full_precision_under_autocast_keeps_it():
+    """A layer with a forward of its own gets the weight in the dtype of phi."""
+
+    class Normed(nn.Linear):
+        def forward(self, x):
+            assert self.weight.dtype == torch.float32
+            return F.linear(x, self.weight / self.weight.norm())
+
+    model = memfold.compress(nn.Sequential(Normed(6, 6)), "stable_rps", ratio=0.5)
+    with torch.autocast("cpu"):
+        assert model(torch.randn(2, 6)).dtype == torch.bfloat16
