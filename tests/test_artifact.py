@@ -12,8 +12,9 @@ from torch import nn
 import memfold
 from memfold.artifact import header_bytes
 from memfold.errors import InputError
+from memfold.strategies import compression_of
 from strategies.cases import ANY_MODULE
-from strategies.models import MODELS, compressed_or_skipped
+from strategies.models import MODELS, build, compressed_or_skipped, make_input
 
 
 def small_model(width=6):
@@ -62,6 +63,32 @@ def test_a_plain_model_is_stored_as_dense(tmp_path):
         other[0].weight.zero_()
     memfold.load(tmp_path / "plain.safetensors", other)
     assert torch.equal(other[0].weight, model[0].weight)
+
+
+@pytest.mark.parametrize("strategy", ANY_MODULE)
+def test_either_form_has_the_same_function(strategy, tmp_path):
+    saved = compressed_or_skipped(strategy, "conv2d").eval()
+    memfold.save(saved, tmp_path / "a.safetensors")
+    compressed = memfold.load(tmp_path / "a.safetensors", build("conv2d")).eval()
+    fresh = build("conv2d")
+    dense = memfold.load(tmp_path / "a.safetensors", fresh, form="dense").eval()
+    x = make_input("conv2d")
+    assert dense is fresh
+    torch.testing.assert_close(compressed(x), saved(x))
+    torch.testing.assert_close(dense(x), saved(x))
+    assert compression_of(compressed) is not None
+    assert compression_of(dense) is None
+    assert dense.state_dict().keys() == build("conv2d").state_dict().keys()
+    assert [type(module) for module in dense.modules()] == [
+        type(module) for module in build("conv2d").modules()
+    ]
+
+
+def test_there_are_two_forms(artifact):
+    model = small_model()
+    with pytest.raises(InputError, match="form must be compressed or dense, got 'sparse'"):
+        memfold.load(artifact, model, form="sparse")
+    assert compression_of(model) is None
 
 
 def truncate(path):

@@ -44,6 +44,21 @@ def compress(
 ) -> nn.Module:
     """Make a model small, in place, before its optimizer (and DDP) exist.
 
+    A model built on the meta device (`with torch.device("meta")`) has no values. Strategies that
+    share weights give it some, so that a model can be trained whose dense weights fit in no
+    memory: one module at a time gets memory, is initialised by its `reset_parameters` (and by the
+    root's `_init_weights(module)`, as Hugging Face models have it), and its weights are measured,
+    folded and dropped.
+
+    * Modules inside come before the module around them, siblings in the order in which they are
+      registered. Values are drawn from PyTorch's global generator: after the same
+      `torch.manual_seed`, plain stacks of PyTorch's layers get those of the dense construction.
+      What else a constructor does to its weights is lost.
+    * A tied tensor gets the values of the first module that registers it. `model.to("meta")`
+      unties: tie after it.
+    * Tensors that have values keep them, and give the others their device. Where nothing has
+      values, that is PyTorch's default device, or the CPU where the default is meta.
+
     Args:
         model: Any module, on any one device, in one dtype.
         strategy: A name from `strategies()`, or a built strategy with all of its options.
@@ -59,7 +74,7 @@ def compress(
 
     Raises:
         InputError: Unknown strategy or option, a value out of range, or a model that the strategy
-            cannot compress. The model is then unchanged.
+            cannot compress. The model is then unchanged, also where an initialiser raises.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,8 +26,10 @@ from memfold.strategies.compression import (
     check_not_compressed,
     check_whole,
     compression_of,
+    restore_dense,
 )
 from memfold.strategies.dense import Dense
+from memfold.strategies.materialise import filler
 
 __all__ = ["header_bytes", "load", "save"]
 
@@ -91,34 +93,51 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, bits: int | None = N
     return path.stat().st_size
 
 
-def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+def load(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    *,
+    form: Literal["compressed", "dense"] = "compressed",
+) -> nn.Module:
     """Turn a freshly built dense backbone into the model of an artifact, in place.
 
     Args:
         path: Written by `save`.
         model: The same backbone, on any device, with any values. Its dtype stays: values stored in
-            another one, or in fewer bits, are converted.
+            another one, or in fewer bits, are converted. For an artifact of shared weights, or of
+            a model that was never compressed, it may be on the meta device: then it goes to the
+            device of its other tensors, to PyTorch's default device where it has none, and the
+            weights never exist in dense form.
+        form: `compressed` gives the model that was saved; `dense` a plain module with the same
+            function, whose weights are built once, for inference at the dense model's speed.
 
     Returns:
-        `model`, compressed, with the artifact's values.
+        `model`, with the artifact's values.
 
     Raises:
-        InputError: The file is missing, damaged, not an artifact, or made for another backbone.
-            The model is then unchanged.
+        InputError: The file is missing, damaged, not an artifact, or made for another backbone;
+            `form` is another word; a tensor on the meta device is not in the artifact. The model
+            is then unchanged.
     """
     path = Path(path)
+    if form not in ("compressed", "dense"):
+        raise InputError(f"form must be compressed or dense, got {form!r}")
     check_not_compressed(model)
     record, tensors = _read(path)
     tensors = _unpack(path, record, tensors)
     _check_backbone(path, model, record, tensors)
+    fill = filler(model, [*tensors, *record.weights])
     owned: frozenset[str] = frozenset()
     if record.weights:
         names = list(record.weights)
         compression = record.strategy.restore(model, names, record.num_values, tensors)
         owned = compression.owned_names()
+    fill(tensors)
     for name, target in state_tensors(model, leave_out=owned).items():
         with torch.no_grad():
             target.copy_(tensors[name])
+    if form == "dense":
+        restore_dense(model)
     return model
 
 

@@ -66,11 +66,6 @@ def test_bad_options(strategy, options, message):
     assert net.state_dict().keys() == before[1].keys()
 
 
-def meta_model():
-    with torch.device("meta"):
-        return model()
-
-
 def lazy_model():
     return nn.Sequential(nn.LazyLinear(4))
 
@@ -97,7 +92,6 @@ def compressed_model():
     [
         (lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm1d(3)), "has no compressible weights"),
         (lambda: model().requires_grad_(False), "has no compressible weights"),
-        (meta_model, "meta device"),
         (lazy_model, "lazy parameter"),
         (mixed_model, "several dtypes (torch.bfloat16, torch.float32)"),
         (infinite_model, "2.weight has initial weights that are not finite"),

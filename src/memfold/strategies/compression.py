@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from memfold.errors import InputError
 from memfold.quantisation import packed_bytes
 from memfold.strategies.computed import check_computable, computed_sources
+from memfold.strategies.materialise import check_has_values
 from memfold.strategies.selection import CompressibleWeight
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ __all__ = [
     "check_whole",
     "compression_of",
     "densify",
+    "restore_dense",
     "set_compression",
 ]
 
@@ -120,6 +122,9 @@ class Compression(ABC):
     def before_step(self, optimizer: torch.optim.Optimizer, step: int, total_steps: int) -> None:
         """See the function `before_step`."""
         del optimizer, step, total_steps
+
+    def release(self) -> None:  # noqa: B027 (most strategies keep nothing)
+        """Let go of what was kept from one evaluation batch to the next."""
 
     @abstractmethod
     def check_places(self) -> None:
@@ -224,15 +229,24 @@ def densify(model: nn.Module) -> nn.Module:
     """
     check_whole(model)
     dense = deepcopy(model)
-    for module in list(dense.modules()):
-        compression = module.__dict__.pop(_STATE, None)
-        if compression is not None:
-            compression.restore_dense()
+    restore_dense(dense)
     return dense
 
 
+def restore_dense(model: nn.Module) -> None:
+    """Turn a compressed model, or one that holds some, into a plain dense one, in place."""
+    for module in list(model.modules()):
+        compression = module.__dict__.pop(_STATE, None)
+        if compression is not None:
+            compression.restore_dense()
+
+
 def check_replaceable(
-    model: nn.Module, weights: Sequence[CompressibleWeight], reserved: Sequence[str] = ()
+    model: nn.Module,
+    weights: Sequence[CompressibleWeight],
+    reserved: Sequence[str] = (),
+    *,
+    initialises: bool = False,
 ) -> None:
     """Check that these weights can become computed ones with values of one kind.
 
@@ -240,22 +254,23 @@ def check_replaceable(
         model: The root module.
         weights: The weights to replace.
         reserved: Attributes of the root that must be free.
+        initialises: Whether the strategy gives values to tensors on the meta device.
 
     Raises:
         InputError: They differ in dtype or device, have no values, or their module refuses.
     """
+    if not initialises:
+        check_has_values(model)
     tensors = [weight.tensor for weight in weights]
     for key, values in (
         ("dtypes", {str(t.dtype) for t in tensors}),
-        ("devices", {str(t.device) for t in tensors}),
+        ("devices", {str(t.device) for t in tensors if not t.is_meta}),
     ):
         if len(values) > 1:
             raise InputError(
                 f"the compressible weights have several {key} ({', '.join(sorted(values))}); "
                 "one is needed: convert the model or narrow compression.include"
             )
-    if tensors[0].device == torch.device("meta"):
-        raise InputError("the model is on the meta device: its weights have no values to compress")
     attributes: dict[nn.Module, list[str]] = {}
     paths: dict[nn.Module, str] = {}
     for owner in (owner for weight in weights for owner in weight.owners):

@@ -12,6 +12,7 @@ from memfold.quantisation import packed_bytes
 from memfold.strategies.accounting import state_tensors, tensor_bytes
 from memfold.strategies.base import Context, Strategy
 from memfold.strategies.compression import Compression
+from memfold.strategies.materialise import check_has_values
 from memfold.strategies.selection import CompressibleWeight
 
 __all__ = ["Dense"]
@@ -90,6 +91,7 @@ class Dense(Strategy, name="dense"):
     ) -> DenseWeights:
         """See `Strategy.build`."""
         del context
+        check_has_values(model)
         for key in ("ratio", "budget_bytes"):
             value = getattr(self, key)
             if value is not None and value != 1:
@@ -107,6 +109,7 @@ class Dense(Strategy, name="dense"):
     ) -> DenseWeights:
         """See `Strategy.rebuild`."""
         del num_values
+        check_has_values(model)
         for weight in weights:
             if weight.name not in tensors or tensors[weight.name].shape != weight.shape:
                 raise InputError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from memfold.errors import InputError
 from memfold.strategies.accounting import extent, storage_key
 
-__all__ = ["CompressibleWeight", "Owner", "named_weights", "select_weights"]
+__all__ = ["CompressibleWeight", "Owner", "named_weights", "plain_tensors", "select_weights"]
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,
@@ -134,6 +134,21 @@ def named_weights(model: nn.Module, names: Sequence[str]) -> tuple[CompressibleW
     return tuple(found[name] for name in names)
 
 
+def plain_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in plain attributes of modules, and in lists and dicts there, by name."""
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        for name, value in vars(module).items():
+            if name == "_flat_weights" and isinstance(module, nn.RNNBase):
+                continue
+            if name in ("_parameters", "_buffers", "_modules"):
+                continue
+            items = value.values() if isinstance(value, dict) else value
+            for item in items if isinstance(value, dict | list | tuple | set) else [value]:
+                if isinstance(item, Tensor):
+                    yield prefix + name, item
+
+
 def _weights(model: nn.Module) -> Iterator[CompressibleWeight]:
     """Yield every tensor that is a weight by its kind; tied ones share memory, object or not."""
     owners: dict[tuple[object, ...], list[Owner]] = {}
@@ -184,21 +199,13 @@ def _check_memory(model: nn.Module, chosen: Sequence[CompressibleWeight]) -> Non
 
 
 def _held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield parameters, buffers, and tensors in plain attributes, lists and dicts, with a name."""
+    """Yield parameters, buffers, and what `plain_tensors` finds, with a name."""
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 yield prefix + name, tensor
-        for name, value in vars(module).items():
-            if name == "_flat_weights" and isinstance(module, nn.RNNBase):
-                continue
-            if name in ("_parameters", "_buffers", "_modules"):
-                continue
-            items = value.values() if isinstance(value, dict) else value
-            for item in items if isinstance(value, dict | list | tuple | set) else [value]:
-                if isinstance(item, Tensor):
-                    yield prefix + name, item
+    yield from plain_tensors(model)
 
 
 def _matches(weight: CompressibleWeight, pattern: str) -> bool:

@@ -31,6 +31,7 @@ from memfold.seeding import derive_seed
 from memfold.strategies.accounting import state_tensors
 from memfold.strategies.base import DEFAULT_RATIO, Context, Strategy
 from memfold.strategies.dense import DenseWeights
+from memfold.strategies.materialise import check_has_values
 from memfold.strategies.selection import CompressibleWeight, named_weights
 from memfold.strategies.width_search import Limits, find_widths
 
@@ -149,6 +150,7 @@ class Small(Strategy, name="small"):
                 are, or no widths have the size that was asked for.
         """
         del context
+        check_has_values(model)
         dense = _widths_of(model)
         self._check_nothing_stays(model)
         names = [weight.name for weight in weights]
@@ -173,6 +175,7 @@ class Small(Strategy, name="small"):
         tensors: Mapping[str, Tensor],
     ) -> NarrowWeights:
         """See `Strategy.rebuild`."""
+        check_has_values(model)
         dense = _widths_of(model)
         stored = tensors.get(_WIDTHS)
         if stored is None or stored.is_floating_point() or stored.shape != (len(dense),):

@@ -58,11 +58,12 @@ def test_layouts_and_dtypes(tensor):
     assert scale_of(tensor) == pytest.approx(expected(tensor), rel=2e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [0.1, -2.3, 1e-30, 7e20])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (2, CHUNK + 3)])
-def test_a_constant_tensor_has_its_absolute_value(shape, value):
-    tensor = torch.full(shape, value)
-    assert scale_of(tensor) == tensor.abs().flatten()[0].item()
+def test_a_constant_tensor_has_its_absolute_value(shape, value, dtype):
+    tensor = torch.full(shape, value, dtype=dtype)
+    assert scale_of(tensor) == tensor.float().abs().flatten()[0].item()
 
 
 def test_zeros_have_the_scale_of_a_usual_initialisation():

@@ -17,6 +17,7 @@ from memfold.strategies.selection import CompressibleWeight
 from memfold.strategies.sharing.hashing import HASH_RANGE
 from memfold.strategies.sharing.initial import InitialWeights
 from memfold.strategies.sharing.mapping import Sign, SlotMapping, Span, spans_of
+from memfold.strategies.sharing.products import Choice
 from memfold.strategies.sharing.shared_vector import (
     RESERVED_NAMES,
     Autograd,
@@ -73,6 +74,10 @@ class SharingStrategy(Strategy):
             InputError: There are too few values for this mapping.
         """
 
+    def linear_path(self) -> Choice:
+        """How layers multiply with a weight; only windows of consecutive slots leave a choice."""
+        return "weight"
+
     def build(
         self, model: nn.Module, weights: tuple[CompressibleWeight, ...], context: Context
     ) -> SharedVector:
@@ -127,6 +132,7 @@ class SharingStrategy(Strategy):
             gradient_scale=self.gradient_scale,
             initial_scale=self.initial_scale,
             autograd=self.autograd,
+            linear=self.linear_path(),
         )
 
     def _num_values(self, model: nn.Module, weights: tuple[CompressibleWeight, ...]) -> int:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from memfold.strategies.sharing.autograd import CollectGradient, ReadLean, ReadWeight, ScaleSlots
 from memfold.strategies.sharing.mapping import SlotMapping
+from memfold.strategies.sharing.multiply import MultiplyLean
+from memfold.strategies.sharing.products import Choice, choose
 from memfold.strategies.sharing.saved_weights import SavedWeights
 from memfold.strategies.sharing.slot_source import SlotSource
 
@@ -60,7 +62,7 @@ class ForwardPass:
         self._classic: Tensor | None = None
         self._hooks: SavedWeights | None = None
         dtype = working_dtype(values.dtype)
-        if self.tracked and not lean:
+        if not lean:
             self._classic = ScaleSlots.apply(values, *factors, mapping)
             slots = self._classic.detach()
         else:
@@ -97,13 +99,49 @@ class ForwardPass:
         self._built[key] = ref(weight)
         return weight
 
+    def product(self, index: int, inputs: Tensor, wanted: Choice) -> Tensor | None:
+        """Multiply with weight number `index` without building it.
+
+        Args:
+            index: Of the weight.
+            inputs: Shape (..., columns).
+            wanted: "windows", "correlation", or "auto" for what costs least.
+
+        Returns:
+            Shape (..., rows); `None` where building the weight costs least, or is the only way.
+        """
+        products, columns = self.source.products(index), inputs.shape[-1]
+        kind, dtype = inputs.device.type, self.values.dtype
+        autocasts = torch.is_autocast_enabled(kind)
+        if products is None or columns != products.layout.columns:
+            return None
+        if dtype != working_dtype(dtype) or not (autocasts or inputs.dtype == dtype):
+            return None
+        needs_graph = torch.is_grad_enabled() and (self.tracked or inputs.requires_grad)
+        method = wanted
+        if wanted == "auto":
+            batch = inputs.numel() // columns
+            method = choose(products.layout, batch, training=needs_graph, device_type=kind)
+        if method == "weight":
+            return None
+        if autocasts and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(kind)
+        with torch.autocast(kind, enabled=False):
+            flat = inputs.reshape(-1, columns).to(dtype)
+            if needs_graph:
+                output = MultiplyLean.apply(flat, self.token, self.source, index, method)
+            else:
+                factor = self.source.scales[index]
+                output = products.product(self.source.prepared, flat, factor, method)
+        return output.view(*inputs.shape[:-1], products.layout.num_rows)
+
     def _build(self, index: int, dtype: torch.dtype, tracked: bool) -> Tensor:
-        if not tracked:
-            with torch.no_grad():
-                return self.source.read(index, dtype)
         if self._classic is not None:
             options = self.source.options(index, dtype)
             return ReadWeight.apply(self._classic, self.source.mapping, *options)
+        if not tracked:
+            with torch.no_grad():
+                return self.source.read(index, dtype)
         weight = ReadLean.apply(self.token, self.source, index, dtype)
         if self._hooks is not None:
             self._hooks.remember(weight, index)

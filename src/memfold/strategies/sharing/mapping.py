@@ -10,6 +10,7 @@ from torch import Tensor
 
 from memfold.strategies.selection import CompressibleWeight
 from memfold.strategies.sharing.hashing import RangeHash
+from memfold.strategies.sharing.products import RowLayout
 
 __all__ = ["Sign", "SlotMapping", "Span", "spans_of"]
 
@@ -80,6 +81,18 @@ class SlotMapping(ABC):
     def is_bijection(self) -> bool:
         """Whether every slot holds exactly one weight."""
         return False
+
+    def layout(self, span: Span) -> RowLayout | None:
+        """Tell where the rows of one tensor lie, as a matrix (first dimension, all others).
+
+        Args:
+            span: One of `spans`.
+
+        Returns:
+            `None` if rows are not made of windows of consecutive slots.
+        """
+        del span
+        return None
 
     @abstractmethod
     def gather(

@@ -1,7 +1,7 @@
 """RANDOMFOLD: consecutive weights lie in consecutive slots of one circular vector."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -9,8 +9,16 @@ import torch
 from torch import Tensor
 
 from memfold.strategies.sharing.fold import Block, add_block, read_block
+from memfold.strategies.sharing.fold_triton import (
+    WeightSigns,
+    add_blocks,
+    read_blocks,
+    uses_triton,
+    weight_signs,
+)
 from memfold.strategies.sharing.hashing import PolynomialHash
 from memfold.strategies.sharing.mapping import Sign, SlotMapping, Span
+from memfold.strategies.sharing.products import RowLayout
 from memfold.strategies.sharing.runs import Runs
 
 __all__ = ["RandomFold"]
@@ -66,6 +74,7 @@ class RandomFold(SlotMapping):
         self._run_sign = PolynomialHash(seed, "run-sign")
         self._units = {span.name: self._unit(span, align_rows) for span in self.spans}
         self._known_blocks: dict[str, list[Block]] = {}
+        self._known_layouts: dict[str, RowLayout] = {}
         self._known_edges: np.ndarray | None = None
         self._places: dict[str, _Place] = {}
         place = _Place(0, 0)
@@ -78,6 +87,19 @@ class RandomFold(SlotMapping):
     def is_bijection(self) -> bool:
         """Whether m = n: then the map is a rotation with signs."""
         return self.num_slots == self.num_weights
+
+    def layout(self, span: Span) -> RowLayout | None:
+        """See `SlotMapping.layout`; none with a sign per weight."""
+        if self.sign == "weight":
+            return None
+        known = self._known_layouts.get(span.name)
+        if known is None:
+            columns = span.numel // span.shape[0]
+            known = RowLayout.of(self.runs(span), columns=columns, num_slots=self.num_slots)
+            if len(known.runs) <= _KEPT_NUMBERS:
+                self._known_layouts[span.name] = known
+        # A copy: what it computes later, some numbers for every row, goes with it.
+        return replace(known)
 
     def runs(self, span: Span) -> Runs:
         """List the windows of one tensor, with signs per run.
@@ -100,6 +122,10 @@ class RandomFold(SlotMapping):
     ) -> Tensor:
         """See `SlotMapping.gather`; one pass over the result."""
         out = slots.new_empty(span.numel, dtype=dtype)
+        if uses_triton(slots, out):
+            signs = self._weight_signs(span, slots.device)
+            read_blocks(slots, self._blocks(span), factor, out, signs)
+            return out
         for block in self._blocks(span):
             read_block(slots, block, factor, out)
         if self.sign == "weight":
@@ -108,6 +134,10 @@ class RandomFold(SlotMapping):
 
     def scatter(self, weights: Tensor, span: Span, factor: float, out: Tensor) -> None:
         """See `SlotMapping.scatter`."""
+        if uses_triton(out, weights):
+            signs = self._weight_signs(span, out.device)
+            add_blocks(weights, self._blocks(span), factor, out, signs)
+            return
         if self.sign == "weight":
             weights = weights.clone()
             self.multiply_signs(weights, span)
@@ -133,6 +163,11 @@ class RandomFold(SlotMapping):
         for (begin, end), factor in zip(pairwise(bounds), factors.tolist(), strict=True):
             torch.mul(slots[begin:end], factor, out=out[begin:end])
         return out
+
+    def _weight_signs(self, span: Span, device: torch.device) -> WeightSigns | None:
+        if self.sign == "run":
+            return None
+        return weight_signs(self.seed, span.start, span.stop, device)
 
     def _edges(self) -> np.ndarray:
         """List the first slot of every segment: int64, ascending from 0."""

@@ -83,7 +83,8 @@ class SavedWeights:
                 return _Note(self._source, *key, *place)
         if self._outer_pack is not None:
             return _Saved(self._outer_pack(tensor), None)
-        return _Saved(tensor, tensor._version)
+        # Detached: an operation's own output would tie the graph to itself, and never be freed.
+        return _Saved(tensor.detach(), tensor._version)
 
 
 class _Unpack:

@@ -21,6 +21,7 @@ from warnings import warn
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from memfold.errors import InputError
 from memfold.seeding import derive_seed
@@ -32,6 +33,7 @@ from memfold.strategies.sharing.compiled import compiled_weight, register_mappin
 from memfold.strategies.sharing.evaluation import Evaluation, has_room
 from memfold.strategies.sharing.forward_pass import ForwardPass, working_dtype
 from memfold.strategies.sharing.mapping import SlotMapping
+from memfold.strategies.sharing.products import Choice
 
 __all__ = ["RESERVED_NAMES", "Autograd", "GradientScale", "SharedVector", "index_bytes"]
 
@@ -55,6 +57,7 @@ _FREE_OPTIONS = frozenset(
         "exclude",
         "min_size",
         "autograd",
+        "linear",
     )
 )
 _AUTOCAST_LAYERS = (
@@ -83,6 +86,9 @@ class _View:
     def __call__(self) -> Tensor:
         return self.shared.weight(self.index, autocasts=self.autocasts)
 
+    def product(self, inputs: Tensor) -> Tensor | None:
+        return self.shared.product(self.index, inputs)
+
 
 class SharedVector(Compression):
     """phi on the root module, and a computed attribute wherever a weight was.
@@ -103,12 +109,14 @@ class SharedVector(Compression):
         gradient_scale: GradientScale,
         initial_scale: float | None,
         autograd: Autograd,
+        linear: Choice,
     ) -> None:
         super().__init__(strategy, model, weights)
         self.mapping = mapping
         self.gradient_scale: GradientScale = gradient_scale
         self.initial_scale = initial_scale
         self.autograd: Autograd = autograd
+        self.linear: Choice = linear
         self.places = [[(o.module, o.attribute) for o in weight.owners] for weight in weights]
         # At ratio 1 nothing is shared: the row is what the dense model makes of it.
         rows = [None if mapping.is_bijection else _zero_row(weight) for weight in weights]
@@ -175,6 +183,24 @@ class SharedVector(Compression):
         if torch.compiler.is_compiling():
             return self._compiled_weight(values, index, dtype)
         return self._current_pass(values).weight(index, dtype)
+
+    def product(self, index: int, inputs: Tensor) -> Tensor | None:
+        """Multiply with weight number `index` without building it, where that is cheaper.
+
+        Args:
+            index: Of the weight, taken as a matrix: (first dimension, all others).
+            inputs: Shape (..., columns).
+
+        Returns:
+            Shape (..., rows): inputs @ weight.T, in the dtype of autocast if that is on; `None`
+            where the weight is to be built.
+        """
+        values = self.values
+        if self.linear == "weight" or self.autograd == "classic":
+            return None
+        if torch.compiler.is_compiling() or _is_transformed(values):
+            return None
+        return self._current_pass(values).product(index, inputs, self.linear)
 
     def release(self) -> None:
         """See `Compression.release`: the weights that an evaluation has built."""
@@ -418,7 +444,7 @@ def _zero_row(weight: CompressibleWeight) -> int | None:
     if len(weight.owners) > 1 or not isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return None
     row = module.padding_idx
-    if row is not None and bool(weight.tensor.detach()[row].any()):
+    if row is not None and not weight.tensor.is_meta and bool(weight.tensor.detach()[row].any()):
         warn(
             f"{weight.name}: the padding row {row} is not zero and cannot be kept; it becomes zero",
             stacklevel=2,
@@ -434,8 +460,10 @@ def _autocasts(module: nn.Module) -> bool:
 
 
 def _is_transformed(values: Tensor) -> bool:
-    """Whether torch.func works on phi: its transforms see no side effects and take no hooks."""
-    functorch = torch._C._functorch
-    return functorch.peek_interpreter_stack() is not None or functorch.is_functorch_wrapped_tensor(
-        values
-    )
+    """Whether torch.func or forward-mode derivatives work on phi.
+
+    They see no side effects, and torch.func takes no hooks on saved tensors.
+    """
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    return forward_ad.unpack_dual(values).tangent is not None

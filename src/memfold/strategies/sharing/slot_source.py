@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from memfold.strategies.sharing.mapping import SlotMapping, Span
+from memfold.strategies.sharing.products import Prepared, RowProducts
 
 __all__ = ["SlotSource"]
 
@@ -40,7 +41,11 @@ class SlotSource:
         self.zero_rows = zero_rows
         self.slots = slots
         self.backward_factor = backward_factor
+        self.prepared = Prepared(slots)
+        """Other forms of the slots, for products."""
+        self._products: dict[int, RowProducts | None] = {}
         self._gradients: dict[int, Tensor] = {}
+        self._doubled: dict[int, Tensor] = {}
         self._repeated: set[tuple[int, torch.dtype]] = set()
         self._kept: dict[tuple[int, torch.dtype], Tensor] = {}
 
@@ -85,6 +90,22 @@ class SlotSource:
             self._gradients[number] = torch.zeros_like(self.slots)
         return self._gradients[number]
 
+    def products(self, index: int) -> RowProducts | None:
+        """Return the products with weight number `index`, if its rows are windows of slots."""
+        if index not in self._products:
+            # A row that stays zero is no window.
+            whole = self.zero_rows[index] is None
+            layout = self.mapping.layout(self.mapping.spans[index]) if whole else None
+            self._products[index] = None if layout is None else RowProducts(layout)
+        return self._products[index]
+
+    def doubled_buffer(self) -> Tensor:
+        """Return a buffer of shape (2m,), whose halves are both added to the gradient."""
+        number = _backward_number()
+        if number not in self._doubled:
+            self._doubled[number] = self.slots.new_zeros(2 * len(self.slots))
+        return self._doubled[number]
+
     def collect(self, gradient: Tensor) -> None:
         """Add a gradient of shape (m,) that has a graph of its own."""
         number = _backward_number()
@@ -94,7 +115,13 @@ class SlotSource:
     def take_gradient(self) -> Tensor | None:
         """Return the buffer of the current backward pass, and forget it."""
         self._kept.clear()
-        return self._gradients.pop(_backward_number(), None)
+        number = _backward_number()
+        gradient, doubled = self._gradients.pop(number, None), self._doubled.pop(number, None)
+        if doubled is None:
+            return gradient
+        first, second = doubled.chunk(2)
+        folded = first.add_(second)
+        return folded if gradient is None else gradient.add_(folded)
 
 
 def _backward_number() -> int:

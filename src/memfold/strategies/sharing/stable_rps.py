@@ -11,10 +11,12 @@ transforms, instead of with the matrix.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from memfold.errors import InputError
 from memfold.strategies.sharing.base import SharingStrategy
 from memfold.strategies.sharing.mapping import Span
+from memfold.strategies.sharing.products import Choice
 from memfold.strategies.sharing.random_fold import RandomFold
 
 __all__ = ["StableRPS"]
@@ -27,6 +29,11 @@ class StableRPS(SharingStrategy, name="stable_rps"):
     align_rows: bool = False
     """Let no partition end inside a row of a weight: cheaper products, less even loads."""
 
+    linear: Choice = "auto"
+    """How linear layers and convolutions of size 1 multiply. `weight` builds it; `windows` takes
+    blocks of its rows as views of phi; `correlation` takes Fourier transforms; `auto` is what costs
+    least for the layer, the batch and the device."""
+
     def __post_init__(self) -> None:
         """Check the options.
 
@@ -36,6 +43,20 @@ class StableRPS(SharingStrategy, name="stable_rps"):
         super().__post_init__()
         if not isinstance(self.align_rows, bool):
             raise InputError(f"compression.align_rows must be true or false, got {self.align_rows}")
+
+        if self.linear not in get_args(Choice):
+            raise InputError(
+                f"compression.linear must be {', '.join(get_args(Choice))}, got {self.linear!r}"
+            )
+        if self.linear in ("windows", "correlation") and self.sign == "weight":
+            raise InputError(
+                f"compression.linear={self.linear} needs compression.sign=run: with a sign per "
+                "weight no row is a window of the vector"
+            )
+
+    def linear_path(self) -> Choice:
+        """See the option."""
+        return self.linear
 
     def mapping(self, spans: Sequence[Span], num_slots: int) -> RandomFold:
         """Make the mapping for `num_slots` values."""

@@ -1,0 +1,68 @@
+"""Named lists of cases."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from memfold.benchmarking.cases import Case
+from memfold.benchmarking.workloads import workload
+
+__all__ = ["PRESETS", "Preset"]
+
+_CLASSIC = {"autograd": "classic"}
+_ALIGNED = {"align_rows": True}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What is measured, and how often."""
+
+    summary: str
+    cases: Callable[[str, int], list[Case]]
+    """(device, threads) -> cases; the dense ones need not be listed."""
+    rounds: int
+
+
+def _quick(device: str, threads: int) -> list[Case]:
+    return [
+        _case(model, device, threads, strategy="stable_rps", ratio=ratio, batch_size=32, steps=5)
+        for model in ("mlp_tiny", "resnet20")
+        for ratio in (0.1, 0.01)
+    ]
+
+
+def _figures(device: str, threads: int) -> list[Case]:
+    cases: list[Case] = []
+
+    def add(model: str, ratios: Sequence[float], *variants: Mapping[str, Any], **fields: Any):
+        for ratio in ratios:
+            for options in variants or ({},):
+                shared = {"strategy": "stable_rps", "ratio": ratio, "options": dict(options)}
+                cases.append(_case(model, device, threads, **shared, **fields))
+
+    for model in ("resnet20", "vgg11"):
+        add(model, (0.1, 0.01))
+        add(model, (0.01,), _CLASSIC)
+    for model in ("vit", "gpt"):  # seconds a step
+        add(model, (1, 0.1, 0.01), warmup=1, steps=3)
+        add(model, (0.01,), _CLASSIC, warmup=1, steps=3)
+    add("mlp50m", (0.01,), {}, _CLASSIC)
+    add("mlp50m", (0.01,), construction="meta")
+    add("mlp50m", (0.01,), optimizer="adamw")
+    add("mlp50m", (0.01,), optimizer="adamw", construction="meta")
+    add("mlp38m", (0.0003, 0.001, 0.002), {}, _ALIGNED)
+    add("linear4096", (0.001,), {}, _ALIGNED)
+    add("linear8192", (0.001, 0.01), {}, _ALIGNED)
+    return cases
+
+
+def _case(model: str, device: str, threads: int, **fields: Any) -> Case:
+    fields.setdefault("batch_size", workload(model).batch_size)
+    return Case(model=model, device=device, threads=threads, **fields)
+
+
+PRESETS: dict[str, Preset] = {
+    "quick": Preset("a first look, under a minute", _quick, rounds=1),
+    "figures": Preset("the figures of the documentation, about 40 minutes", _figures, 3),
+}
+"""By name."""

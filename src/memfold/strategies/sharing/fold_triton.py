@@ -1,0 +1,207 @@
+"""What `fold` does, by Triton kernels, with signs per weight in the same pass.
+
+The kernels use no atomics, and sum in an order that depends on sizes alone: the same numbers give
+the same bits in every run.
+"""
+
+import struct
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib.util import find_spec
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from memfold.strategies.sharing import fold
+from memfold.strategies.sharing.fold import Block
+from memfold.strategies.sharing.hashing import RangeHash
+
+__all__ = ["WeightSigns", "add_blocks", "read_blocks", "uses_triton", "weight_signs"]
+
+_WEIGHT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# Weights or slots for each program of a grid.
+_READ_NUMEL = 1024
+_ADD_NUMEL = 512
+# Runs are split over so many programs that all of a GPU has work, not so many that little is left
+# to each. No property of the GPU enters: the order of summation is the same on all of them.
+_PROGRAMS = 2048
+_RUNS_PER_PROGRAM = 16
+_CHARACTER_BITS = 12
+
+
+@dataclass(frozen=True)
+class WeightSigns:
+    """The hashed signs of one tensor's weights: each a column's times a row's."""
+
+    table: Tensor
+    """1 for sign -1, else 0: uint8, shape (4096 columns + rows,)."""
+    first: int
+    """Place of the tensor's first weight in its first row."""
+
+
+@lru_cache(maxsize=256)
+def weight_signs(seed: int, start: int, stop: int, device: torch.device) -> WeightSigns:
+    """Hash the signs that `SlotMapping.multiply_signs` applies: a byte for each 4096 weights.
+
+    Args:
+        seed: Of the mapping.
+        start: Number of the tensor's first weight in the model.
+        stop: Number of the weight after its last one.
+        device: To put the table on.
+    """
+    rows = range(start >> _CHARACTER_BITS, ((stop - 1) >> _CHARACTER_BITS) + 1)
+    ends = (rows.start << _CHARACTER_BITS, rows.stop << _CHARACTER_BITS)
+    ((row_signs, column_signs, _),) = RangeHash(seed, "weight-sign").sign_tables(*ends)
+    table = (torch.cat((column_signs, row_signs)) < 0).to(torch.uint8)
+    return WeightSigns(table.to(device), start - ends[0])
+
+
+def uses_triton(slots: Tensor, weights: Tensor) -> bool:
+    """Whether the kernels of this module can run: on a GPU for which Triton compiles.
+
+    Args:
+        slots: Shape (m,).
+        weights: A flattened tensor on the same device.
+    """
+    return (
+        slots.is_cuda
+        and slots.dtype in (torch.float32, torch.float64)
+        and weights.dtype in _WEIGHT_DTYPES
+        and _compiles(slots.device)
+    )
+
+
+def read_blocks(
+    slots: Tensor, blocks: Sequence[Block], factor: float, out: Tensor, signs: WeightSigns | None
+) -> None:
+    """Write factor * sign * slots[window] to each block's place in `out`, in one pass over it.
+
+    Args:
+        slots: Shape (m,), float32 or float64.
+        blocks: All of one tensor.
+        factor: The same for all of its weights.
+        out: The flattened tensor: float32, float64, bfloat16 or float16.
+        signs: Of single weights, beside those of the runs.
+    """
+    for block in blocks:
+        if signs is None and len(block.starts) == 1:
+            # A window or two slices of it: torch starts faster than a kernel, with no table.
+            fold.read_block(slots, block, factor, out)
+            continue
+        target = out[block.offset : block.stop]
+        with torch.cuda.device_of(slots):
+            _kernels().read_kernel[(_ceil_div(target.numel(), _READ_NUMEL),)](
+                slots,
+                _run_table(block, slots.device),
+                None if signs is None else signs.table,
+                target,
+                _bits(factor),
+                slots.numel(),
+                block.length,
+                target.numel(),
+                0 if signs is None else signs.first + block.offset,
+                BLOCK=_READ_NUMEL,
+            )
+
+
+def add_blocks(
+    weights: Tensor, blocks: Sequence[Block], factor: float, out: Tensor, signs: WeightSigns | None
+) -> None:
+    """Add factor * sign * weights to the windows of `out`: the adjoint of `read_blocks`.
+
+    Sums are taken in the dtype of `out`.
+
+    Args:
+        weights: The flattened tensor: float32, float64, bfloat16 or float16.
+        blocks: All of that tensor.
+        factor: The same for all of its weights.
+        out: Shape (m,), float32 or float64, changed in place.
+        signs: Of single weights, beside those of the runs.
+    """
+    weights = weights.contiguous()
+    for block in blocks:
+        if signs is None and len(block.starts) == 1:
+            fold.add_block(weights, block, factor, out)
+        else:
+            _add_block(weights, block, factor, out, signs)
+
+
+def _add_block(
+    weights: Tensor, block: Block, factor: float, out: Tensor, signs: WeightSigns | None
+) -> None:
+    m, num_runs = out.numel(), len(block.starts)
+    # One run may touch a small part of a large vector; more runs are partitions of it.
+    first_slot, num_covered = (int(block.starts[0]), block.length) if num_runs == 1 else (0, m)
+    num_programs = _ceil_div(num_covered, _ADD_NUMEL)
+    num_parts = max(1, min(num_runs // _RUNS_PER_PROGRAM, _PROGRAMS // num_programs))
+    runs_per_part = _ceil_div(num_runs, num_parts)
+    num_parts = _ceil_div(num_runs, runs_per_part)
+    target = out if num_parts == 1 else out.new_empty(num_parts, num_covered)
+    with torch.cuda.device_of(out):
+        _kernels().add_kernel[(num_programs, num_parts)](
+            weights[block.offset : block.stop],
+            _run_table(block, out.device),
+            None if signs is None else signs.table,
+            target,
+            _bits(factor),
+            m,
+            block.length,
+            num_runs,
+            runs_per_part,
+            first_slot,
+            num_covered,
+            0 if signs is None else signs.first + block.offset,
+            PARTS=num_parts > 1,
+            BLOCK=_ADD_NUMEL,
+        )
+    if num_parts > 1:
+        out.add_(target.sum(0), alpha=factor)
+
+
+def _run_table(block: Block, device: torch.device) -> Tensor:
+    """Pack starts, or their complement ~start for sign -1: int32, shape (runs,), on the device."""
+    packed = np.where(block.signs > 0, block.starts, ~block.starts).astype(np.int32)
+    # Pageable memory is staged before the call returns; a blocking copy would wait for the GPU.
+    return torch.from_numpy(packed).to(device, non_blocking=True)
+
+
+def _bits(factor: float) -> int:
+    return struct.unpack("<q", struct.pack("<d", factor))[0]
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _kernels() -> ModuleType:
+    # Imported late: `import memfold` loads torch only, and Triton is not on every machine.
+    from memfold.kernels import fold as kernels
+
+    return kernels
+
+
+@cache
+def _compiles(device: torch.device) -> bool:
+    """Try the kernels on a few numbers: Triton also needs a C compiler, and a GPU that it knows."""
+    # bfloat16 is in hardware from compute capability 8.0 on.
+    if find_spec("triton") is None or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    slots = torch.ones(3, device=device)
+    blocks = [Block(0, 2, np.array([0, 2]), np.array([1, -1]))]
+    weights = slots.new_empty(4)
+    try:
+        read_blocks(slots, blocks, 2.0, weights, None)
+        add_blocks(weights, blocks, 1.0, slots, None)
+        torch.cuda.synchronize(device)
+    except Exception as error:  # What Triton raises depends on what is missing.
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        warnings.warn(
+            f"Triton kernels do not run on {device}, torch operations replace them ({cause})",
+            stacklevel=2,
+        )
+        return False
+    return True

@@ -1,0 +1,170 @@
+"""The rows of one matrix as windows of the circular vector."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from memfold.errors import InputError
+from memfold.strategies.sharing.fold import Block
+from memfold.strategies.sharing.runs import Runs
+
+__all__ = ["Pieces", "RowLayout", "WholeRows"]
+
+
+@dataclass(frozen=True)
+class WholeRows:
+    """Groups of consecutive rows inside one run; int64 arrays of shape (groups,).
+
+    Group i holds the rows firsts[i], ..., firsts[i] + counts[i] - 1, one after the other in the
+    slots from starts[i] on: a (counts[i], columns) matrix in the doubled vector.
+    """
+
+    firsts: np.ndarray
+    counts: np.ndarray
+    starts: np.ndarray
+    """In [0, m)."""
+    signs: np.ndarray
+    """-1 or +1."""
+
+    def __len__(self) -> int:
+        return len(self.firsts)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The parts of straddling rows, in order; int64 arrays of shape (pieces,)."""
+
+    rows: np.ndarray
+    """Place of the row among the straddling rows, ascending."""
+    columns: np.ndarray
+    """First column."""
+    lengths: np.ndarray
+    starts: np.ndarray
+    """In [0, m)."""
+    signs: np.ndarray
+    """-1 or +1."""
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """Where each row of a (num_rows, columns) matrix lies in a vector of num_slots.
+
+    A row inside one run is whole; a row that the end of a run cuts straddles.
+    """
+
+    num_rows: int
+    columns: int
+    num_slots: int
+    runs: Runs
+    whole: WholeRows
+    straddling: np.ndarray
+    """The rows that are not whole, ascending: int64."""
+    pieces: Pieces
+
+    @classmethod
+    def of(cls, runs: Runs, *, columns: int, num_slots: int) -> "RowLayout":
+        """Derive the layout of a matrix from the windows of its flattened elements.
+
+        Args:
+            runs: Of the matrix, flattened row after row.
+            columns: Elements in each row.
+            num_slots: The m of the circular vector.
+
+        Raises:
+            InputError: The runs do not hold a whole number of rows, or one is longer than m.
+        """
+        numel = int(runs.lengths.sum())
+        if columns < 1 or numel % columns:
+            raise InputError(f"{numel} weights are no whole number of rows of {columns}")
+        if len(runs) and int(runs.lengths.max()) > num_slots:
+            raise InputError(f"a run of {int(runs.lengths.max())} is longer than m = {num_slots}")
+        num_rows = numel // columns
+        whole = _whole_rows(runs, columns, num_slots)
+        is_whole = np.zeros(num_rows + 1, dtype=np.int64)
+        np.add.at(is_whole, whole.firsts, 1)
+        np.add.at(is_whole, whole.firsts + whole.counts, -1)
+        straddling = np.flatnonzero(np.cumsum(is_whole[:-1]) == 0)
+        pieces = _pieces(runs, straddling, columns, num_slots)
+        return cls(num_rows, columns, num_slots, runs, whole, straddling, pieces)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all index arrays."""
+        parts = (self.runs, self.whole, self.pieces)
+        arrays = [array for part in parts for array in vars(part).values()]
+        return sum(array.nbytes for array in (*arrays, self.straddling))
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """The runs, those of equal length side by side."""
+        runs = self.runs
+        bounds = [0, *(np.flatnonzero(np.diff(runs.lengths)) + 1).tolist(), len(runs)]
+        return tuple(
+            Block(int(runs.offsets[a]), int(runs.lengths[a]), runs.starts[a:b], runs.signs[a:b])
+            for a, b in zip(bounds, bounds[1:], strict=False)
+            if b > a
+        )
+
+    @cached_property
+    def row_starts(self) -> np.ndarray:
+        """First slot of each row, 0 for straddling rows: int64, shape (num_rows,)."""
+        return _per_row(self, self.whole.starts, step=self.columns) % self.num_slots
+
+    @cached_property
+    def row_signs(self) -> np.ndarray:
+        """Sign of each row, 0 for straddling rows: int64, shape (num_rows,)."""
+        return _per_row(self, self.whole.signs, step=0)
+
+    def blocks_within(self, begin: int, end: int) -> Iterator[Block]:
+        """Cut from `blocks` the flat elements [begin, end); offsets then count from `begin`."""
+        for block in self.blocks:
+            a, b = max(begin, block.offset), min(end, block.stop)
+            if a >= b:
+                continue
+            first, skipped = divmod(a - block.offset, block.length)
+            if skipped:
+                stop = min(b, a - skipped + block.length)
+                yield self._part(block, first, skipped, a - begin, stop - a)
+                a, first = stop, first + 1
+            count, rest = divmod(b - a, block.length)
+            if count:
+                chosen = slice(first, first + count)
+                yield Block(a - begin, block.length, block.starts[chosen], block.signs[chosen])
+            if rest:
+                yield self._part(block, first + count, 0, b - rest - begin, rest)
+
+    def _part(self, block: Block, run: int, skipped: int, offset: int, length: int) -> Block:
+        starts = (block.starts[run : run + 1] + skipped) % self.num_slots
+        return Block(offset, length, starts, block.signs[run : run + 1])
+
+
+def _whole_rows(runs: Runs, columns: int, num_slots: int) -> WholeRows:
+    firsts = -(-runs.offsets // columns)
+    counts = (runs.offsets + runs.lengths) // columns - firsts
+    starts = (runs.starts + firsts * columns - runs.offsets) % num_slots
+    found = counts > 0
+    return WholeRows(firsts[found], counts[found], starts[found], runs.signs[found])
+
+
+def _pieces(runs: Runs, straddling: np.ndarray, columns: int, num_slots: int) -> Pieces:
+    begins = straddling * columns
+    cuts = runs.offsets[runs.offsets % columns != 0]
+    flat = np.union1d(begins, cuts)
+    rows = np.searchsorted(straddling, flat // columns)
+    ends = np.append(flat[1:], runs.lengths.sum())
+    ends = np.minimum(ends, (flat // columns + 1) * columns)
+    run = np.searchsorted(runs.offsets, flat, side="right") - 1
+    starts = (runs.starts[run] + flat - runs.offsets[run]) % num_slots
+    return Pieces(rows, flat % columns, ends - flat, starts, runs.signs[run])
+
+
+def _per_row(layout: RowLayout, of_group: np.ndarray, step: int) -> np.ndarray:
+    """Repeat one number of each group for its rows, moving by `step` from row to row."""
+    whole = layout.whole
+    rows = np.repeat(whole.firsts, whole.counts)
+    total = np.arange(len(rows)) - np.repeat(np.cumsum(whole.counts) - whole.counts, whole.counts)
+    result = np.zeros(layout.num_rows, dtype=np.int64)
+    result[rows + total] = np.repeat(of_group, whole.counts) + step * total
+    return result

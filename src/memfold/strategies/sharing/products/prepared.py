@@ -1,0 +1,59 @@
+"""What depends on the slots alone, computed once for all layers and both directions of a step."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["Prepared"]
+
+
+class Prepared:
+    """Forms of one vector of slots, each computed when it is first asked for, and kept.
+
+    It belongs to one value of the slots: make a new one when they change. Bytes kept: 2m numbers
+    for each dtype of `doubled`, 4m for `signed`, about 2m to 4m for each `spectrum`.
+    """
+
+    def __init__(self, slots: Tensor) -> None:
+        """Take the slots.
+
+        Args:
+            slots: Shape (m,), float32 or float64, without a graph.
+        """
+        self.slots = slots
+        self._doubled: dict[torch.dtype, Tensor] = {}
+        self._signed: dict[torch.dtype, Tensor] = {}
+        self._spectra: dict[tuple[int, int, int], Tensor] = {}
+
+    def doubled(self, dtype: torch.dtype) -> Tensor:
+        """Return the slots twice, in which every window is contiguous: shape (2m,)."""
+        if dtype not in self._doubled:
+            self._doubled[dtype] = self.slots.to(dtype).repeat(2)
+        return self._doubled[dtype]
+
+    def signed(self, dtype: torch.dtype) -> Tensor:
+        """Return the slots twice, then the negated slots twice: shape (4m,)."""
+        if dtype not in self._signed:
+            doubled = self.doubled(dtype)
+            self._signed[dtype] = torch.cat((doubled, -doubled))
+        return self._signed[dtype]
+
+    def spectrum(self, length: int, hop: int, count: int) -> Tensor:
+        """Transform overlapping blocks of the circular vector.
+
+        Args:
+            length: Slots in each block, which begin `hop` slots after each other.
+            hop: See above.
+            count: Number of blocks.
+
+        Returns:
+            conj(rfft(block)), complex, shape (count, length // 2 + 1). Slots from 2m on count as 0.
+        """
+        key = (length, hop, count)
+        if key not in self._spectra:
+            doubled = self.doubled(self.slots.dtype)
+            extended = doubled.new_zeros((count - 1) * hop + length)
+            known = min(len(extended), len(doubled))
+            extended[:known] = doubled[:known]
+            blocks = torch.fft.rfft(extended.unfold(0, length, hop))
+            self._spectra[key] = torch.conj_physical_(blocks)
+        return self._spectra[key]

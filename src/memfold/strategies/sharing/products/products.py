@@ -1,0 +1,169 @@
+"""The three products with a shared matrix, by either method."""
+
+from functools import cached_property
+from typing import Literal
+
+from torch import Tensor
+
+from memfold.errors import InputError
+from memfold.strategies.sharing.products.correlation import Correlation
+from memfold.strategies.sharing.products.layout import RowLayout
+from memfold.strategies.sharing.products.prepared import Prepared
+from memfold.strategies.sharing.products.windows import Windows
+
+__all__ = ["METHODS", "Method", "RowProducts"]
+
+Method = Literal["windows", "correlation"]
+METHODS: tuple[Method, ...] = ("windows", "correlation")
+
+
+class RowProducts:
+    """Products with W[r, c] = factor * sign * slots[window of row r], which is never built.
+
+    W has shape (num_rows, columns). For a layer that stores its weight as (in, out), the product
+    takes the output's gradient, and `transposed_product` the input. Inputs may be of a lower
+    precision than the slots: "windows" multiplies in it, "correlation" in that of the slots.
+    Methods take no part in autograd.
+    """
+
+    def __init__(self, layout: RowLayout) -> None:
+        self.layout = layout
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the index arrays."""
+        known = self.__dict__.get("_correlation")
+        return self.layout.nbytes + (0 if known is None else known.nbytes)
+
+    def product(self, prepared: Prepared, x: Tensor, factor: float, method: Method) -> Tensor:
+        """Compute x @ W.T.
+
+        Args:
+            prepared: Of the slots.
+            x: Shape (batch, columns), contiguous rows.
+            factor: Of all weights.
+            method: How.
+
+        Returns:
+            Shape (batch, num_rows), dtype of x.
+
+        Raises:
+            InputError: `method` is not known, or a shape does not fit.
+        """
+        self._check(prepared, method, x=x)
+        y = x.new_empty(len(x), self.layout.num_rows)
+        if y.numel():
+            self._by(method).product(prepared, x, factor, y)
+        return y
+
+    def transposed_product(
+        self, prepared: Prepared, g: Tensor, factor: float, method: Method
+    ) -> Tensor:
+        """Compute g @ W.
+
+        Args:
+            prepared: Of the slots.
+            g: Shape (batch, num_rows).
+            factor: Of all weights.
+            method: How.
+
+        Returns:
+            Shape (batch, columns), dtype of g.
+
+        Raises:
+            InputError: See `product`.
+        """
+        self._check(prepared, method, g=g)
+        y = g.new_zeros(len(g), self.layout.columns)
+        if g.numel():
+            self._by(method).transposed_product(prepared, g, factor, y)
+        return y
+
+    def add_gradient(
+        self,
+        prepared: Prepared,
+        g: Tensor,
+        x: Tensor,
+        factor: float,
+        out: Tensor,
+        method: Method,
+    ) -> None:
+        """Add to `out` what g.T @ x, the gradient of W, gives to each slot.
+
+        Args:
+            prepared: Of the slots.
+            g: Gradient of the product, shape (batch, num_rows).
+            x: What the product was taken with, shape (batch, columns), dtype of g.
+            factor: Of all weights.
+            out: Gradient of the doubled vector, shape (2m,), dtype of the slots, changed in place.
+                All layers of a step may share it; the gradient of the slots is out[:m] + out[m:].
+            method: How.
+
+        Raises:
+            InputError: See `product`.
+        """
+        self._check(prepared, method, g=g, x=x, out=out)
+        if g.numel():
+            self._by(method).add_gradient(prepared, g, x, factor, out)
+
+    def backward(
+        self,
+        prepared: Prepared,
+        g: Tensor,
+        x: Tensor,
+        factor: float,
+        out: Tensor,
+        method: Method,
+    ) -> Tensor:
+        """Do what `add_gradient` does and return what `transposed_product` does, in less time.
+
+        Args:
+            prepared: Of the slots.
+            g: Gradient of the product, shape (batch, num_rows).
+            x: What the product was taken with, shape (batch, columns), dtype of g.
+            factor: Of all weights.
+            out: See `add_gradient`.
+            method: How.
+
+        Raises:
+            InputError: See `product`.
+        """
+        self._check(prepared, method, g=g, x=x, out=out)
+        y = x.new_zeros(x.shape)
+        if g.numel():
+            self._by(method).backward(prepared, g, x, factor, out, y)
+        return y
+
+    @cached_property
+    def _windows(self) -> Windows:
+        return Windows(self.layout)
+
+    @cached_property
+    def _correlation(self) -> Correlation:
+        return Correlation(self.layout)
+
+    def _by(self, method: Method) -> Windows | Correlation:
+        # Without a whole row there is nothing to correlate.
+        if method == "windows" or not len(self.layout.whole):
+            return self._windows
+        return self._correlation
+
+    def _check(self, prepared: Prepared, method: Method, **tensors: Tensor) -> None:
+        layout = self.layout
+        if method not in METHODS:
+            raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        if prepared.slots.shape != (layout.num_slots,):
+            raise InputError(
+                f"slots must have shape ({layout.num_slots},), got {tuple(prepared.slots.shape)}"
+            )
+        batch = len(next(iter(tensors.values())))
+        shapes = {
+            "x": (batch, layout.columns),
+            "g": (batch, layout.num_rows),
+            "out": (2 * layout.num_slots,),
+        }
+        for name, tensor in tensors.items():
+            if tensor.shape != shapes[name]:
+                raise InputError(
+                    f"{name} must have shape {shapes[name]}, got {tuple(tensor.shape)}"
+                )
