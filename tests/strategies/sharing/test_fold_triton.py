@@ -69,7 +69,8 @@ def test_kernels_compile(kernel, dtype, weight_signs, tmp_path, monkeypatch):
         if name in function.arg_names
     }
     source = compiler.ASTSource(function, signature, constexprs=constexprs)
-    code = compiler.compile(source, target=target).asm["ptx"]
+    options = {"enable_fp_fusion": False}
+    code = compiler.compile(source, target=target, options=options).asm["ptx"]
     assert "st.global" in code
     # Sums whose order depends on how programs are scheduled differ from run to run.
     assert "atom." not in code

@@ -1,7 +1,8 @@
 """What `fold` does, by Triton kernels, with signs per weight in the same pass.
 
 The kernels use no atomics, and sum in an order that depends on sizes alone: the same numbers give
-the same bits in every run.
+the same bits in every run. Whether a multiplication and an addition are rounded as one is said at
+every launch, for Triton's default changes with its versions.
 """
 
 import struct
@@ -105,6 +106,7 @@ def read_blocks(
                 target.numel(),
                 0 if signs is None else signs.first + block.offset,
                 BLOCK=_READ_NUMEL,
+                enable_fp_fusion=False,
             )
 
 
@@ -157,6 +159,7 @@ def _add_block(
             0 if signs is None else signs.first + block.offset,
             PARTS=num_parts > 1,
             BLOCK=_ADD_NUMEL,
+            enable_fp_fusion=False,
         )
     if num_parts > 1:
         out.add_(target.sum(0), alpha=factor)

@@ -39,7 +39,6 @@ class SlotSource:
         self.mapping = mapping
         self.scales = scales
         self.zero_rows = zero_rows
-        self.slots = slots
         self.backward_factor = backward_factor
         self.prepared = Prepared(slots)
         """Other forms of the slots, for products."""
@@ -48,6 +47,11 @@ class SlotSource:
         self._doubled: dict[int, Tensor] = {}
         self._repeated: set[tuple[int, torch.dtype]] = set()
         self._kept: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    @property
+    def slots(self) -> Tensor:
+        """Phi / nu, shape (m,)."""
+        return self.prepared.slots
 
     def options(
         self, index: int, dtype: torch.dtype
@@ -120,8 +124,8 @@ class SlotSource:
         if doubled is None:
             return gradient
         first, second = doubled.chunk(2)
-        folded = first.add_(second)
-        return folded if gradient is None else gradient.add_(folded)
+        # A new tensor of m numbers: a view would keep all 2m.
+        return first + second if gradient is None else gradient.add_(first).add_(second)
 
 
 def _backward_number() -> int:

@@ -14,6 +14,7 @@ domain), and dphi one for each block (the batch is summed there).
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ __all__ = ["BlockTransform", "Correlation"]
 _PIECE_NUMEL = 1 << 18
 # Longest transform that is chosen where shorter ones are possible.
 _LONGEST = 1 << 15
+# A transform of this length takes twice what its operations would.
+_SLOW_LENGTH = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,12 @@ class BlockTransform:
 
     @classmethod
     def of(cls, columns: int, num_slots: int) -> "BlockTransform":
-        """Choose the cheapest: one training step takes 2 * count + 3 transforms of a sample."""
+        """Choose the cheapest.
+
+        Args:
+            columns: Slots in a window.
+            num_slots: The m of the circular vector.
+        """
         candidates = []
         length = smallest = 1 << columns.bit_length()
         while length <= max(_LONGEST, 2 * smallest):
@@ -52,10 +60,22 @@ class BlockTransform:
                     hop -= hop % max(1, candidate // 8)
                 candidates.append(cls(candidate, hop, -(-num_slots // hop)))
             length *= 2
-        return min(candidates, key=cls._cost)
+        return min(candidates, key=cls._step_work)
 
-    def _cost(self) -> float:
-        return self.length * math.log2(self.length) * (2 * self.count + 3)
+    @property
+    def work(self) -> float:
+        """What one transform costs, in numbers times log2(length).
+
+        Long transforms leave the caches; those that are no power of two run a little slower.
+        """
+        slowdown = 1 + self.length / _SLOW_LENGTH
+        if self.length & (self.length - 1):
+            slowdown *= 1.12
+        return self.length * math.log2(self.length) * slowdown
+
+    def _step_work(self) -> float:
+        """A training step takes two transforms of a block, and products; three of a sample."""
+        return (2.5 * self.count + 3) * self.work
 
 
 class Correlation:
@@ -69,28 +89,23 @@ class Correlation:
         block, place = np.divmod(layout.row_starts, hop)
         # The spectra are conjugate, so outputs come in reverse order.
         self._reads = torch.from_numpy(block * length + -place % length)
-        writes = block * length + place
-        levels = _levels(writes, layout.row_signs != 0)
-        # No row starts at the end of a block: what is not written there writes its zero here.
-        self._writes = torch.from_numpy(np.where(levels == 0, writes, length - 1))
         self._signs = torch.from_numpy(layout.row_signs)
-        self._write_signs = torch.from_numpy(np.where(levels == 0, layout.row_signs, 0))
-        self._repeats = []
-        for level in range(1, int(levels.max(initial=0)) + 1):
-            rows = np.flatnonzero(levels == level)
-            arrays = (rows, writes[rows], layout.row_signs[rows])
-            self._repeats.append(tuple(torch.from_numpy(array) for array in arrays))
+        self._places = block * length + place
 
     @property
     def nbytes(self) -> int:
         """Bytes of the index tensors."""
-        repeats = [tensor for level in self._repeats for tensor in level]
-        own = (self._reads, self._writes, self._signs, self._write_signs)
-        return sum(tensor.nbytes for tensor in (*own, *repeats))
+        scatter = self.__dict__.get("_scatter")
+        own = self._reads.nbytes + self._signs.nbytes + self._places.nbytes
+        return own + (0 if scatter is None else scatter.nbytes)
+
+    @cached_property
+    def _scatter(self) -> "_Scatter":
+        return _Scatter(self.layout, self._places, self.transform)
 
     def product(self, prepared: Prepared, x: Tensor, factor: float, y: Tensor) -> None:
         """Write factor * x @ W.T to y, shape (batch, num_rows)."""
-        length, count = self.transform.length, self.transform.count
+        length, num_blocks = self.transform.length, self.transform.count
         spectrum = self._spectrum(prepared)
         signs = self._signs.to(y.device, prepared.slots.dtype) * factor
         reads = self._reads.to(y.device)
@@ -101,7 +116,7 @@ class Correlation:
             for part in _ranges(rows.start, rows.stop, self._step):
                 of_x = transformed[part.start - rows.start : part.stop - rows.start, None]
                 found = torch.mul(of_x, spectrum, out=products[: part.stop - part.start])
-                blocks = torch.fft.irfft(found, n=length).view(-1, count * length)
+                blocks = torch.fft.irfft(found, n=length).view(-1, num_blocks * length)
                 y[part] = blocks.index_select(1, reads).mul_(signs)
         self._straddling.product(prepared, x, factor, y)
 
@@ -152,10 +167,10 @@ class Correlation:
         out: Tensor | None,
         y: Tensor | None,
     ) -> None:
-        length, count = self.transform.length, self.transform.count
+        length, num_blocks = self.transform.length, self.transform.count
         spectrum = self._spectrum(prepared)
         new_zeros = prepared.slots.new_zeros
-        scattered = new_zeros(min(len(g), self._step), count * length)
+        scattered = new_zeros(min(len(g), self._step), num_blocks * length)
         padded = new_zeros(min(len(g), self._group), length)
         sums = spectrum.new_empty(len(padded), spectrum.shape[1])
         total = torch.zeros_like(spectrum)
@@ -165,7 +180,7 @@ class Correlation:
             for part in _ranges(rows.start, rows.stop, self._step):
                 size, local = part.stop - part.start, part.start - rows.start
                 placed = self._scatter(g[part], scattered[:size])
-                of_g = torch.fft.rfft(placed.view(size, count, length))
+                of_g = torch.fft.rfft(placed.view(size, num_blocks, length))
                 if y is not None:
                     found = torch.mul(of_g, spectrum, out=products[:size])
                     torch.sum(found, 1, out=sums[local : local + size])
@@ -175,20 +190,6 @@ class Correlation:
                 self._add_reversed(sums[: rows.stop - rows.start], factor, y[rows])
         if out is not None:
             self._add_blocks(torch.fft.irfft(total, n=length), factor, out)
-
-    def _scatter(self, g: Tensor, scattered: Tensor) -> Tensor:
-        """Put signed gradients at their rows' starts; all other places stay 0.
-
-        Rows with the same start follow one level after the other, so that no two threads ever
-        add to one place.
-        """
-        size, (device, dtype) = len(g), (scattered.device, scattered.dtype)
-        signed = g * self._write_signs.to(device, dtype)
-        scattered.scatter_(1, self._writes.to(device).expand(size, -1), signed)
-        for rows, places, signs in self._repeats:
-            signed = g.index_select(1, rows.to(device)) * signs.to(device, dtype)
-            scattered.scatter_add_(1, places.to(device).expand(size, -1), signed)
-        return scattered
 
     def _add_reversed(self, sums: Tensor, factor: float, y: Tensor) -> None:
         """The spectra are conjugate: entry j of gx comes at place -j."""
@@ -208,12 +209,56 @@ def _ranges(begin: int, end: int, step: int) -> list[slice]:
     return [slice(a, min(a + step, end)) for a in range(begin, end, step)]
 
 
-def _levels(writes: np.ndarray, is_whole: np.ndarray) -> np.ndarray:
-    """Number the whole rows with the same place from 0 on; -1 for the other rows."""
-    rows = np.flatnonzero(is_whole)
-    order = rows[np.argsort(writes[rows], kind="stable")]
-    is_first = np.diff(writes[order], prepend=-1) != 0
-    firsts = np.flatnonzero(is_first)
-    levels = np.full(len(writes), -1, dtype=np.int64)
-    levels[order] = np.arange(len(order)) - firsts[np.cumsum(is_first) - 1]
-    return levels
+class _Scatter:
+    """Puts gradients at their rows' starts.
+
+    Rows with the same start follow one level after the other, so that no two threads ever add to
+    one place: results do not depend on how threads are scheduled.
+    """
+
+    def __init__(self, layout: RowLayout, places: np.ndarray, transform: BlockTransform) -> None:
+        """Sort the rows into levels.
+
+        Args:
+            layout: With at least one whole row.
+            places: Of each row among the blocks: int64, shape (num_rows,).
+            transform: Of the blocks.
+        """
+        starts, signs = layout.row_starts, layout.row_signs
+        levels = []
+        last_row, rest = np.empty(layout.num_slots, dtype=np.int64), np.flatnonzero(signs)
+        while len(rest):
+            # The last of several assignments to one element stays.
+            last_row[starts[rest]] = rest
+            is_last = last_row[starts[rest]] == rest
+            rows, rest = rest[is_last], rest[~is_last]
+            levels.append(tuple(torch.from_numpy(a) for a in (rows, places[rows], signs[rows])))
+        # No row starts at the end of a block: what is not written there writes its zero here.
+        self._writes = torch.full((layout.num_rows,), transform.length - 1)
+        self._signs = torch.zeros(layout.num_rows, dtype=torch.int64)
+        (rows, first_places, first_signs), *self._repeats = levels
+        self._writes[rows], self._signs[rows] = first_places, first_signs
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the index tensors."""
+        repeats = [tensor for level in self._repeats for tensor in level]
+        return sum(tensor.nbytes for tensor in (self._writes, self._signs, *repeats))
+
+    def __call__(self, g: Tensor, out: Tensor) -> Tensor:
+        """Put signed gradients into `out`, in which all other places are 0.
+
+        Args:
+            g: Shape (batch, num_rows).
+            out: Shape (batch, count * length).
+
+        Returns:
+            `out`.
+        """
+        size, device, dtype = len(g), out.device, out.dtype
+        signed = g * self._signs.to(device, dtype)
+        out.scatter_(1, self._writes.to(device).expand(size, -1), signed)
+        for rows, places, signs in self._repeats:
+            signed = g.index_select(1, rows.to(device)) * signs.to(device, dtype)
+            out.scatter_add_(1, places.to(device).expand(size, -1), signed)
+        return out

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -103,7 +104,7 @@ class RowLayout:
         bounds = [0, *(np.flatnonzero(np.diff(runs.lengths)) + 1).tolist(), len(runs)]
         return tuple(
             Block(int(runs.offsets[a]), int(runs.lengths[a]), runs.starts[a:b], runs.signs[a:b])
-            for a, b in zip(bounds, bounds[1:], strict=False)
+            for a, b in pairwise(bounds)
             if b > a
         )
 

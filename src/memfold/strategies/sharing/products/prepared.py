@@ -27,7 +27,9 @@ class Prepared:
     def doubled(self, dtype: torch.dtype) -> Tensor:
         """Return the slots twice, in which every window is contiguous: shape (2m,)."""
         if dtype not in self._doubled:
-            self._doubled[dtype] = self.slots.to(dtype).repeat(2)
+            doubled = self._doubled[dtype] = self.slots.to(dtype).repeat(2)
+            if dtype == self.slots.dtype:
+                self.slots = doubled[: len(self.slots)]
         return self._doubled[dtype]
 
     def signed(self, dtype: torch.dtype) -> Tensor:

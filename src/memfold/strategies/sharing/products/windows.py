@@ -118,7 +118,7 @@ class Windows:
         torch.index_select(windows, 0, rows, out=target.view(-1, block.length))
 
     def _add_copied(self, g: Tensor, x: Tensor, factor: float, out: Tensor) -> None:
-        """Compute as many rows of the weight's gradient as the scratch holds, and add their runs."""
+        """Compute the weight's gradient as many rows at a time as the scratch holds."""
         columns = self.layout.columns
         folds = out.device.type != "cpu" or self.layout.num_slots < _LONG_RUN
         for begin, end in self._chunks():
