@@ -164,7 +164,7 @@ class ReadLean(torch.autograd.Function):
         source, gradient = ctx.source, grads[0]
         if torch.is_grad_enabled():
             options = source.options(ctx.index, ctx.weight_dtype)
-            source.collect(AddWeight.apply(gradient, source.slots.dtype, source.mapping, *options))
+            source.collect(AddWeight.apply(gradient, source.dtype, source.mapping, *options))
         else:
             source.add(ctx.index, gradient)
         return None, None, None, None

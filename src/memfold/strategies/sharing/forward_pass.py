@@ -61,14 +61,9 @@ class ForwardPass:
         self._held: list[Tensor] = []
         self._classic: Tensor | None = None
         self._hooks: SavedWeights | None = None
-        dtype = working_dtype(values.dtype)
+        self.source = SlotSource(values, mapping, scales, zero_rows, factors)
         if not lean:
             self._classic = ScaleSlots.apply(values, *factors, mapping)
-            slots = self._classic.detach()
-        else:
-            with torch.no_grad():
-                slots = mapping.scale(values.detach().to(dtype), factors[0])
-        self.source = SlotSource(mapping, scales, zero_rows, slots, factors[1])
         self.token: Tensor | None = None
         if self.tracked and lean:
             self.token = CollectGradient.apply(values, self.source)

@@ -79,5 +79,5 @@ def _differentiable(
         options = source.options(index, inputs.dtype)
         of_weight = (gradient.T @ inputs).view(span.shape)
         mapping = source.mapping
-        source.collect(AddWeight.apply(of_weight, source.slots.dtype, mapping, *options))
+        source.collect(AddWeight.apply(of_weight, source.dtype, mapping, *options))
     return gradient @ weight.view(matrix)

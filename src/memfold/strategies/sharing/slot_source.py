@@ -8,7 +8,7 @@ from torch import Tensor
 from memfold.strategies.sharing.mapping import SlotMapping, Span
 from memfold.strategies.sharing.products import Prepared, RowProducts
 
-__all__ = ["SlotSource"]
+__all__ = ["SlotSource", "version_of"]
 
 
 class SlotSource:
@@ -21,27 +21,28 @@ class SlotSource:
 
     def __init__(
         self,
+        values: Tensor,
         mapping: SlotMapping,
         scales: Sequence[float],
         zero_rows: Sequence[int | None],
-        slots: Tensor,
-        backward_factor: Tensor,
+        factors: tuple[Tensor, Tensor],
     ) -> None:
         """Take what does not change during the pass.
 
         Args:
+            values: Phi, shape (m,).
             mapping: Of all weights.
             scales: Lambda of each weight.
             zero_rows: Row of each weight that stays zero, if there is one.
-            slots: Phi / nu, shape (m,), float32 or float64, without a graph.
-            backward_factor: Gamma / nu, shape (segments,).
+            factors: 1 / nu and Gamma / nu, each of shape (segments,), float32 or float64.
         """
         self.mapping = mapping
         self.scales = scales
         self.zero_rows = zero_rows
-        self.backward_factor = backward_factor
-        self.prepared = Prepared(slots)
-        """Other forms of the slots, for products."""
+        self.forward_factor, self.backward_factor = factors
+        self._values = values.detach()
+        self._version = version_of(self._values)
+        self._prepared: Prepared | None = None
         self._products: dict[int, RowProducts | None] = {}
         self._gradients: dict[int, Tensor] = {}
         self._doubled: dict[int, Tensor] = {}
@@ -49,8 +50,32 @@ class SlotSource:
         self._kept: dict[tuple[int, torch.dtype], Tensor] = {}
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Dtype in which slots are scaled and summed."""
+        return self.forward_factor.dtype
+
+    @property
+    def prepared(self) -> Prepared:
+        """Phi / nu, shape (m,), and other forms of it that products need.
+
+        Raises:
+            RuntimeError: Phi was changed in place between the forward pass and a second backward
+                pass: as with any model, the graph's numbers are gone.
+        """
+        if self._prepared is None:
+            if version_of(self._values) != self._version:
+                raise RuntimeError(
+                    "the shared values were changed in place after the forward pass whose graph "
+                    "is used again; run the forward pass again"
+                )
+            with torch.no_grad():
+                values = self._values.to(self.dtype)
+                self._prepared = Prepared(self.mapping.scale(values, self.forward_factor))
+        return self._prepared
+
+    @property
     def slots(self) -> Tensor:
-        """Phi / nu, shape (m,)."""
+        """Phi / nu, shape (m,), without a graph."""
         return self.prepared.slots
 
     def options(
@@ -91,7 +116,7 @@ class SlotSource:
         """Return the buffer of the current backward pass, shape (m,)."""
         number = _backward_number()
         if number not in self._gradients:
-            self._gradients[number] = torch.zeros_like(self.slots)
+            self._gradients[number] = self._values.new_zeros(len(self._values), dtype=self.dtype)
         return self._gradients[number]
 
     def products(self, index: int) -> RowProducts | None:
@@ -107,7 +132,8 @@ class SlotSource:
         """Return a buffer of shape (2m,), whose halves are both added to the gradient."""
         number = _backward_number()
         if number not in self._doubled:
-            self._doubled[number] = self.slots.new_zeros(2 * len(self.slots))
+            size = 2 * len(self._values)
+            self._doubled[number] = self._values.new_zeros(size, dtype=self.dtype)
         return self._doubled[number]
 
     def collect(self, gradient: Tensor) -> None:
@@ -117,8 +143,14 @@ class SlotSource:
         self._gradients[number] = gradient if before is None else before + gradient
 
     def take_gradient(self) -> Tensor | None:
-        """Return the buffer of the current backward pass, and forget it."""
+        """Return the buffer of the current backward pass, and forget it.
+
+        What can be computed again goes too: the graph may live on, held by a loss, while the next
+        pass runs.
+        """
         self._kept.clear()
+        self._prepared = None
+        self._products.clear()
         number = _backward_number()
         gradient, doubled = self._gradients.pop(number, None), self._doubled.pop(number, None)
         if doubled is None:
@@ -126,6 +158,11 @@ class SlotSource:
         first, second = doubled.chunk(2)
         # A new tensor of m numbers: a view would keep all 2m.
         return first + second if gradient is None else gradient.add_(first).add_(second)
+
+
+def version_of(values: Tensor) -> int:
+    """Return how often a tensor was changed in place; 0 for one made in inference mode."""
+    return 0 if values.is_inference() else values._version
 
 
 def _backward_number() -> int:

@@ -73,6 +73,11 @@ class BlockTransform:
             slowdown *= 1.12
         return self.length * math.log2(self.length) * slowdown
 
+    @property
+    def samples(self) -> int:
+        """Samples that are worked on at a time."""
+        return max(1, _PIECE_NUMEL // (self.length * self.count))
+
     def _step_work(self) -> float:
         """A training step takes two transforms of a block, and products; three of a sample."""
         return (2.5 * self.count + 3) * self.work
@@ -117,11 +122,12 @@ class Correlation:
                 of_x = transformed[part.start - rows.start : part.stop - rows.start, None]
                 found = torch.mul(of_x, spectrum, out=products[: part.stop - part.start])
                 blocks = torch.fft.irfft(found, n=length).view(-1, num_blocks * length)
-                y[part] = blocks.index_select(1, reads).mul_(signs)
+                places = reads.expand(part.stop - part.start, -1)
+                torch.mul(torch.gather(blocks, 1, places), signs, out=y[part])
         self._straddling.product(prepared, x, factor, y)
 
     def transposed_product(self, prepared: Prepared, g: Tensor, factor: float, y: Tensor) -> None:
-        """Add factor * g @ W to y, shape (batch, columns)."""
+        """Write factor * g @ W to y, shape (batch, columns)."""
         self._backward(prepared, g, None, factor, None, y)
         self._straddling.transposed_product(prepared, g, factor, y)
 
@@ -142,7 +148,7 @@ class Correlation:
 
     @property
     def _step(self) -> int:
-        return max(1, _PIECE_NUMEL // (self.transform.length * self.transform.count))
+        return self.transform.samples
 
     @property
     def _group(self) -> int:
@@ -187,16 +193,16 @@ class Correlation:
                 if of_x is not None:
                     total += of_g.mul_(of_x[local : local + size, None]).sum(0)
             if y is not None:
-                self._add_reversed(sums[: rows.stop - rows.start], factor, y[rows])
+                self._write_reversed(sums[: rows.stop - rows.start], factor, y[rows])
         if out is not None:
             self._add_blocks(torch.fft.irfft(total, n=length), factor, out)
 
-    def _add_reversed(self, sums: Tensor, factor: float, y: Tensor) -> None:
+    def _write_reversed(self, sums: Tensor, factor: float, y: Tensor) -> None:
         """The spectra are conjugate: entry j of gx comes at place -j."""
         found = torch.fft.irfft(sums, n=self.transform.length)
-        y[:, :1].add_(found[:, :1], alpha=factor)
+        torch.mul(found[:, :1], factor, out=y[:, :1])
         if y.shape[1] > 1:
-            y[:, 1:].add_(found[:, 1 - y.shape[1] :].flip(1), alpha=factor)
+            torch.mul(found[:, 1 - y.shape[1] :].flip(1), factor, out=y[:, 1:])
 
     def _add_blocks(self, blocks: Tensor, factor: float, out: Tensor) -> None:
         """Overlap-add; what lies beyond the last start's window is 0 up to rounding."""

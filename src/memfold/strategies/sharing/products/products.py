@@ -3,6 +3,7 @@
 from functools import cached_property
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from memfold.errors import InputError
@@ -74,7 +75,7 @@ class RowProducts:
             InputError: See `product`.
         """
         self._check(prepared, method, g=g)
-        y = g.new_zeros(len(g), self.layout.columns)
+        y = g.new_empty(len(g), self.layout.columns)
         if g.numel():
             self._by(method).transposed_product(prepared, g, factor, y)
         return y
@@ -129,7 +130,7 @@ class RowProducts:
             InputError: See `product`.
         """
         self._check(prepared, method, g=g, x=x, out=out)
-        y = x.new_zeros(x.shape)
+        y = torch.empty_like(x)
         if g.numel():
             self._by(method).backward(prepared, g, x, factor, out, y)
         return y

@@ -17,7 +17,7 @@ from memfold.strategies.sharing.products.layout import RowLayout
 from memfold.strategies.sharing.products.prepared import Prepared
 from memfold.strategies.sharing.products.straddling import StraddlingRows
 
-__all__ = ["Windows"]
+__all__ = ["Windows", "takes_views"]
 
 # From so many rows in a run on, views are faster than copies of about so many elements.
 _VIEW_ROWS = 16
@@ -31,7 +31,7 @@ class Windows:
 
     def __init__(self, layout: RowLayout) -> None:
         self.layout = layout
-        self._takes_views = len(layout.whole) * _VIEW_ROWS <= int(layout.whole.counts.sum())
+        self._takes_views = takes_views(layout)
         self._straddling = StraddlingRows(layout)
 
     def product(self, prepared: Prepared, x: Tensor, factor: float, y: Tensor) -> None:
@@ -46,9 +46,11 @@ class Windows:
             self._straddling.product(prepared, x, factor, y)
 
     def transposed_product(self, prepared: Prepared, g: Tensor, factor: float, y: Tensor) -> None:
-        """Add factor * g @ W to y, shape (batch, columns)."""
+        """Write factor * g @ W to y, shape (batch, columns)."""
+        beta = 0
         for begin, matrix, sign in self._matrices(prepared, g.dtype):
-            y.addmm_(g[:, begin : begin + len(matrix)], matrix, alpha=factor * sign)
+            y.addmm_(g[:, begin : begin + len(matrix)], matrix, beta=beta, alpha=factor * sign)
+            beta = 1
         if self._takes_views:
             self._straddling.transposed_product(prepared, g, factor, y)
 
@@ -128,6 +130,12 @@ class Windows:
                     add_block(flat, block, factor, out[: self.layout.num_slots])
                 else:
                     _add_runs(flat, block, factor, out)
+
+
+def takes_views(layout: RowLayout) -> bool:
+    """Whether the runs hold so many rows that views of them are multiplied, not copies."""
+    num_whole = layout.num_rows - len(layout.straddling)
+    return 0 < len(layout.whole) * _VIEW_ROWS <= num_whole
 
 
 def _add_runs(flat: Tensor, block: Block, factor: float, out: Tensor) -> None:
