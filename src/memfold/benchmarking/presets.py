@@ -56,6 +56,22 @@ def _figures(device: str, threads: int) -> list[Case]:
     return cases
 
 
+def _paths(device: str, threads: int) -> list[Case]:
+    mild, strong = (1, 0.3, 0.1, 0.03), (0.01, 0.003, 0.001, 0.0003)
+    variants = (
+        (_CLASSIC, mild + strong),
+        ({"linear": "weight"}, mild + strong),
+        ({"linear": "windows"} | _ALIGNED, mild[1:] + strong),
+        ({"linear": "correlation"} | _ALIGNED, strong),
+        (_ALIGNED, mild + strong),
+    )
+    return [
+        _case("mlp38m", device, threads, strategy="stable_rps", ratio=ratio, options=dict(options))
+        for options, ratios in variants
+        for ratio in ratios
+    ]
+
+
 def _case(model: str, device: str, threads: int, **fields: Any) -> Case:
     fields.setdefault("batch_size", workload(model).batch_size)
     return Case(model=model, device=device, threads=threads, **fields)
@@ -63,6 +79,7 @@ def _case(model: str, device: str, threads: int, **fields: Any) -> Case:
 
 PRESETS: dict[str, Preset] = {
     "quick": Preset("a first look, under a minute", _quick, rounds=1),
+    "paths": Preset("each way to compute, over the ratio, on one perceptron", _paths, rounds=2),
     "figures": Preset("the figures of the documentation, about 40 minutes", _figures, 3),
 }
 """By name."""

@@ -127,7 +127,7 @@ class Correlation:
         self._straddling.product(prepared, x, factor, y)
 
     def transposed_product(self, prepared: Prepared, g: Tensor, factor: float, y: Tensor) -> None:
-        """Write factor * g @ W to y, shape (batch, columns)."""
+        """Write factor * g @ W to y, shape (batch, columns), dtype of the slots."""
         self._backward(prepared, g, None, factor, None, y)
         self._straddling.transposed_product(prepared, g, factor, y)
 

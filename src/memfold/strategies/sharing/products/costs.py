@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from memfold.strategies.sharing.fold import Block, add_block, read_block
+from memfold.strategies.sharing.products.adding import add_parts
 from memfold.strategies.sharing.products.correlation import BlockTransform
 from memfold.strategies.sharing.products.layout import RowLayout
-from memfold.strategies.sharing.products.windows import takes_views
+from memfold.strategies.sharing.products.windows import LONG_RUN, SCRATCH_NUMEL, takes_views
 
 __all__ = ["SHIPPED_COSTS", "Choice", "Costs", "choose", "estimate", "measure"]
 
@@ -31,6 +32,8 @@ class Costs:
     """The same for a matrix in a cache."""
     build: float
     """One number of a built weight."""
+    fresh: float
+    """One number of a large new tensor, for which the system supplies memory every time."""
     scatter: float
     """One number of a built weight's gradient, to be added to the slots."""
     copy: float
@@ -51,7 +54,38 @@ class Costs:
     """One number that is read from or written to the start of a row."""
 
 
-SHIPPED_COSTS: Mapping[str, Costs] = {}
+# Tensors of so many bytes are given back to the system when they go (glibc: at most this).
+_FRESH_BYTES = 1 << 25
+# Weights of so many bytes are still in a cache when they are multiplied with.
+_CACHED_BYTES = 1 << 23
+# A product of few rows takes as long as one with so many more, on either side.
+_EXTRA_BATCH = 10
+_EXTRA_ROWS = 16
+# Calls that windows take whatever the layout.
+_VIEW_CALLS = 25
+_COPY_CALLS = 14
+# Planning a transform takes time in proportion to its length; `Costs.plan` is for this one.
+_PLANNED_LENGTH = 8192
+
+SHIPPED_COSTS: Mapping[str, Costs] = {
+    # One core of a server, PyTorch 2.13 with MKL.
+    "cpu": Costs(
+        multiply_add=2.2e-11,
+        read=2.1e-10,
+        read_cached=1.0e-10,
+        build=3.6e-10,
+        fresh=2.0e-9,
+        scatter=2.4e-10,
+        copy=1.15e-10,
+        add=1.1e-10,
+        run=3.7e-6,
+        call=6.0e-6,
+        transform=9.0e-11,
+        plan=3.0e-5,
+        frequency=3.8e-10,
+        place=7.2e-10,
+    ),
+}
 """By device type. Measured once, so that every rank, run and resumption chooses alike."""
 
 
@@ -102,28 +136,50 @@ def estimate(layout: RowLayout, batch: int, *, training: bool, costs: Costs) -> 
 
 def _product(numel: int, batch: int, training: bool, read: float, c: Costs) -> float:
     """Multiply with a matrix: once, or three times in a training step."""
-    return (3 if training else 1) * numel * (read + batch * c.multiply_add)
+    rows = batch + _EXTRA_BATCH if batch > 1 else batch
+    return (3 if training else 1) * numel * (read + rows * c.multiply_add)
 
 
 def _weight(layout: RowLayout, batch: int, training: bool, c: Costs) -> float:
     numel = layout.num_rows * layout.columns
-    moved = 2 * c.build + c.scatter if training else c.build
-    calls = (8 if training else 2) * c.call + len(layout.blocks) * 4 * c.call
-    return calls + numel * moved + _product(numel, batch, training, c.read, c)
+    build, scatter, read = c.build, c.scatter, c.read
+    if 4 * numel <= _CACHED_BYTES:
+        build, scatter, read = c.copy, c.add, c.read_cached
+    elif 4 * numel >= _FRESH_BYTES:
+        build, scatter = build + c.fresh, scatter + c.fresh
+    moved = numel * (2 * build + scatter if training else build)
+    calls = (2 if training else 1) * (2 + 6 * len(layout.blocks))
+    if training:
+        calls += 6 * len(layout.blocks)
+        moved += _added_runs(layout, 1, c)
+    return calls * c.call + moved + _product(numel, batch, training, read, c)
 
 
 def _windows(layout: RowLayout, batch: int, training: bool, c: Costs) -> float:
     if takes_views(layout):
-        times = 3 if training else 1
+        groups, calls = len(layout.whole), _VIEW_CALLS * (2 if training else 1)
+        num_whole = layout.num_rows - len(layout.straddling)
+        # Matrices of few rows are multiplied less well.
+        slowdown = 1 + _EXTRA_ROWS * groups / num_whole
+        multiplied = _product(num_whole * layout.columns, batch, training, c.read_cached, c)
+        calls += (3 if training else 1) * groups
         straddling = _straddling(layout, batch, training, c)
-        numel = (layout.num_rows - len(layout.straddling)) * layout.columns
-        calls = times * (2 + len(layout.whole)) * c.call
-        return calls + straddling + _product(numel, batch, training, c.read_cached, c)
-    numel = layout.num_rows * layout.columns
+        return calls * c.call + straddling + multiplied * slowdown
+    numel, calls = layout.num_rows * layout.columns, _COPY_CALLS * (2 if training else 1)
     moved = numel * (2 * c.copy + c.add if training else c.copy)
     if training:
-        moved += len(layout.runs) * c.run
-    return 10 * c.call + moved + _product(numel, batch, training, c.read_cached, c)
+        chunks = -(-numel // SCRATCH_NUMEL)
+        moved += _added_runs(layout, chunks, c)
+        calls += 12 * chunks
+    prepared = 4 * min(layout.num_slots, numel) * c.build
+    multiplied = _product(numel, batch, training, c.read_cached, c)
+    return calls * c.call + prepared + moved + multiplied
+
+
+def _added_runs(layout: RowLayout, chunks: int, c: Costs) -> float:
+    """Add the runs one by one, or those of a short vector by way of 2 m^2 numbers."""
+    m = layout.num_slots
+    return len(layout.runs) * c.run if m >= LONG_RUN else chunks * 4 * m * m * c.add
 
 
 def _straddling(layout: RowLayout, batch: int, training: bool, c: Costs) -> float:
@@ -147,10 +203,11 @@ def _correlation(layout: RowLayout, batch: int, training: bool, c: Costs) -> flo
     if training:
         transforms += batch * (blocks + 2) + blocks
         frequencies += 5 * batch * blocks * numbers
-        places, plans, calls = 3 * places, 4 + 4 * steps, 80 + 10 * steps
+        places, plans, calls = 3 * places, 4 + 4 * steps, 50 + 10 * steps
     return (
-        transforms * transform.work * c.transform
-        + plans * c.plan
+        2 * min(layout.num_slots, layout.num_rows * layout.columns) * c.build
+        + transforms * transform.work * c.transform
+        + plans * c.plan * transform.length / _PLANNED_LENGTH
         + frequencies * c.frequency
         + places * c.place
         + (calls + 6 * steps) * c.call
@@ -165,12 +222,12 @@ def measure(device: torch.device | str = "cpu") -> Costs:
         device: Where.
     """
     make = _Numbers(torch.device(device))
-    large, cached, x, batch = make(4096, 4096), make(512, 512), make(512), make(256, 1024)
-    block, square = make(1024, 1024), make(16, 16)
+    large, cached, x, batch = make(4096, 4096), make(512, 512), make(512), make(128, 2048)
+    block, square = make(2048, 2048), make(16, 16)
     multiplied = make.seconds(lambda: batch @ block.T) / batch.numel() / len(block)
-    spectrum = torch.fft.rfft(make(16, 8192))
-    transform = BlockTransform(8192, 4096, 1)
-    samples, one = make(16, 8192), make(1, 8192)
+    spectrum = torch.fft.rfft(make(16, _PLANNED_LENGTH))
+    transform = BlockTransform(_PLANNED_LENGTH, 1, 1)
+    samples, one = make(16, transform.length), make(1, transform.length)
     transformed = make.seconds(lambda: torch.fft.rfft(samples)) / len(samples)
     places = torch.randperm(one.numel(), generator=make.generator)[:4096].to(device)
     return Costs(
@@ -195,18 +252,20 @@ def _measure_windows(make: "_Numbers", large: torch.Tensor) -> dict[str, float]:
     out, flat = torch.empty_like(large), large[: 16 * length]
     few, table = torch.from_numpy(starts[:16]).to(large.device), slots.repeat(2)
     copied = torch.empty_like(flat).view(16, length)
-    targets = [table[start : start + length] for start in starts[:16].tolist()]
-    parts = list(flat.split(length))
-    shortest = [target[:1] for target in targets]
-    ones = [part[:1] for part in parts]
+    first = (starts[:16], np.ones(16), 1.0, table)
     windows = table.unfold(0, length, 1)
-    run = make.seconds(lambda: torch._foreach_add_(shortest, ones)) / 16
+    run = make.seconds(lambda: add_parts(flat[:16], 1, *first)) / 16
+    build = make.seconds(lambda: read_block(slots, whole, 1.0, out)) / large.numel()
+    anew = make.seconds(lambda: read_block(slots, whole, 1.0, torch.empty_like(large)))
+    scatter = make.seconds(lambda: add_block(large, whole, 1.0, slots)) / large.numel()
+    copy = make.seconds(lambda: torch.index_select(windows, 0, few, out=copied)) / flat.numel()
+    add = make.seconds(lambda: add_parts(flat, length, *first)) / flat.numel()
     return {
-        "build": make.seconds(lambda: read_block(slots, whole, 1.0, out)) / large.numel(),
-        "scatter": make.seconds(lambda: add_block(large, whole, 1.0, slots)) / large.numel(),
-        "copy": make.seconds(lambda: torch.index_select(windows, 0, few, out=copied))
-        / copied.numel(),
-        "add": make.seconds(lambda: torch._foreach_add_(targets, parts)) / flat.numel(),
+        "build": build,
+        "fresh": max(0.0, anew / large.numel() - build),
+        "scatter": max(0.0, scatter - run / length),
+        "copy": copy,
+        "add": max(0.0, add - run / length),
         "run": run,
     }
 

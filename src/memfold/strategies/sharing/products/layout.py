@@ -97,6 +97,18 @@ class RowLayout:
         arrays = [array for part in parts for array in vars(part).values()]
         return sum(array.nbytes for array in (*arrays, self.straddling))
 
+    def unwrapped(self) -> "RowLayout":
+        """Cut the runs that go on from the last slot to the first there: more rows straddle."""
+        runs, m = self.runs, self.num_slots
+        wraps = np.flatnonzero(runs.starts + runs.lengths > m)
+        cuts = runs.offsets[wraps] + m - runs.starts[wraps]
+        offsets = np.insert(runs.offsets, wraps + 1, cuts)
+        lengths = np.diff(offsets, append=self.num_rows * self.columns)
+        starts = np.insert(runs.starts, wraps + 1, 0)
+        signs = np.insert(runs.signs, wraps + 1, runs.signs[wraps])
+        cut = Runs(offsets=offsets, lengths=lengths, starts=starts, signs=signs)
+        return RowLayout.of(cut, columns=self.columns, num_slots=m)
+
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """The runs, those of equal length side by side."""

@@ -9,8 +9,8 @@ __all__ = ["Prepared"]
 class Prepared:
     """Forms of one vector of slots, each computed when it is first asked for, and kept.
 
-    It belongs to one value of the slots: make a new one when they change. Bytes kept: 2m numbers
-    for each dtype of `doubled`, 4m for `signed`, about 2m to 4m for each `spectrum`.
+    It belongs to one value of the slots: make a new one when they change. Numbers kept: 2m for
+    `doubled`, 4m for `signed`, about 2m to 4m for each `spectrum`; m for `plain` in another dtype.
     """
 
     def __init__(self, slots: Tensor) -> None:
@@ -20,9 +20,18 @@ class Prepared:
             slots: Shape (m,), float32 or float64, without a graph.
         """
         self.slots = slots
+        self._plain: dict[torch.dtype, Tensor] = {}
         self._doubled: dict[torch.dtype, Tensor] = {}
         self._signed: dict[torch.dtype, Tensor] = {}
         self._spectra: dict[tuple[int, int, int], Tensor] = {}
+
+    def plain(self, dtype: torch.dtype) -> Tensor:
+        """Return the slots, shape (m,)."""
+        if dtype == self.slots.dtype:
+            return self.slots
+        if dtype not in self._plain:
+            self._plain[dtype] = self.slots.to(dtype)
+        return self._plain[dtype]
 
     def doubled(self, dtype: torch.dtype) -> Tensor:
         """Return the slots twice, in which every window is contiguous: shape (2m,)."""

@@ -3,14 +3,13 @@
 from functools import cached_property
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from memfold.errors import InputError
 from memfold.strategies.sharing.products.correlation import Correlation
 from memfold.strategies.sharing.products.layout import RowLayout
 from memfold.strategies.sharing.products.prepared import Prepared
-from memfold.strategies.sharing.products.windows import Windows
+from memfold.strategies.sharing.products.windows import Windows, takes_views
 
 __all__ = ["METHODS", "Method", "RowProducts"]
 
@@ -29,6 +28,10 @@ class RowProducts:
 
     def __init__(self, layout: RowLayout) -> None:
         self.layout = layout
+
+    def needs_doubled(self, method: Method) -> bool:
+        """Whether gradients need the doubled buffer; else one of shape (m,) does, too."""
+        return method != "windows" or not takes_views(self.layout)
 
     @property
     def nbytes(self) -> int:
@@ -75,10 +78,10 @@ class RowProducts:
             InputError: See `product`.
         """
         self._check(prepared, method, g=g)
-        y = g.new_empty(len(g), self.layout.columns)
+        y = prepared.slots.new_empty(len(g), self.layout.columns)
         if g.numel():
             self._by(method).transposed_product(prepared, g, factor, y)
-        return y
+        return y.to(g.dtype)
 
     def add_gradient(
         self,
@@ -98,6 +101,7 @@ class RowProducts:
             factor: Of all weights.
             out: Gradient of the doubled vector, shape (2m,), dtype of the slots, changed in place.
                 All layers of a step may share it; the gradient of the slots is out[:m] + out[m:].
+                Where `needs_doubled(method)` is false, the gradient of the slots, shape (m,), does.
             method: How.
 
         Raises:
@@ -130,10 +134,10 @@ class RowProducts:
             InputError: See `product`.
         """
         self._check(prepared, method, g=g, x=x, out=out)
-        y = torch.empty_like(x)
+        y = prepared.slots.new_empty(x.shape)
         if g.numel():
             self._by(method).backward(prepared, g, x, factor, out, y)
-        return y
+        return y.to(x.dtype)
 
     @cached_property
     def _windows(self) -> Windows:
@@ -157,11 +161,14 @@ class RowProducts:
             raise InputError(
                 f"slots must have shape ({layout.num_slots},), got {tuple(prepared.slots.shape)}"
             )
+        m = layout.num_slots
         batch = len(next(iter(tensors.values())))
+        takes_plain = "out" in tensors and not self.needs_doubled(method)
+        is_plain = takes_plain and tensors["out"].shape == (m,)
         shapes = {
             "x": (batch, layout.columns),
             "g": (batch, layout.num_rows),
-            "out": (2 * layout.num_slots,),
+            "out": (m if is_plain else 2 * m,),
         }
         for name, tensor in tensors.items():
             if tensor.shape != shapes[name]:

@@ -1,9 +1,10 @@
-"""Products with a matrix whose rows are read through views of the doubled vector.
+"""Products with a matrix whose rows are read through views of the vector.
 
-Where runs hold many rows, each run is a matrix inside the doubled vector, and goes to the matrix
-product as a view. Shorter runs are copied, as many as fit in a cache, into a scratch matrix. In
-neither case is the weight built; the vector and the scratch stay in the caches, so that less
-memory traffic is left than with a built weight.
+Where runs hold many rows, each run is a matrix inside the vector, and goes to the matrix product
+as a view; a row that the vector's end cuts is handled as a straddling row. Shorter runs are
+copied, as many as fit in a cache, into a scratch matrix. In neither case is the weight built; the
+vector and the scratch stay in the caches, so that less memory traffic is left than with a built
+weight.
 """
 
 from collections.abc import Iterator
@@ -13,26 +14,29 @@ import torch
 from torch import Tensor
 
 from memfold.strategies.sharing.fold import Block, add_block
+from memfold.strategies.sharing.products.adding import add_parts
 from memfold.strategies.sharing.products.layout import RowLayout
 from memfold.strategies.sharing.products.prepared import Prepared
 from memfold.strategies.sharing.products.straddling import StraddlingRows
 
-__all__ = ["Windows", "takes_views"]
+__all__ = ["LONG_RUN", "SCRATCH_NUMEL", "Windows", "takes_views"]
 
-# From so many rows in a run on, views are faster than copies of about so many elements.
-_VIEW_ROWS = 16
-_SCRATCH_NUMEL = 1 << 18
-# Runs of fewer slots are summed by `add_block`, which groups those with equal starts.
-_LONG_RUN = 1024
+# From so many rows in a run on, views are faster than copies.
+_VIEW_ROWS = 64
+SCRATCH_NUMEL = 1 << 18
+"""About so many numbers are copied at a time."""
+LONG_RUN = 1024
+"""Runs of vectors with fewer slots are summed by `add_block`, which groups equal starts."""
 
 
 class Windows:
     """The products of one layout; see `memfold.strategies.sharing.products`."""
 
     def __init__(self, layout: RowLayout) -> None:
-        self.layout = layout
         self._takes_views = takes_views(layout)
-        self._straddling = StraddlingRows(layout)
+        # Views that do not wrap need no doubled vector, which would take twice the slots' memory.
+        self.layout = layout.unwrapped() if self._takes_views else layout
+        self._straddling = StraddlingRows(self.layout)
 
     def product(self, prepared: Prepared, x: Tensor, factor: float, y: Tensor) -> None:
         """Write factor * x @ W.T to y, shape (batch, num_rows)."""
@@ -46,10 +50,17 @@ class Windows:
             self._straddling.product(prepared, x, factor, y)
 
     def transposed_product(self, prepared: Prepared, g: Tensor, factor: float, y: Tensor) -> None:
-        """Write factor * g @ W to y, shape (batch, columns)."""
-        beta = 0
+        """Write factor * g @ W to y, shape (batch, columns), dtype of the slots."""
+        # Parts of lower precision are summed in that of the slots.
+        is_low, beta = g.dtype != y.dtype, 0
+        if is_low:
+            y.zero_()
         for begin, matrix, sign in self._matrices(prepared, g.dtype):
-            y.addmm_(g[:, begin : begin + len(matrix)], matrix, beta=beta, alpha=factor * sign)
+            rows = g[:, begin : begin + len(matrix)]
+            if is_low:
+                y.add_(rows @ matrix, alpha=factor * sign)
+            else:
+                y.addmm_(rows, matrix, beta=beta, alpha=factor * sign)
             beta = 1
         if self._takes_views:
             self._straddling.transposed_product(prepared, g, factor, y)
@@ -64,7 +75,7 @@ class Windows:
     def add_gradient(
         self, prepared: Prepared, g: Tensor, x: Tensor, factor: float, out: Tensor
     ) -> None:
-        """Add the gradient to the doubled vector `out`, shape (2m,)."""
+        """Add the gradient to `out`, shape (2m,), or (m,) where views are taken."""
         if not self._takes_views:
             self._add_copied(g, x, factor, out)
             return
@@ -85,10 +96,10 @@ class Windows:
         """Yield first row, rows and sign of parts of the matrix that hold for one iteration."""
         columns = self.layout.columns
         if self._takes_views:
-            doubled, whole = prepared.doubled(dtype), self.layout.whole
+            slots, whole = prepared.plain(dtype), self.layout.whole
             groups = (whole.firsts, whole.counts, whole.starts, whole.signs)
             for first, count, start, sign in zip(*(a.tolist() for a in groups), strict=True):
-                window = doubled[start : start + count * columns]
+                window = slots[start : start + count * columns]
                 yield first, window.view(count, columns), float(sign)
             return
         scratch = prepared.slots.new_empty(min(self._step, self.layout.num_rows) * columns).to(
@@ -103,7 +114,7 @@ class Windows:
 
     @property
     def _step(self) -> int:
-        return max(1, _SCRATCH_NUMEL // self.layout.columns)
+        return max(1, SCRATCH_NUMEL // self.layout.columns)
 
     def _chunks(self) -> Iterator[tuple[int, int]]:
         for begin in range(0, self.layout.num_rows, self._step):
@@ -122,28 +133,20 @@ class Windows:
     def _add_copied(self, g: Tensor, x: Tensor, factor: float, out: Tensor) -> None:
         """Compute the weight's gradient as many rows at a time as the scratch holds."""
         columns = self.layout.columns
-        folds = out.device.type != "cpu" or self.layout.num_slots < _LONG_RUN
+        folds = out.device.type != "cpu" or self.layout.num_slots < LONG_RUN
+        scratch = x.new_empty(min(self._step, self.layout.num_rows), columns)
         for begin, end in self._chunks():
-            flat = (g[:, begin:end].T @ x).to(out.dtype).view(-1)
+            gradient = torch.mm(g[:, begin:end].T, x, out=scratch[: end - begin])
+            flat = gradient.to(out.dtype).view(-1)
             for block in self.layout.blocks_within(begin * columns, end * columns):
                 if folds:
                     add_block(flat, block, factor, out[: self.layout.num_slots])
                 else:
-                    _add_runs(flat, block, factor, out)
+                    part = flat[block.offset : block.stop]
+                    add_parts(part, block.length, block.starts, block.signs, factor, out)
 
 
 def takes_views(layout: RowLayout) -> bool:
     """Whether the runs hold so many rows that views of them are multiplied, not copies."""
     num_whole = layout.num_rows - len(layout.straddling)
     return 0 < len(layout.whole) * _VIEW_ROWS <= num_whole
-
-
-def _add_runs(flat: Tensor, block: Block, factor: float, out: Tensor) -> None:
-    """Add run after run to its window of the doubled vector, in one call for each sign."""
-    sources = flat[block.offset : block.stop].split(block.length)
-    starts = block.starts.tolist()
-    for sign in (1, -1):
-        chosen = np.flatnonzero(block.signs == sign).tolist()
-        if chosen:
-            targets = [out.narrow(0, starts[i], block.length) for i in chosen]
-            torch._foreach_add_(targets, [sources[i] for i in chosen], alpha=factor * sign)
