@@ -99,7 +99,7 @@ def _add_windows(rows: Tensor, block: Block, factor: float, out: Tensor) -> None
     for sign in (1, -1):
         chosen = np.flatnonzero(block.signs == sign).tolist()
         if chosen:
-            torch._foreach_add_(
+            torch._foreach_add_(  # type: ignore[attr-defined]  (what optimizers call)
                 [targets[i] for i in chosen], [sources[i] for i in chosen], alpha=factor * sign
             )
     out.add_(doubled[:m]).add_(doubled[m:])

@@ -9,7 +9,7 @@ from torch import Tensor
 from memfold.strategies.sharing.autograd import CollectGradient, ReadLean, ReadWeight, ScaleSlots
 from memfold.strategies.sharing.mapping import SlotMapping
 from memfold.strategies.sharing.multiply import MultiplyLean
-from memfold.strategies.sharing.products import Choice, choose
+from memfold.strategies.sharing.products import Method, RowProducts, Way, choose
 from memfold.strategies.sharing.saved_weights import SavedWeights
 from memfold.strategies.sharing.slot_source import SlotSource
 
@@ -37,6 +37,7 @@ class ForwardPass:
         scales: Sequence[float],
         zero_rows: Sequence[int | None],
         factors: tuple[Tensor, Tensor],
+        plans: dict[int, RowProducts],
         *,
         lean: bool,
         hold: bool = False,
@@ -49,6 +50,7 @@ class ForwardPass:
             scales: Lambda of each weight.
             zero_rows: Row of each weight that stays zero, if there is one.
             factors: 1 / nu and Gamma / nu, each of shape (segments,).
+            plans: Products that are kept from pass to pass, by weight.
             lean: Build weights again for the backward pass instead of saving them. Not under the
                 transforms of torch.func.
             hold: Keep every weight until the pass goes.
@@ -61,7 +63,7 @@ class ForwardPass:
         self._held: list[Tensor] = []
         self._classic: Tensor | None = None
         self._hooks: SavedWeights | None = None
-        self.source = SlotSource(values, mapping, scales, zero_rows, factors)
+        self.source = SlotSource(values, mapping, scales, zero_rows, factors, plans)
         if not lean:
             self._classic = ScaleSlots.apply(values, *factors, mapping)
         self.token: Tensor | None = None
@@ -94,16 +96,24 @@ class ForwardPass:
         self._built[key] = ref(weight)
         return weight
 
-    def product(self, index: int, inputs: Tensor, wanted: Choice) -> Tensor | None:
+    def choose(self, index: int, batch: int, *, training: bool) -> Way:
+        """Choose how to multiply with weight number `index`."""
+        products = self.source.products(index)
+        if products is None:
+            return "weight"
+        device = self.values.device.type
+        return choose(products.layout, batch, training=training, device_type=device)
+
+    def product(self, index: int, inputs: Tensor, method: Method) -> Tensor | None:
         """Multiply with weight number `index` without building it.
 
         Args:
             index: Of the weight.
             inputs: Shape (..., columns).
-            wanted: "windows", "correlation", or "auto" for what costs least.
+            method: How.
 
         Returns:
-            Shape (..., rows); `None` where building the weight costs least, or is the only way.
+            Shape (..., rows); `None` where there is no such way.
         """
         products, columns = self.source.products(index), inputs.shape[-1]
         kind, dtype = inputs.device.type, self.values.dtype
@@ -112,23 +122,23 @@ class ForwardPass:
             return None
         if dtype != working_dtype(dtype) or not (autocasts or inputs.dtype == dtype):
             return None
-        needs_graph = torch.is_grad_enabled() and (self.tracked or inputs.requires_grad)
-        method = wanted
-        if wanted == "auto":
-            batch = inputs.numel() // columns
-            method = choose(products.layout, batch, training=needs_graph, device_type=kind)
-        if method == "weight":
-            return None
+        if method == "correlation":
+            # Its plan takes longer than a small batch.
+            self.source.keep_plan(index)
         if autocasts and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(kind)
         with torch.autocast(kind, enabled=False):
             flat = inputs.reshape(-1, columns).to(dtype)
-            if needs_graph:
+            if self.needs_graph(inputs):
                 output = MultiplyLean.apply(flat, self.token, self.source, index, method)
             else:
                 factor = self.source.scales[index]
                 output = products.product(self.source.prepared, flat, factor, method)
         return output.view(*inputs.shape[:-1], products.layout.num_rows)
+
+    def needs_graph(self, inputs: Tensor) -> bool:
+        """Whether autograd has to see a product with these inputs."""
+        return torch.is_grad_enabled() and (self.tracked or inputs.requires_grad)
 
     def _build(self, index: int, dtype: torch.dtype, tracked: bool) -> Tensor:
         if self._classic is not None:

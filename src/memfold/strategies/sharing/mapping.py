@@ -44,8 +44,9 @@ def spans_of(weights: Sequence[CompressibleWeight]) -> tuple[Span, ...]:
 class SlotMapping(ABC):
     """Assign each of n weights a slot h(i) in [0, m) and a sign g_i, by hashing alone.
 
-    Immutable and of constant size: whatever depends on n or m is computed anew for each call and
-    dropped. Indices and signs are whole numbers, so that they agree on every device and dtype.
+    Immutable and of constant size: whatever depends on n or m is computed anew for each pass and
+    dropped. Indices and signs are whole numbers, so that they agree on every
+    device and dtype.
     """
 
     def __init__(self, spans: Sequence[Span], num_slots: int, *, seed: int, sign: Sign) -> None:
@@ -81,6 +82,10 @@ class SlotMapping(ABC):
     def is_bijection(self) -> bool:
         """Whether every slot holds exactly one weight."""
         return False
+
+    def hashes(self) -> object:
+        """Return hashes that one pass needs several times; found again while something holds them."""
+        return None
 
     def layout(self, span: Span) -> RowLayout | None:
         """Tell where the rows of one tensor lie, as a matrix (first dimension, all others).

@@ -55,15 +55,16 @@ class MultiplyLean(torch.autograd.Function):
         products, prepared, factor = source.products(index), source.prepared, source.scales[index]
         # Matrix products want rows that are contiguous.
         given = prepared, grads[0].contiguous()
-        of_inputs = None
-        if needs_inputs and needs_phi:
-            buffer = source.doubled_buffer()
-            of_inputs = products.backward(*given, inputs, factor, buffer, method)
-        elif needs_phi:
-            products.add_gradient(*given, inputs, factor, source.doubled_buffer(), method)
-        elif needs_inputs:
+        if not needs_phi:
             of_inputs = products.transposed_product(*given, factor, method)
-        return of_inputs, None, None, None, None
+            return of_inputs, None, None, None, None
+        doubled = products.needs_doubled(method)
+        buffer = source.doubled_buffer() if doubled else source.buffer()
+        if needs_inputs:
+            of_inputs = products.backward(*given, inputs, factor, buffer, method)
+            return of_inputs, None, None, None, None
+        products.add_gradient(*given, inputs, factor, buffer, method)
+        return None, None, None, None, None
 
 
 def _differentiable(

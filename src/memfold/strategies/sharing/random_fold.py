@@ -1,8 +1,11 @@
 """RANDOMFOLD: consecutive weights lie in consecutive slots of one circular vector."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
+from typing import Any
+from weakref import ref
 
 import numpy as np
 import torch
@@ -23,10 +26,11 @@ from memfold.strategies.sharing.runs import Runs
 
 __all__ = ["RandomFold"]
 
-# Hashes of so many numbers, a few kilobytes, are kept; more are computed when they are needed.
-_KEPT_NUMBERS = 256
-# Segments of at least so many slots are scaled one by one; shorter ones by a vector of m factors.
+# Segments of at least so many slots, on average, are scaled one by one; shorter ones by a vector of
+# m factors.
 _SEGMENT_SLOTS = 1024
+# Segments shorter than this, on average, are not worth telling apart from slots.
+_SHORTEST = 8
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,24 @@ class _Pieces:
     partitions: range
     begin: int
     """First position of each part inside its partition."""
+
+
+class _Hashes:
+    """The runs of all tensors, and where the segments of slots begin."""
+
+    def __init__(self, blocks: dict[str, list[Block]], num_slots: int) -> None:
+        self.blocks = blocks
+        self._num_slots = num_slots
+
+    @cached_property
+    def edges(self) -> np.ndarray:
+        """First slot of every segment, ascending from 0: int64. All slots if segments are short."""
+        m, found = self._num_slots, [np.zeros(1, dtype=np.int64)]
+        for block in (block for blocks in self.blocks.values() for block in blocks):
+            if block.length < m:
+                found += [block.starts, (block.starts + block.length) % m]
+        edges = np.unique(np.concatenate(found))
+        return edges if len(edges) * _SHORTEST <= m else np.arange(m)
 
 
 class RandomFold(SlotMapping):
@@ -73,9 +95,7 @@ class RandomFold(SlotMapping):
         self._rotation = PolynomialHash(seed, "rotation")
         self._run_sign = PolynomialHash(seed, "run-sign")
         self._units = {span.name: self._unit(span, align_rows) for span in self.spans}
-        self._known_blocks: dict[str, list[Block]] = {}
-        self._known_layouts: dict[str, RowLayout] = {}
-        self._known_edges: np.ndarray | None = None
+        self._known_hashes: ref[_Hashes] | None = None
         self._places: dict[str, _Place] = {}
         place = _Place(0, 0)
         for span in self.spans:
@@ -92,14 +112,8 @@ class RandomFold(SlotMapping):
         """See `SlotMapping.layout`; none with a sign per weight."""
         if self.sign == "weight":
             return None
-        known = self._known_layouts.get(span.name)
-        if known is None:
-            columns = span.numel // span.shape[0]
-            known = RowLayout.of(self.runs(span), columns=columns, num_slots=self.num_slots)
-            if len(known.runs) <= _KEPT_NUMBERS:
-                self._known_layouts[span.name] = known
-        # A copy: what it computes later, some numbers for every row, goes with it.
-        return replace(known)
+        columns = span.numel // span.shape[0]
+        return RowLayout.of(self.runs(span), columns=columns, num_slots=self.num_slots)
 
     def runs(self, span: Span) -> Runs:
         """List the windows of one tensor, with signs per run.
@@ -146,7 +160,7 @@ class RandomFold(SlotMapping):
 
     def accumulate(self, constants: Sequence[float]) -> Tensor:
         """See `SlotMapping.accumulate`; a segment ends where any tensor's window does."""
-        edges = self._edges()
+        edges = self._edges
         sums = np.zeros(len(edges))
         for span, constant in zip(self.spans, constants, strict=True):
             sums += constant * self._count_windows(span, edges)
@@ -154,34 +168,22 @@ class RandomFold(SlotMapping):
 
     def scale(self, slots: Tensor, factors: Tensor, out: Tensor | None = None) -> Tensor:
         """See `SlotMapping.scale`."""
-        bounds = [*self._edges().tolist(), self.num_slots]
-        if len(factors) * _SEGMENT_SLOTS > self.num_slots:
-            lengths = torch.tensor(bounds).diff().to(slots.device)
+        edges = self._edges
+        if len(edges) == self.num_slots:
+            return torch.mul(slots, factors, out=out)
+        if len(edges) * _SEGMENT_SLOTS > self.num_slots:
+            lengths = torch.from_numpy(np.diff(edges, append=self.num_slots)).to(slots.device)
             repeated = torch.repeat_interleave(factors, lengths, output_size=self.num_slots)
             return torch.mul(slots, repeated, out=out)
         out = torch.empty_like(slots) if out is None else out
+        bounds = [*edges.tolist(), self.num_slots]
         for (begin, end), factor in zip(pairwise(bounds), factors.tolist(), strict=True):
             torch.mul(slots[begin:end], factor, out=out[begin:end])
         return out
 
-    def _weight_signs(self, span: Span, device: torch.device) -> WeightSigns | None:
-        if self.sign == "run":
-            return None
-        return weight_signs(self.seed, span.start, span.stop, device)
-
+    @property
     def _edges(self) -> np.ndarray:
-        """List the first slot of every segment: int64, ascending from 0."""
-        if self._known_edges is not None:
-            return self._known_edges
-        m = self.num_slots
-        found = [np.zeros(1, dtype=np.int64)]
-        for block in (block for span in self.spans for block in self._blocks(span)):
-            if block.length < m:
-                found += [block.starts, (block.starts + block.length) % m]
-        edges = np.unique(np.concatenate(found))
-        if len(edges) <= _KEPT_NUMBERS:
-            self._known_edges = edges
-        return edges
+        return self.hashes().edges
 
     def _count_windows(self, span: Span, edges: np.ndarray) -> np.ndarray:
         """Count the weights of a span in a slot of each segment: int64, shape (segments,)."""
@@ -196,6 +198,27 @@ class RandomFold(SlotMapping):
             # A window that wraps, or ends at m, is open at slot 0.
             counts += np.cumsum(begun - ended) + int((ends >= m).sum())
         return counts
+
+    def hashes(self) -> "_Hashes":
+        """See `SlotMapping.hashes`."""
+        known = self._known_hashes() if self._known_hashes is not None else None
+        if known is None:
+            blocks = {
+                span.name: [self._block(span, pieces) for pieces in self._pieces(span)]
+                for span in self.spans
+            }
+            known = _Hashes(blocks, self.num_slots)
+            self._known_hashes = ref(known)
+        return known
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is computed again."""
+        return {**self.__dict__, "_known_hashes": None}
+
+    def _weight_signs(self, span: Span, device: torch.device) -> WeightSigns | None:
+        if self.sign == "run":
+            return None
+        return weight_signs(self.seed, span.start, span.stop, device)
 
     def _unit(self, span: Span, align_rows: bool) -> int:
         """Return what a partition holds whole multiples of."""
@@ -222,12 +245,7 @@ class RandomFold(SlotMapping):
             yield _Pieces(offset, rest, range(partition, partition + 1), 0)
 
     def _blocks(self, span: Span) -> list[Block]:
-        known = self._known_blocks.get(span.name)
-        if known is None:
-            known = [self._block(span, pieces) for pieces in self._pieces(span)]
-            if sum(len(block.starts) for block in known) <= _KEPT_NUMBERS:
-                self._known_blocks[span.name] = known
-        return known
+        return self.hashes().blocks[span.name]
 
     def _block(self, span: Span, pieces: _Pieces) -> Block:
         """Hash the rotation r_k of each partition, and the sign of each run by its first weight."""

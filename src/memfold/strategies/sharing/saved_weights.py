@@ -53,7 +53,9 @@ class SavedWeights:
 
     def enter(self) -> None:
         """Install the hooks."""
-        outer = torch._C._autograd._top_saved_tensors_default_hooks(False)
+        # Private, and the only way to know: PyTorch's own checkpoints ask it as well.
+        autograd = torch._C._autograd  # type: ignore[attr-defined]
+        outer = autograd._top_saved_tensors_default_hooks(False)
         if outer is not None:
             self._outer_pack, self._outer_unpack = outer
         unpack = _Unpack(self._outer_unpack)

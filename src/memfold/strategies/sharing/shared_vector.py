@@ -33,7 +33,7 @@ from memfold.strategies.sharing.compiled import compiled_weight, register_mappin
 from memfold.strategies.sharing.evaluation import Evaluation, has_room
 from memfold.strategies.sharing.forward_pass import ForwardPass, working_dtype
 from memfold.strategies.sharing.mapping import SlotMapping
-from memfold.strategies.sharing.products import Choice
+from memfold.strategies.sharing.products import Choice, RowProducts, Way
 
 __all__ = ["RESERVED_NAMES", "Autograd", "GradientScale", "SharedVector", "index_bytes"]
 
@@ -60,6 +60,8 @@ _FREE_OPTIONS = frozenset(
         "linear",
     )
 )
+# Batch sizes of layers for which a choice is remembered.
+_MOST_WAYS = 1024
 _AUTOCAST_LAYERS = (
     nn.Linear,
     nn.Conv1d,
@@ -123,6 +125,8 @@ class SharedVector(Compression):
         self.zero_rows: list[int | None] = rows
         self.scales = scales
         self.fingerprint = _fingerprint(self)
+        self._plans: dict[int, RowProducts] = {}
+        self._ways: dict[tuple[int, int, bool], Way] = {}
         self._factors: tuple[object, Tensor, Tensor] | None = None
         self._running: list[ForwardPass] = []
         self._evaluation: Evaluation | None = None
@@ -200,7 +204,19 @@ class SharedVector(Compression):
             return None
         if torch.compiler.is_compiling() or _is_transformed(values):
             return None
-        return self._current_pass(values).product(index, inputs, self.linear)
+        current = self._current_pass(values)
+        way = self._way(current, index, inputs) if self.linear == "auto" else self.linear
+        return None if way == "weight" else current.product(index, inputs, way)
+
+    def _way(self, current: ForwardPass, index: int, inputs: Tensor) -> Way:
+        """Choose, and remember for batches of the same size."""
+        batch = inputs.numel() // max(1, inputs.shape[-1])
+        key = index, batch, current.needs_graph(inputs)
+        if key not in self._ways:
+            if len(self._ways) >= _MOST_WAYS:
+                self._ways.clear()
+            self._ways[key] = current.choose(index, batch, training=key[2])
+        return self._ways[key]
 
     def release(self) -> None:
         """See `Compression.release`: the weights that an evaluation has built."""
@@ -239,9 +255,9 @@ class SharedVector(Compression):
 
     @property
     def resident_bytes(self) -> int:
-        """See `Compression.resident_bytes`: the scales, and the two factors of every segment."""
+        """See `Compression.resident_bytes`: scales, factors of segments, plans of transforms."""
         kept = 0 if self._factors is None else 2 * self._factors[1].nbytes
-        return self.index_bytes + kept
+        return self.index_bytes + kept + sum(plan.nbytes for plan in self._plans.values())
 
     def owned_names(self) -> frozenset[str]:
         """See `Compression.owned_names`."""
@@ -306,11 +322,11 @@ class SharedVector(Compression):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to the passes that run now."""
-        return {**self.__dict__, "_running": [], "_evaluation": None}
+        return {**self.__dict__, "_running": [], "_evaluation": None, "_plans": {}, "_ways": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make the mapping known in this process."""
-        self.__dict__.update(state)
+        vars(self).update(state)
         register_mapping(self.fingerprint, self.mapping)
 
     def _current_pass(self, values: Tensor) -> ForwardPass:
@@ -326,7 +342,8 @@ class SharedVector(Compression):
         factors = self.slot_factors(values.device, working_dtype(values.dtype))
         lean = self.autograd == "lean" and not _is_transformed(values)
         mapping, scales, rows = self.mapping, self.scales, self.zero_rows
-        return ForwardPass(values, mapping, scales, rows, factors, lean=lean, hold=hold)
+        plans = self._plans
+        return ForwardPass(values, mapping, scales, rows, factors, plans, lean=lean, hold=hold)
 
     def _compiled_weight(self, values: Tensor, index: int, dtype: torch.dtype) -> Tensor:
         # What `slot_factors` has computed last: a graph can convert it, not compute it.
@@ -464,6 +481,7 @@ def _is_transformed(values: Tensor) -> bool:
 
     They see no side effects, and torch.func takes no hooks on saved tensors.
     """
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    functorch = torch._C._functorch  # type: ignore[attr-defined]
+    if functorch.peek_interpreter_stack() is not None:
         return True
     return forward_ad.unpack_dual(values).tangent is not None

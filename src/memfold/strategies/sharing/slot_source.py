@@ -26,6 +26,7 @@ class SlotSource:
         scales: Sequence[float],
         zero_rows: Sequence[int | None],
         factors: tuple[Tensor, Tensor],
+        plans: dict[int, RowProducts],
     ) -> None:
         """Take what does not change during the pass.
 
@@ -35,6 +36,7 @@ class SlotSource:
             scales: Lambda of each weight.
             zero_rows: Row of each weight that stays zero, if there is one.
             factors: 1 / nu and Gamma / nu, each of shape (segments,), float32 or float64.
+            plans: Products that are kept from pass to pass, by weight; changed in place.
         """
         self.mapping = mapping
         self.scales = scales
@@ -43,7 +45,9 @@ class SlotSource:
         self._values = values.detach()
         self._version = version_of(self._values)
         self._prepared: Prepared | None = None
+        self._plans = plans
         self._products: dict[int, RowProducts | None] = {}
+        self._hashes: object = mapping.hashes()
         self._gradients: dict[int, Tensor] = {}
         self._doubled: dict[int, Tensor] = {}
         self._repeated: set[tuple[int, torch.dtype]] = set()
@@ -121,12 +125,19 @@ class SlotSource:
 
     def products(self, index: int) -> RowProducts | None:
         """Return the products with weight number `index`, if its rows are windows of slots."""
-        if index not in self._products:
-            # A row that stays zero is no window.
-            whole = self.zero_rows[index] is None
-            layout = self.mapping.layout(self.mapping.spans[index]) if whole else None
-            self._products[index] = None if layout is None else RowProducts(layout)
-        return self._products[index]
+        found = self._plans.get(index) or self._products.get(index)
+        # A row that stays zero is no window.
+        if found is None and self.zero_rows[index] is None:
+            layout = self.mapping.layout(self.mapping.spans[index])
+            found = None if layout is None else RowProducts(layout)
+            self._products[index] = found
+        return found
+
+    def keep_plan(self, index: int) -> None:
+        """Keep the products with weight number `index` for the passes to come."""
+        found = self._products.pop(index, None)
+        if found is not None:
+            self._plans[index] = found
 
     def doubled_buffer(self) -> Tensor:
         """Return a buffer of shape (2m,), whose halves are both added to the gradient."""
@@ -149,7 +160,7 @@ class SlotSource:
         pass runs.
         """
         self._kept.clear()
-        self._prepared = None
+        self._prepared = self._hashes = None
         self._products.clear()
         number = _backward_number()
         gradient, doubled = self._gradients.pop(number, None), self._doubled.pop(number, None)

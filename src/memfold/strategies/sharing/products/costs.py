@@ -14,8 +14,9 @@ from memfold.strategies.sharing.products.correlation import BlockTransform
 from memfold.strategies.sharing.products.layout import RowLayout
 from memfold.strategies.sharing.products.windows import LONG_RUN, SCRATCH_NUMEL, takes_views
 
-__all__ = ["SHIPPED_COSTS", "Choice", "Costs", "choose", "estimate", "measure"]
+__all__ = ["SHIPPED_COSTS", "Choice", "Costs", "Way", "choose", "estimate", "measure"]
 
+Way = Literal["weight", "windows", "correlation"]
 Choice = Literal["auto", "weight", "windows", "correlation"]
 """How the products with a weight are taken; "weight" builds it, "auto" leaves it to `choose`."""
 
@@ -96,7 +97,7 @@ def choose(
     training: bool,
     device_type: str,
     costs: Costs | None = None,
-) -> Choice:
+) -> Way:
     """Choose how to multiply with one layer's weight.
 
     The choice is a function of the arguments: a timing at run time would let the last bits of
@@ -116,7 +117,7 @@ def choose(
     return min(estimates, key=lambda choice: estimates[choice])
 
 
-def estimate(layout: RowLayout, batch: int, *, training: bool, costs: Costs) -> dict[Choice, float]:
+def estimate(layout: RowLayout, batch: int, *, training: bool, costs: Costs) -> dict[Way, float]:
     """Estimate the seconds of each way to multiply.
 
     Args:
@@ -125,7 +126,7 @@ def estimate(layout: RowLayout, batch: int, *, training: bool, costs: Costs) -> 
         training: Whether to count the backward pass.
         costs: Of the device.
     """
-    found: dict[Choice, float] = {
+    found: dict[Way, float] = {
         "weight": _weight(layout, batch, training, costs),
         "windows": _windows(layout, batch, training, costs),
     }
