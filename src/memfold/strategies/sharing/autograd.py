@@ -130,12 +130,15 @@ class CollectGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
         """Return Gamma times the collected gradient, shape (m,)."""
+        factor, mapping = ctx.source.backward_factor, ctx.source.mapping
+        hashes = mapping.hashes()  # the source lets go of them
         collected = ctx.source.take_gradient()
         if collected is None:
             return None, None
-        factor, mapping = ctx.source.backward_factor, ctx.source.mapping
         if not torch.is_grad_enabled():
-            return mapping.scale(collected, factor, out=collected).to(ctx.dtype), None
+            gradient = mapping.scale(collected, factor, out=collected).to(ctx.dtype)
+            del hashes
+            return gradient, None
         return ScaleSlots.apply(collected, factor, factor, mapping).to(ctx.dtype), None
 
 

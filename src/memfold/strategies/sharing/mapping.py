@@ -84,7 +84,7 @@ class SlotMapping(ABC):
         return False
 
     def hashes(self) -> object:
-        """Return hashes that one pass needs several times; found again while something holds them."""
+        """Compute what one pass needs several times; found again while something holds it."""
         return None
 
     def layout(self, span: Span) -> RowLayout | None:
