@@ -15,7 +15,7 @@ from memfold import strategies
 from memfold.artifact import load, save
 from memfold.errors import InputError
 from memfold.memory import Footprint, footprint
-from memfold.strategies import Context, Strategy, before_step, densify
+from memfold.strategies import Context, Strategy, before_step, densify, release
 
 __all__ = [
     "Footprint",
@@ -26,6 +26,7 @@ __all__ = [
     "densify",
     "footprint",
     "load",
+    "release",
     "save",
     "strategies",
 ]

@@ -136,7 +136,7 @@ class HoldsATensor(nn.Linear):
     ("build", "error", "message"),
     [
         (lambda: Fails(8, 8), OSError, "no values today"),
-        (lambda: NotFinite(8, 8), InputError, "3.weight has initial weights that are not finite"),
+        (lambda: NotFinite(8, 8), InputError, "3.weight: .* with numbers"),
         (
             lambda: LeavesItsScale(8, 8),
             InputError,
@@ -427,3 +427,50 @@ def test_a_model_trains_whose_dense_weights_do_not_fit():
     assert refused.startswith("no room:")
     assert trained.startswith("loss:")
     assert 0 < float(trained.split()[1]) < 1e-6
+
+
+class WithArgument(nn.Linear):
+    def reset_parameters(self, std=None, *, really):
+        raise AssertionError("nobody knows the argument")
+
+
+class ScalesWhatWasThere(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(4, 4))
+
+    def reset_parameters(self):
+        with torch.no_grad():
+            self.matrix.mul_(0.1)
+
+
+class FillsInPart(ScalesWhatWasThere):
+    def reset_parameters(self):
+        with torch.no_grad():
+            self.matrix[:2].fill_(0.1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Linear(4, 4), None),
+        (ScalesWhatWasThere, "does not fill it"),
+        (FillsInPart, "does not fill it"),
+    ],
+)
+def test_an_initialiser_that_leaves_holes_is_refused(make, message):
+    with torch.device("meta"):
+        model = nn.Sequential(make())
+    if message is None:
+        memfold.compress(model, "stable_rps", ratio=0.5)
+        return
+    with pytest.raises(InputError, match=message):
+        memfold.compress(model, "stable_rps", ratio=0.5)
+    assert all(p.is_meta for p in model.parameters())
+
+
+def test_an_initialiser_that_needs_arguments_is_none():
+    layer = nn.Linear(4, 4, device="meta")
+    layer.__class__ = WithArgument
+    with pytest.raises(InputError, match="nothing initialises them"):
+        memfold.compress(nn.Sequential(layer), "stable_rps", ratio=0.5)

@@ -6,7 +6,13 @@ from pkgutil import walk_packages
 from types import ModuleType
 
 from memfold.strategies.base import Context, Strategy, strategy_class, strategy_names
-from memfold.strategies.compression import Compression, before_step, compression_of, densify
+from memfold.strategies.compression import (
+    Compression,
+    before_step,
+    compression_of,
+    densify,
+    release,
+)
 
 __all__ = [
     "Compression",
@@ -15,6 +21,7 @@ __all__ = [
     "before_step",
     "compression_of",
     "densify",
+    "release",
     "strategy_class",
     "strategy_names",
 ]

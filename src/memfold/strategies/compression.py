@@ -168,6 +168,21 @@ def before_step(
         compression.prepare_step(step + 1, total_steps)
 
 
+def release(model: nn.Module) -> None:
+    """Let go of the dense weights that a shared model keeps from one evaluation batch to the next.
+
+    The next pass with gradients or in training mode does it too; a copy that is only ever
+    evaluated, such as an average of weights, has none.
+
+    Args:
+        model: A compressed model, or one that holds compressed models; any other is left alone.
+    """
+    for module in model.modules():
+        compression = compression_of(module)
+        if compression is not None:
+            compression.release()
+
+
 def _check_trains(optimizer: torch.optim.Optimizer, compression: Compression) -> None:
     names = compression.owned_names()
     owned = {id(p) for name, p in compression.model.named_parameters() if name in names}

@@ -202,7 +202,9 @@ def _convolution(module: nn.Conv2d, input: Tensor) -> Tensor:
         return module._conv_forward(input, module.weight, module.bias)
     if module.bias is not None:
         output.add_(module.bias)
-    return output.movedim(-1, 1)
+    channels_last = input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return output.movedim(-1, 1).clone(memory_format=layout)
 
 
 def _is_pointwise(module: nn.Conv2d, input: Tensor) -> bool:

@@ -27,7 +27,7 @@ class Initialisers:
         self._model = model
         self._paths = {module: path for path, module in model.named_modules()}
         for_each = getattr(model, _FOR_EACH, None)
-        self._for_each = for_each if _takes_a_module(for_each, model) else None
+        self._for_each = for_each if _takes(for_each, model) else None
 
     def inside_out(self, owners: Collection[nn.Module]) -> Iterator[nn.Module]:
         """Yield the modules that hold one of `owners`: children first, siblings as registered."""
@@ -61,9 +61,9 @@ class Initialisers:
         return None
 
     def own(self, module: nn.Module) -> Callable[[], object] | None:
-        """Return the initialiser that a module has itself."""
+        """Return the initialiser that a module has itself, one that needs no arguments."""
         methods = (getattr(module, name, None) for name in _NAMES)
-        return next((method for method in methods if callable(method)), None)
+        return next((method for method in methods if _takes(method)), None)
 
     def call(self, module: nn.Module, *, own: bool) -> None:
         """Initialise a module: by its own initialiser if `own`, then by that of the root."""
@@ -118,11 +118,11 @@ class _Recorder(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def _takes_a_module(method: Any, model: nn.Module) -> bool:
+def _takes(method: Any, *arguments: nn.Module) -> bool:
     if not callable(method):
         return False
     try:
-        signature(method).bind(model)
+        signature(method).bind(*arguments)
     except (TypeError, ValueError):
         return False
     return True

@@ -10,6 +10,7 @@ generator hands every module the numbers that the dense construction would have 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from math import nan
 from warnings import warn
 
 import torch
@@ -263,6 +264,9 @@ class _Plan:
         """Give the tensors of one module memory, and let its initialiser fill them."""
         made = [_empty_like(tensor.originals[0], self._device) for tensor in own]
         for tensor, real in zip(own, made, strict=True):
+            if real.is_floating_point():
+                # What an initialiser only scales, or fills in part, is not taken for a value.
+                real.detach().fill_(nan)
             tensor.put(real)
         with ExitStack() as stack:
             self._hide(stack, module)
@@ -272,13 +276,15 @@ class _Plan:
         unfilled = [
             tensor.name
             for tensor, real in zip(own, made, strict=True)
-            if tensor.places[0].get() is not real or real.untyped_storage()._cdata not in written
+            if tensor.places[0].get() is not real
+            or real.untyped_storage()._cdata not in written
+            or bool(real.detach().sum().isnan())
         ]
         what = self._initialisers.describe(module)
         if unfilled:
             raise InputError(
-                f"{_sample(unfilled)}: on the meta device, and {what} does not fill it in place; "
-                "it needs values before"
+                f"{_sample(unfilled)}: on the meta device, and {what} does not fill it in place "
+                "with numbers; it needs values before"
             )
         lost = [name for storage, name in self._dropped.items() if storage in written]
         if lost:

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import threading
 from weakref import ref
 
 import pytest
@@ -68,7 +69,13 @@ def transformer():
     return nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Flatten())
 
 
+def perceptron_of_many_layers():
+    layers = [nn.Sequential(nn.Linear(24, 24), nn.Tanh()) for _ in range(12)]
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
 MODELS = {
+    "perceptron_of_many_layers": perceptron_of_many_layers,
     "convolutions": convolutions,
     "recurrent": Recurrent,
     "tied": Tied,
@@ -312,6 +319,15 @@ def test_an_evaluation_builds_every_weight_once(built):
     assert alive(built) == 0
 
 
+def test_a_copy_that_is_only_evaluated_can_be_released(built):
+    model = torch.optim.swa_utils.AveragedModel(make("transformer")).eval()
+    first = evaluate(model, batch())
+    assert alive(built) > 0
+    memfold.release(model)
+    assert alive(built) == 0
+    assert torch.equal(evaluate(model, batch()), first)
+
+
 def change_data(model):
     compression_of(model).values.data.mul_(1.5)
 
@@ -424,3 +440,94 @@ def test_a_linear_layer_read_in_full_precision_under_autocast_keeps_it():
     model = memfold.compress(nn.Sequential(Normed(6, 6)), "stable_rps", ratio=0.5)
     with torch.autocast("cpu"):
         assert model(torch.randn(2, 6)).dtype == torch.bfloat16
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_forward_leaves_nothing_behind():
+    model = make("recurrent")
+    handle = model.head.register_forward_hook(interrupt)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            model(batch())
+    handle.remove()
+    with torch.no_grad():
+        compression_of(model).values.mul_(3)
+    expected = memfold.densify(model)
+    # A part of the model, called on its own, does not see the interrupted pass.
+    torch.testing.assert_close(model.cell.weight_hh, expected.cell.weight_hh.detach())
+    assert torch._C._autograd._top_saved_tensors_default_hooks(False) is None
+    torch.testing.assert_close(model(batch()), expected(batch()))
+    assert torch.func.grad(lambda x: x.square().sum())(torch.ones(2)).tolist() == [2, 2]
+
+
+def test_threads_evaluate_while_one_trains():
+    model = make("perceptron_of_many_layers").eval()
+    expected = evaluate(model, batch())
+    failures = []
+
+    def run(training):
+        try:
+            for _ in range(15):
+                output = model(batch()) if training else evaluate(model, batch())
+                if training:
+                    loss_of(output).backward()
+                torch.testing.assert_close(output.detach(), expected)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(training,)) for training in (True, False, False)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert compression_of(model)._running == {}
+
+
+def test_frozen_values_keep_no_weight_either(built):
+    model = make("convolutions")
+    expected = gradients(model, batch())
+    compression_of(model).values.requires_grad_(False)
+    built.clear()
+    model.zero_grad()
+    loss = loss_of(model(batch()))
+    gc.collect()
+    assert alive(built) == 0
+    loss.backward()
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            torch.testing.assert_close(p.grad, expected[name])
+
+
+@pytest.mark.parametrize("strategy", ["stable_rps", "hashednet"])
+@pytest.mark.parametrize("autograd", ["lean", "classic"])
+def test_sparse_gradients_of_embeddings(strategy, autograd):
+    found = []
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(9, 8, sparse=sparse), nn.Flatten(), nn.Linear(16, 3))
+        memfold.compress(model, strategy, ratio=0.2, autograd=autograd)
+        model(torch.tensor([[2, 3], [4, 2]])).square().sum().backward()
+        found.append(compression_of(model).values.grad)
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_a_graph_that_is_never_run_back_is_freed(monkeypatch):
+    model, sources = make("transformer"), []
+    start = SlotSource.__init__
+
+    def watched(source, *arguments):
+        sources.append(ref(source))
+        start(source, *arguments)
+
+    monkeypatch.setattr(SlotSource, "__init__", watched)
+    gc.disable()
+    try:
+        for _ in range(3):
+            model(batch())
+        assert [source() for source in sources] == [None] * 3
+    finally:
+        gc.enable()

@@ -216,3 +216,43 @@ def test_a_copied_model_multiplies_on_its_own(products):
 def test_bad_options_are_refused(options, message):
     with pytest.raises(memfold.InputError, match=message):
         memfold.compress(nn.Linear(3, 3), "stable_rps", **options)
+
+
+@pytest.mark.parametrize("linear", ["windows", "correlation"])
+def test_outputs_are_laid_out_like_those_of_the_dense_layer(linear):
+    dense = nn.Sequential(nn.Conv2d(6, 8, 1), nn.Conv2d(8, 4, 1))
+    model = memfold.compress(copy.deepcopy(dense), "stable_rps", ratio=0.2, linear=linear)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(2, 6, 3, 5).to(memory_format=layout)
+        assert model(x).stride() == dense(x).stride()
+    linear_layer = memfold.compress(nn.Sequential(nn.Linear(6, 4)), "stable_rps", linear=linear)
+    scale = nn.Parameter(torch.ones(4))
+    for network, shape in ((model, (2, 6, 3, 4)), (linear_layer, (3, 2, 6))):
+        with torch.no_grad():
+            features = network(torch.randn(shape))
+        features.mul_(scale).sum().backward()
+    assert scale.grad is not None
+
+
+@pytest.mark.parametrize("linear", ["windows", "correlation"])
+def test_inputs_that_are_no_plain_tensors_build_the_weight(linear, products):
+    model = make("perceptron", linear)[1]
+    rows = torch.randn(3, 48, dtype=torch.float64)
+    expected = rows @ model.weight.T
+    with torch.no_grad():
+        torch.testing.assert_close(model(rows.to_sparse()), expected + model.bias)
+    assert products == []
+
+
+def test_a_backward_pass_for_inputs_alone_makes_no_buffer():
+    model, x = make("perceptron", "correlation"), batch().requires_grad_()
+    output = loss_of(model(x))
+    torch.autograd.grad(output, [x], retain_graph=True)
+    sources = [output.grad_fn]
+    seen = []
+    while sources:
+        node = sources.pop()
+        seen += [node.options[0]] if hasattr(node, "options") else []
+        sources += [after for after, _ in node.next_functions if after is not None]
+    assert seen
+    assert all(not source._doubled and not source._gradients for source in seen)

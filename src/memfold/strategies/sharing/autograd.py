@@ -21,7 +21,7 @@ from torch.autograd.function import FunctionCtx
 from memfold.strategies.sharing.mapping import SlotMapping, Span
 from memfold.strategies.sharing.slot_source import SlotSource
 
-__all__ = ["AddWeight", "CollectGradient", "ReadLean", "ReadWeight", "ScaleSlots"]
+__all__ = ["AddWeight", "CollectGradient", "ReadLean", "ReadWeight", "ScaleSlots", "reaches"]
 
 
 class ScaleSlots(torch.autograd.Function):
@@ -92,7 +92,7 @@ class AddWeight(torch.autograd.Function):
         zero_row: int | None,
     ) -> Tensor:
         """Sum the weight's elements into slots of shape (m,)."""
-        slots = weight.new_zeros(mapping.num_slots, dtype=slots_dtype)
+        slots = torch.zeros(mapping.num_slots, dtype=slots_dtype, device=weight.device)
         mapping.add_weight(weight, span, factor, slots, zero_row)
         return slots
 
@@ -110,6 +110,13 @@ class AddWeight(torch.autograd.Function):
 
 # The two below are written the older way, with the context in `forward`: torch.func does not meet
 # them, and PyTorch inspects the signature of the other kind at every call.
+
+
+def reaches(token: Tensor | None) -> bool:
+    """Whether the current backward pass goes on to phi; one for certain inputs may not."""
+    if token is None or token.grad_fn is None:
+        return False
+    return torch._C._will_engine_execute_node(token.grad_fn)
 
 
 class CollectGradient(torch.autograd.Function):

@@ -74,7 +74,7 @@ def _add_weight(
     zero_row: int | None,
 ) -> Tensor:
     mapping = _MAPPINGS[key]
-    slots = weight.new_zeros(mapping.num_slots, dtype=slots_dtype)
+    slots = torch.zeros(mapping.num_slots, dtype=slots_dtype, device=weight.device)
     mapping.add_weight(weight, mapping.spans[index], scale, slots, zero_row)
     return slots
 
@@ -101,7 +101,7 @@ def _(
     slots_dtype: torch.dtype,
     zero_row: int | None,
 ) -> Tensor:
-    return weight.new_empty(_MAPPINGS[key].num_slots, dtype=slots_dtype)
+    return torch.empty(_MAPPINGS[key].num_slots, dtype=slots_dtype, device=weight.device)
 
 
 def _keep_scaling(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

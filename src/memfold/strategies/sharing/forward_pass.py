@@ -1,6 +1,7 @@
 """What one forward pass of the root has built."""
 
 from collections.abc import Sequence
+from types import FrameType
 from weakref import ref
 
 import torch
@@ -63,21 +64,43 @@ class ForwardPass:
         self._held: list[Tensor] = []
         self._classic: Tensor | None = None
         self._hooks: SavedWeights | None = None
+        self._frame: FrameType | None = None
         self.source = SlotSource(values, mapping, scales, zero_rows, factors, plans)
         if not lean:
             self._classic = ScaleSlots.apply(values, *factors, mapping)
         self.token: Tensor | None = None
-        if self.tracked and lean:
+        if lean and self.tracked:
             self.token = CollectGradient.apply(values, self.source)
+        if lean and torch.is_grad_enabled():
             self._hooks = SavedWeights(self.source)
 
-    def enter(self) -> None:
-        """Begin to keep weights out of what autograd saves."""
+    def enter(self, frame: FrameType) -> None:
+        """Begin to keep weights out of what autograd saves.
+
+        Args:
+            frame: Of the call that the pass belongs to.
+        """
+        self._frame = frame
         if self._hooks is not None:
             self._hooks.enter()
 
+    def is_over(self) -> bool:
+        """Whether the call has ended, even if nobody said so.
+
+        PyTorch runs no hooks after a KeyboardInterrupt, and only Python knows that its frame is
+        left: one that still runs cannot be cleared.
+        """
+        if self._frame is None:
+            return False
+        try:
+            self._frame.clear()
+        except RuntimeError:
+            return False
+        return True
+
     def leave(self) -> None:
-        """End it, and let go of what was built."""
+        """End it."""
+        self._frame = None
         if self._hooks is not None:
             self._hooks.leave()
 
@@ -129,12 +152,12 @@ class ForwardPass:
             dtype = torch.get_autocast_dtype(kind)
         with torch.autocast(kind, enabled=False):
             flat = inputs.reshape(-1, columns).to(dtype)
+            shape = (*inputs.shape[:-1], products.layout.num_rows)
             if self.needs_graph(inputs):
-                output = MultiplyLean.apply(flat, self.token, self.source, index, method)
-            else:
-                factor = self.source.scales[index]
-                output = products.product(self.source.prepared, flat, factor, method)
-        return output.view(*inputs.shape[:-1], products.layout.num_rows)
+                return MultiplyLean.apply(flat, self.token, self.source, index, method).view(shape)
+            factor = self.source.scales[index]
+            # Not a view, which could not be changed in place once gradients are on again.
+            return products.product(self.source.prepared, flat, factor, method).resize_(shape)
 
     def needs_graph(self, inputs: Tensor) -> bool:
         """Whether autograd has to see a product with these inputs."""
@@ -144,10 +167,11 @@ class ForwardPass:
         if self._classic is not None:
             options = self.source.options(index, dtype)
             return ReadWeight.apply(self._classic, self.source.mapping, *options)
-        if not tracked:
+        if tracked:
+            weight = ReadLean.apply(self.token, self.source, index, dtype)
+        else:
             with torch.no_grad():
-                return self.source.read(index, dtype)
-        weight = ReadLean.apply(self.token, self.source, index, dtype)
+                weight = self.source.read(index, dtype)
         if self._hooks is not None:
             self._hooks.remember(weight, index)
         return weight

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memfold.strategies.sharing.autograd import AddWeight, ReadLean
+from memfold.strategies.sharing.autograd import AddWeight, ReadLean, reaches
 from memfold.strategies.sharing.products import Method
 from memfold.strategies.sharing.slot_source import SlotSource
 
@@ -48,7 +48,7 @@ class MultiplyLean(torch.autograd.Function):
         """Return the gradient of the inputs; add that of the weight to the source's buffer."""
         inputs, token = ctx.saved_tensors
         source, index, method = ctx.options
-        needs_inputs, needs_phi = ctx.needs_input_grad[:2]
+        needs_inputs, needs_phi = ctx.needs_input_grad[0], reaches(token)
         if torch.is_grad_enabled():
             of_inputs = _differentiable(inputs, token, grads[0], source, index)
             return of_inputs, None, None, None, None

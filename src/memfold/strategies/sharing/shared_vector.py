@@ -14,8 +14,10 @@ scales. mu, nu, Gamma and the loads follow from the lambdas and the hash: one nu
 segment of slots that all tensors treat alike, a few of them for RANDOMFOLD, m for random hashes.
 """
 
+import sys
 from collections.abc import Mapping
 from functools import partial
+from threading import get_ident
 from typing import Any, Literal
 from warnings import warn
 
@@ -128,7 +130,7 @@ class SharedVector(Compression):
         self._plans: dict[int, RowProducts] = {}
         self._ways: dict[tuple[int, int, bool], Way] = {}
         self._factors: tuple[object, Tensor, Tensor] | None = None
-        self._running: list[ForwardPass] = []
+        self._running: dict[int, list[ForwardPass]] = {}
         self._evaluation: Evaluation | None = None
 
     def attach(self, values: Tensor) -> None:
@@ -201,6 +203,10 @@ class SharedVector(Compression):
         """
         values = self.values
         if self.linear == "weight" or self.autograd == "classic":
+            return None
+        if type(inputs) not in (Tensor, nn.Parameter) or inputs.layout != torch.strided:
+            return None
+        if inputs.dim() == 0 or inputs.is_nested:
             return None
         if torch.compiler.is_compiling() or _is_transformed(values):
             return None
@@ -322,7 +328,7 @@ class SharedVector(Compression):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to the passes that run now."""
-        return {**self.__dict__, "_running": [], "_evaluation": None, "_plans": {}, "_ways": {}}
+        return {**self.__dict__, "_running": {}, "_evaluation": None, "_plans": {}, "_ways": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make the mapping known in this process."""
@@ -332,11 +338,17 @@ class SharedVector(Compression):
     def _current_pass(self, values: Tensor) -> ForwardPass:
         """Return the pass that runs; outside the root's forward, one for this weight alone."""
         needs_graph = torch.is_grad_enabled() and values.requires_grad
-        if self._running:
-            running = self._running[-1]
-            if running.values is values and (running.tracked or not needs_graph):
-                return running
-        return self._make_pass(values)
+        running = self._running_pass()
+        if running is None or running.values is not values:
+            return self._make_pass(values)
+        return running if running.tracked or not needs_graph else self._make_pass(values)
+
+    def _running_pass(self) -> ForwardPass | None:
+        """Return the innermost pass of this thread, after those that were interrupted are gone."""
+        passes = self._running.get(get_ident(), [])
+        while passes and passes[-1].is_over():
+            passes.pop().leave()
+        return passes[-1] if passes else None
 
     def _make_pass(self, values: Tensor, *, hold: bool = False) -> ForwardPass:
         factors = self.slot_factors(values.device, working_dtype(values.dtype))
@@ -359,6 +371,7 @@ class SharedVector(Compression):
     def _begin_forward(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if torch.compiler.is_compiling():
             return
+        self._running_pass()
         values = self.values
         if torch.is_grad_enabled() or module.training or _is_transformed(values):
             self.release()
@@ -367,13 +380,18 @@ class SharedVector(Compression):
             started = self._make_pass(values)
         else:
             started = self._evaluation_pass(values)
-        self._running.append(started)
-        started.enter()
+        self._running.setdefault(get_ident(), []).append(started)
+        started.enter(sys._getframe(1))
 
     def _end_forward(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        # Nothing runs in a compiled graph, or when a hook of the user's own failed before ours.
-        if not torch.compiler.is_compiling() and self._running:
-            self._running.pop().leave()
+        if torch.compiler.is_compiling():
+            return
+        # Nothing runs when a hook of the user's own failed before ours.
+        passes = self._running.get(get_ident())
+        if passes:
+            passes.pop().leave()
+            if not passes:
+                del self._running[get_ident()]
 
     def _evaluation_pass(self, values: Tensor) -> ForwardPass:
         """Return the pass of the batch before if phi is the same, number by number."""
