@@ -14,6 +14,7 @@ from memfold.strategies.base import Context, Strategy, set_number
 from memfold.strategies.compression import check_replaceable
 from memfold.strategies.materialise import dense_weights, device_of
 from memfold.strategies.selection import CompressibleWeight
+from memfold.strategies.sharing.gradient_scale import GradientScale
 from memfold.strategies.sharing.hashing import HASH_RANGE
 from memfold.strategies.sharing.initial import InitialWeights
 from memfold.strategies.sharing.mapping import Sign, SlotMapping, Span, spans_of
@@ -21,7 +22,6 @@ from memfold.strategies.sharing.products import Choice
 from memfold.strategies.sharing.shared_vector import (
     RESERVED_NAMES,
     Autograd,
-    GradientScale,
     SharedVector,
     index_bytes,
 )

@@ -17,29 +17,28 @@ segment of slots that all tensors treat alike, a few of them for RANDOMFOLD, m f
 import sys
 from collections.abc import Mapping
 from functools import partial
-from threading import get_ident
 from typing import Any, Literal
-from warnings import warn
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from memfold.errors import InputError
-from memfold.seeding import derive_seed
 from memfold.strategies.base import Strategy
 from memfold.strategies.compression import Compression
 from memfold.strategies.computed import compute_parameters, restore_parameters
 from memfold.strategies.selection import CompressibleWeight
 from memfold.strategies.sharing.compiled import compiled_weight, register_mapping
 from memfold.strategies.sharing.evaluation import Evaluation, has_room
+from memfold.strategies.sharing.fingerprint import fingerprint
 from memfold.strategies.sharing.forward_pass import ForwardPass, working_dtype
+from memfold.strategies.sharing.gradient_scale import GradientScale, slot_factors
 from memfold.strategies.sharing.mapping import SlotMapping
+from memfold.strategies.sharing.places import View, autocasts, is_transformed, zero_row_of
 from memfold.strategies.sharing.products import Choice, RowProducts, Way
+from memfold.strategies.sharing.running import RunningPasses
 
-__all__ = ["RESERVED_NAMES", "Autograd", "GradientScale", "SharedVector", "index_bytes"]
+__all__ = ["RESERVED_NAMES", "Autograd", "SharedVector", "index_bytes"]
 
-GradientScale = Literal["length", "projection", "none"]
 Autograd = Literal["lean", "classic"]
 
 _VALUES = "shared_values"
@@ -48,50 +47,8 @@ _FINGERPRINT = "shared_fingerprint"
 RESERVED_NAMES = (_VALUES, _SCALES, _FINGERPRINT)
 """State-dict names on the root module."""
 
-# Options that the fingerprint holds as what they led to, or that do not change what values mean.
-_FREE_OPTIONS = frozenset(
-    (
-        "ratio",
-        "budget_bytes",
-        "bits",
-        "gradient_scale",
-        "include",
-        "exclude",
-        "min_size",
-        "autograd",
-        "linear",
-    )
-)
 # Batch sizes of layers for which a choice is remembered.
 _MOST_WAYS = 1024
-_AUTOCAST_LAYERS = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
-
-
-class _View:
-    """What a module computes its weight with: a callable that copies and pickles."""
-
-    def __init__(self, shared: "SharedVector", index: int, *, autocasts: bool) -> None:
-        self.shared = shared
-        self.index = index
-        self.autocasts = autocasts
-
-    @property
-    def root(self) -> nn.Module:
-        return self.shared.model
-
-    def __call__(self) -> Tensor:
-        return self.shared.weight(self.index, autocasts=self.autocasts)
-
-    def product(self, inputs: Tensor) -> Tensor | None:
-        return self.shared.product(self.index, inputs)
 
 
 class SharedVector(Compression):
@@ -123,22 +80,22 @@ class SharedVector(Compression):
         self.linear: Choice = linear
         self.places = [[(o.module, o.attribute) for o in weight.owners] for weight in weights]
         # At ratio 1 nothing is shared: the row is what the dense model makes of it.
-        rows = [None if mapping.is_bijection else _zero_row(weight) for weight in weights]
+        rows = [None if mapping.is_bijection else zero_row_of(weight) for weight in weights]
         self.zero_rows: list[int | None] = rows
         self.scales = scales
-        self.fingerprint = _fingerprint(self)
+        self.fingerprint = fingerprint(strategy, mapping)
         self._plans: dict[int, RowProducts] = {}
         self._ways: dict[tuple[int, int, bool], Way] = {}
         self._factors: tuple[object, Tensor, Tensor] | None = None
-        self._running: dict[int, list[ForwardPass]] = {}
+        self._running = RunningPasses()
         self._evaluation: Evaluation | None = None
 
     def attach(self, values: Tensor) -> None:
         """Register phi and turn the dense parameters into views. Nothing here fails."""
-        sources: dict[nn.Module, dict[str, _View]] = {}
+        sources: dict[nn.Module, dict[str, View]] = {}
         for index, places in enumerate(self.places):
             for module, attribute in places:
-                view = _View(self, index, autocasts=_autocasts(module))
+                view = View(self, index, autocasts=autocasts(module))
                 sources.setdefault(module, {})[attribute] = view
         for module, views in sources.items():
             compute_parameters(module, views)
@@ -208,7 +165,7 @@ class SharedVector(Compression):
             return None
         if inputs.dim() == 0 or inputs.is_nested:
             return None
-        if torch.compiler.is_compiling() or _is_transformed(values):
+        if torch.compiler.is_compiling() or is_transformed(values):
             return None
         current = self._current_pass(values)
         way = self._way(current, index, inputs) if self.linear == "auto" else self.linear
@@ -235,29 +192,12 @@ class SharedVector(Compression):
         """
         if self._factors is None or self._factors[0] != (device, dtype):
             with torch.inference_mode(False):
-                forward, backward = (f.to(device, dtype) for f in self._compute_factors(dtype))
+                found = slot_factors(
+                    self.mapping, self.scales, self.initial_scale, self.gradient_scale, dtype
+                )
+                forward, backward = (factor.to(device, dtype) for factor in found)
             self._factors = ((device, dtype), forward, backward)
         return self._factors[1], self._factors[2]
-
-    def _compute_factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        load = self.mapping.accumulate([1.0] * len(self.scales))
-        mean_square = self.mapping.accumulate([s**2 for s in self.scales])
-        unused = load == 0
-        load.clamp_(min=1)
-        # A factor beyond float32 would be infinite: such a slot has less than unit gain.
-        mean_square.div_(load).clamp_(min=torch.finfo(dtype).tiny).masked_fill_(unused, 1)
-        if self.initial_scale is None:
-            forward = mean_square.rsqrt()
-        else:
-            forward = torch.full_like(load, 1 / self.initial_scale)
-        forward.masked_fill_(unused, 0)
-        if self.gradient_scale == "none":
-            return forward, forward
-        if self.gradient_scale == "length":
-            load.sqrt_()
-        # Gamma / nu = nu / (mu^2 load^p), where 1 / nu is at hand.
-        backward = load.mul_(mean_square).mul_(forward).reciprocal_().masked_fill_(unused, 0)
-        return forward, backward
 
     @property
     def resident_bytes(self) -> int:
@@ -328,7 +268,8 @@ class SharedVector(Compression):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to the passes that run now."""
-        return {**self.__dict__, "_running": {}, "_evaluation": None, "_plans": {}, "_ways": {}}
+        fresh = {"_running": RunningPasses(), "_evaluation": None, "_plans": {}, "_ways": {}}
+        return {**self.__dict__, **fresh}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make the mapping known in this process."""
@@ -338,21 +279,14 @@ class SharedVector(Compression):
     def _current_pass(self, values: Tensor) -> ForwardPass:
         """Return the pass that runs; outside the root's forward, one for this weight alone."""
         needs_graph = torch.is_grad_enabled() and values.requires_grad
-        running = self._running_pass()
+        running = self._running.innermost()
         if running is None or running.values is not values:
             return self._make_pass(values)
         return running if running.tracked or not needs_graph else self._make_pass(values)
 
-    def _running_pass(self) -> ForwardPass | None:
-        """Return the innermost pass of this thread, after those that were interrupted are gone."""
-        passes = self._running.get(get_ident(), [])
-        while passes and passes[-1].is_over():
-            passes.pop().leave()
-        return passes[-1] if passes else None
-
     def _make_pass(self, values: Tensor, *, hold: bool = False) -> ForwardPass:
         factors = self.slot_factors(values.device, working_dtype(values.dtype))
-        lean = self.autograd == "lean" and not _is_transformed(values)
+        lean = self.autograd == "lean" and not is_transformed(values)
         mapping, scales, rows = self.mapping, self.scales, self.zero_rows
         plans = self._plans
         return ForwardPass(values, mapping, scales, rows, factors, plans, lean=lean, hold=hold)
@@ -371,27 +305,21 @@ class SharedVector(Compression):
     def _begin_forward(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if torch.compiler.is_compiling():
             return
-        self._running_pass()
+        self._running.innermost()  # lets go of those that were interrupted
         values = self.values
-        if torch.is_grad_enabled() or module.training or _is_transformed(values):
+        if torch.is_grad_enabled() or module.training or is_transformed(values):
             self.release()
             # A new pass never uses an older one's tensors: phi may have been changed through
             # .data, which leaves no trace.
             started = self._make_pass(values)
         else:
             started = self._evaluation_pass(values)
-        self._running.setdefault(get_ident(), []).append(started)
-        started.enter(sys._getframe(1))
+        self._running.begin(started, sys._getframe(1))
 
     def _end_forward(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
-        # Nothing runs when a hook of the user's own failed before ours.
-        passes = self._running.get(get_ident())
-        if passes:
-            passes.pop().leave()
-            if not passes:
-                del self._running[get_ident()]
+        # Nothing runs in a graph, or when a hook of the user's own failed before ours.
+        if not torch.compiler.is_compiling():
+            self._running.end()
 
     def _evaluation_pass(self, values: Tensor) -> ForwardPass:
         """Return the pass of the batch before if phi is the same, number by number."""
@@ -461,45 +389,3 @@ class SharedVector(Compression):
 def index_bytes(num_tensors: int) -> int:
     """Bytes stored beside phi: a float32 scale per tensor, 8 for the fingerprint of the hash."""
     return 4 * num_tensors + 8
-
-
-def _fingerprint(shared: SharedVector) -> int:
-    """Hash what the values mean; the order of the tensors, their names and shapes included."""
-    options = {
-        key: value for key, value in shared.strategy.to_dict().items() if key not in _FREE_OPTIONS
-    }
-    parts = [f"{key}={options[key]}" for key in sorted(options)]
-    shapes = [f"{span.name}{tuple(span.shape)}" for span in shared.mapping.spans]
-    return derive_seed(*parts, shared.num_values, *shapes)
-
-
-def _zero_row(weight: CompressibleWeight) -> int | None:
-    """Row of an embedding that stays zero: the padding, unless a tied layer trains it."""
-    module = weight.owners[0].module
-    if len(weight.owners) > 1 or not isinstance(module, nn.Embedding | nn.EmbeddingBag):
-        return None
-    row = module.padding_idx
-    if row is not None and not weight.tensor.is_meta and bool(weight.tensor.detach()[row].any()):
-        warn(
-            f"{weight.name}: the padding row {row} is not zero and cannot be kept; it becomes zero",
-            stacklevel=2,
-        )
-    return row
-
-
-def _autocasts(module: nn.Module) -> bool:
-    """Whether a layer's own forward gives its weight to an operation that autocast lowers."""
-    if isinstance(module, nn.MultiheadAttention):
-        return type(module).forward is nn.MultiheadAttention.forward
-    return any(type(module).forward is layer.forward for layer in _AUTOCAST_LAYERS)
-
-
-def _is_transformed(values: Tensor) -> bool:
-    """Whether torch.func or forward-mode derivatives work on phi.
-
-    They see no side effects, and torch.func takes no hooks on saved tensors.
-    """
-    functorch = torch._C._functorch  # type: ignore[attr-defined]
-    if functorch.peek_interpreter_stack() is not None:
-        return True
-    return forward_ad.unpack_dual(values).tangent is not None

@@ -1,0 +1,79 @@
+"""What is special about the place where a weight is read."""
+
+from typing import TYPE_CHECKING
+from warnings import warn
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from memfold.strategies.selection import CompressibleWeight
+
+if TYPE_CHECKING:
+    from memfold.strategies.sharing.shared_vector import SharedVector
+
+__all__ = ["View", "autocasts", "is_transformed", "zero_row_of"]
+
+_AUTOCAST_LAYERS = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+
+class View:
+    """What a module computes its weight with: a callable that copies and pickles."""
+
+    def __init__(self, shared: "SharedVector", index: int, *, autocasts: bool) -> None:
+        self.shared = shared
+        self.index = index
+        self.autocasts = autocasts
+
+    @property
+    def root(self) -> nn.Module:
+        """See `WeightSource.root`."""
+        return self.shared.model
+
+    def __call__(self) -> Tensor:
+        """Build the weight."""
+        return self.shared.weight(self.index, autocasts=self.autocasts)
+
+    def product(self, inputs: Tensor) -> Tensor | None:
+        """See `ProductSource.product`."""
+        return self.shared.product(self.index, inputs)
+
+
+def zero_row_of(weight: CompressibleWeight) -> int | None:
+    """Row of an embedding that stays zero: the padding, unless a tied layer trains it."""
+    module = weight.owners[0].module
+    if len(weight.owners) > 1 or not isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return None
+    row = module.padding_idx
+    if row is not None and not weight.tensor.is_meta and bool(weight.tensor.detach()[row].any()):
+        warn(
+            f"{weight.name}: the padding row {row} is not zero and cannot be kept; it becomes zero",
+            stacklevel=2,
+        )
+    return row
+
+
+def autocasts(module: nn.Module) -> bool:
+    """Whether a layer's own forward gives its weight to an operation that autocast lowers."""
+    if isinstance(module, nn.MultiheadAttention):
+        return type(module).forward is nn.MultiheadAttention.forward
+    return any(type(module).forward is layer.forward for layer in _AUTOCAST_LAYERS)
+
+
+def is_transformed(values: Tensor) -> bool:
+    """Whether torch.func or forward-mode derivatives work on phi.
+
+    They see no side effects, and torch.func takes no hooks on saved tensors.
+    """
+    functorch = torch._C._functorch  # type: ignore[attr-defined]
+    if functorch.peek_interpreter_stack() is not None:
+        return True
+    return forward_ad.unpack_dual(values).tangent is not None
