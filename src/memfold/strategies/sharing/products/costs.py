@@ -21,6 +21,10 @@ Choice = Literal["auto", "weight", "windows", "correlation"]
 """How the products with a weight are taken; "weight" builds it, "auto" leaves it to `choose`."""
 
 
+# Weights in smaller matrices are built, whatever it costs: microseconds.
+_SMALLEST = 1 << 14
+
+
 @dataclass(frozen=True, kw_only=True)
 class Costs:
     """Seconds that parts of the products take on one kind of device, in float32."""
@@ -111,7 +115,7 @@ def choose(
         costs: Instead of the shipped ones.
     """
     costs = SHIPPED_COSTS.get(device_type) if costs is None else costs
-    if costs is None:
+    if costs is None or layout.num_rows * layout.columns < _SMALLEST:
         return "weight"
     estimates = estimate(layout, batch, training=training, costs=costs)
     return min(estimates, key=lambda choice: estimates[choice])
