@@ -78,7 +78,7 @@ def _case(model: str, device: str, threads: int, **fields: Any) -> Case:
 
 
 PRESETS: dict[str, Preset] = {
-    "quick": Preset("a first look, under a minute", _quick, rounds=1),
+    "quick": Preset("a first look, a minute or so on idle cores", _quick, rounds=1),
     "paths": Preset("each way to compute, over the ratio, on one perceptron", _paths, rounds=2),
     "figures": Preset("the figures of the documentation, about 40 minutes", _figures, 3),
 }

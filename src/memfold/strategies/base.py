@@ -201,6 +201,8 @@ class Strategy(ABC):
 
     def _select(self, model: nn.Module) -> tuple[CompressibleWeight, ...]:
         check_not_compressed(model)
+        if type(model).__name__ == "OptimizedModule":
+            raise InputError("the model is compiled: compress it first, then torch.compile it")
         return select_weights(
             model, include=self.include, exclude=self.exclude, min_size=self.min_size
         )

@@ -531,3 +531,8 @@ def test_a_graph_that_is_never_run_back_is_freed(monkeypatch):
         assert [source() for source in sources] == [None] * 3
     finally:
         gc.enable()
+
+
+def test_a_compiled_model_cannot_be_compressed():
+    with pytest.raises(memfold.InputError, match="compress it first"):
+        memfold.compress(torch.compile(nn.Linear(3, 3)), "stable_rps")
