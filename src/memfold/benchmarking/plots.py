@@ -87,7 +87,10 @@ def _ratio_lines(results: dict[str, Any], metric: str, title: str) -> Figure | N
     for axes in grid:
         lines, labels = axes.get_legend_handles_labels()
         handles |= dict(zip(labels, lines, strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
+    # About 13 characters to the inch, and 8 for the line beside each label.
+    longest = max(map(len, handles)) + 8
+    columns = max(1, min(3, int(13 * figure.get_figwidth() / longest)))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
     figure.suptitle(f"{title[0].upper()}{title[1:]} relative to dense (dashed)")
     return figure
 
