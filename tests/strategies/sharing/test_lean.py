@@ -1,6 +1,5 @@
 """The lean path: weights that are built again instead of saved, one gradient for all of them."""
 
-import copy
 import gc
 import threading
 from weakref import ref
@@ -16,90 +15,7 @@ import memfold
 from memfold.strategies import compression_of
 from memfold.strategies.sharing.mapping import SlotMapping
 from memfold.strategies.sharing.slot_source import SlotSource
-
-
-class Recurrent(nn.Module):
-    """A cell called once per step, and a kernel that takes all of its weights."""
-
-    def __init__(self):
-        super().__init__()
-        self.cell = nn.GRUCell(6, 8)
-        self.lstm = nn.LSTM(8, 5, batch_first=True)
-        self.head = nn.Linear(5, 3)
-
-    def forward(self, x):
-        state, states = x.new_zeros(len(x), 8), []
-        for step in x.unbind(1):
-            state = self.cell(step, state)
-            states.append(state)
-        output, _ = self.lstm(torch.stack(states, 1))
-        return self.head(output[:, -1])
-
-
-class Tied(nn.Module):
-    """One tensor as embedding, as head, and once more by hand."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(7, 6)
-        self.mix = nn.Linear(6, 6)
-        self.head = nn.Linear(6, 7, bias=False)
-        self.head.weight = self.embed.weight
-
-    def forward(self, x):
-        tokens = (x.sum(-1).abs() * 10).long() % 7
-        hidden = torch.tanh(self.mix(self.embed(tokens)))
-        return self.head(hidden).mean(1) + hidden.mean(1) @ self.embed.weight.T.square()
-
-
-def convolutions():
-    return nn.Sequential(
-        nn.Unflatten(1, (1, 4)),
-        nn.Conv2d(1, 5, 3, padding=1),
-        nn.BatchNorm2d(5),
-        nn.ReLU(),
-        nn.ConvTranspose2d(5, 4, 2),
-        nn.Flatten(),
-        nn.Linear(4 * 5 * 7, 3),
-    )
-
-
-def transformer():
-    layer = nn.TransformerEncoderLayer(6, 2, 9, dropout=0.0, batch_first=True)
-    return nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Flatten())
-
-
-def perceptron_of_many_layers():
-    layers = [nn.Sequential(nn.Linear(24, 24), nn.Tanh()) for _ in range(12)]
-    return nn.Sequential(nn.Flatten(), *layers)
-
-
-MODELS = {
-    "perceptron_of_many_layers": perceptron_of_many_layers,
-    "convolutions": convolutions,
-    "recurrent": Recurrent,
-    "tied": Tied,
-    "transformer": transformer,
-}
-
-
-def make(name, strategy="stable_rps", ratio=0.2, dtype=torch.float64, **options):
-    torch.manual_seed(3)
-    if strategy == "roast":
-        options |= {"tile_rows": 2, "tile_columns": 3}
-    return memfold.compress(MODELS[name]().to(dtype), strategy, ratio=ratio, **options)
-
-
-def batch(dtype=torch.float64):
-    return torch.randn(5, 4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(
-        dtype
-    )
-
-
-def loss_of(output):
-    """A function of the output whose gradient no normalisation makes vanish."""
-    weights = torch.linspace(-1, 2, output.numel(), dtype=output.dtype).view_as(output)
-    return (weights * output).sum() + output.square().mean()
+from strategies.sharing.lean_models import MODELS, alive, batch, evaluate, loss_of, make
 
 
 def gradients(model, x):
@@ -125,25 +41,6 @@ def test_lean_and_classic_training_agree(name, strategy):
             losses.append(loss.detach())
         curves.append(torch.stack([*losses, compression_of(model).values.detach().norm()]))
     torch.testing.assert_close(curves[0], curves[1], rtol=1e-12, atol=1e-12)
-
-
-@pytest.fixture
-def built(monkeypatch):
-    """Weak references to every weight that is built."""
-    known = []
-    read = SlotSource.read
-
-    def watched(source, index, dtype):
-        weight = read(source, index, dtype)
-        known.append(ref(weight.untyped_storage()))
-        return weight
-
-    monkeypatch.setattr(SlotSource, "read", watched)
-    return known
-
-
-def alive(built):
-    return sum(reference() is not None for reference in built)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -300,83 +197,6 @@ def test_autocast_with_a_gradient_scaler(dtype):
             scaler.update()
         found.append(compression_of(model).values.detach())
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)
-
-
-def evaluate(model, x):
-    with torch.no_grad():
-        return model(x)
-
-
-def test_an_evaluation_builds_every_weight_once(built):
-    model = make("transformer").eval()
-    first = evaluate(model, batch())
-    count = len(built)
-    assert torch.equal(evaluate(model, batch()), first)
-    assert len(built) == count == alive(built)
-    model.train()
-    model(batch())
-    gc.collect()
-    assert alive(built) == 0
-
-
-def test_a_copy_that_is_only_evaluated_can_be_released(built):
-    model = torch.optim.swa_utils.AveragedModel(make("transformer")).eval()
-    first = evaluate(model, batch())
-    assert alive(built) > 0
-    memfold.release(model)
-    assert alive(built) == 0
-    assert torch.equal(evaluate(model, batch()), first)
-
-
-def change_data(model):
-    compression_of(model).values.data.mul_(1.5)
-
-
-def change_in_place(model):
-    with torch.no_grad():
-        compression_of(model).values.mul_(1.5)
-
-
-def load_state(model):
-    state = model.state_dict()
-    state["shared_values"] = state["shared_values"] * 1.5
-    model.load_state_dict(state)
-
-
-def load_scales(model):
-    state = model.state_dict()
-    state["shared_scales"] = state["shared_scales"] * 1.5
-    model.load_state_dict(state)
-
-
-def change_parameter(model):
-    values = compression_of(model).values.detach().clone()
-    model.shared_values = nn.Parameter(values * 1.5)
-
-
-@pytest.mark.parametrize(
-    "change", [change_data, change_in_place, load_state, load_scales, change_parameter]
-)
-def test_an_evaluation_is_never_stale(change):
-    model = make("convolutions", initial_scale=0.1).eval()
-    evaluate(model, batch())
-    change(model)
-    expected = memfold.densify(model)
-    torch.testing.assert_close(evaluate(model, batch()), evaluate(expected, batch()))
-    copied = copy.deepcopy(model)
-    change(copied)
-    assert not torch.allclose(evaluate(copied, batch()), evaluate(model, batch()))
-
-
-def test_evaluation_under_inference_mode_and_no_grad():
-    model = make("convolutions").eval()
-    first = evaluate(model, batch())
-    with torch.inference_mode():
-        assert torch.equal(model(batch()), first)
-    assert torch.equal(evaluate(model, batch()), first)
-    model.train()
-    model(batch()).sum().backward()
-    assert compression_of(model).values.grad is not None
 
 
 def test_torch_func_takes_the_classic_path():
