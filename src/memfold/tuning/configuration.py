@@ -1,0 +1,175 @@
+"""What `train.py` makes of overrides, found out before anything is trained."""
+
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from memfold.errors import InputError
+from memfold.training.command_line import describe_error
+from memfold.training.resume import quote_value
+from memfold.tuning.space import Setting, Space, Value
+
+__all__ = ["Configuration", "search_path", "write_override"]
+
+_GIVEN_BY_THE_STUDY = re.compile(r"seed|resume|hydra[./].*")
+_EXPERIMENT = "experiment"
+
+
+class Configuration:
+    """The configuration of `train.py`, with the overrides that all trials share."""
+
+    def __init__(self, folder: Path, name: str, common: Sequence[str], space: Space) -> None:
+        """Check the overrides and every parameter of the space.
+
+        Args:
+            folder: Hydra's configuration folder.
+            name: The primary configuration, without `.yaml`.
+            common: Overrides of all trials, as on the command line of `train.py`.
+            space: What differs between trials.
+
+        Raises:
+            InputError: An override or parameter is unknown, given twice, or can be in no
+                experiment file.
+        """
+        self._folder = folder
+        self._name = name
+        self.common = tuple(common)
+        _refuse_given_twice(_parse(common), space)
+        base = self._compose(self.common)
+        self._groups = frozenset(base.hydra.runtime.choices)
+        self._has_free_group = "group" in base.logger and base.logger.group is None
+        examples = {key: one.examples() for key, one in space.parameters.items()}
+        first = {key: values[0] for key, values in examples.items()}
+        self._refuse_unwritable(first, expected=self._compose_examples(first, examples))
+
+    def group(self, study_name: str) -> list[str]:
+        """Return the override that makes a study one group in W&B, unless the user named one."""
+        return [f"logger.group={quote_value(study_name)}"] if self._has_free_group else []
+
+    def overrides(self, setting: Setting) -> list[str]:
+        """Return the overrides of a trial: the common ones, then its own."""
+        own = [write_override(k, v, is_group=k in self._groups) for k, v in setting.items()]
+        return [*self.common, *own]
+
+    def experiment(self, setting: Setting, head: Sequence[str]) -> str:
+        """Write the common overrides and a setting as an experiment file.
+
+        Args:
+            setting: A value for each parameter.
+            head: Lines of comment.
+        """
+        defaults: dict[str, Any] = {}
+        values = OmegaConf.create()
+        for override in _parse(self.overrides(setting)):
+            key, value = override.key_or_group, override.value()
+            if key in self._groups:
+                defaults[key] = value
+            else:
+                OmegaConf.update(values, key, value, merge=True, force_add=True)
+        lines = ["# @package _global_", *(f"# {line}" for line in head)]
+        if defaults:
+            # Another experiment comes first: the choices below may change its own.
+            base = defaults.pop(_EXPERIMENT, None)
+            entries = ([] if base is None else [base]) + [
+                {f"override /{group}": choice} for group, choice in defaults.items()
+            ]
+            text = OmegaConf.to_yaml(OmegaConf.create(entries))
+            lines += ["defaults:", *(f"  {line}" for line in text.splitlines())]
+        lines += ["", OmegaConf.to_yaml(values)] if values else [""]
+        return "\n".join(lines)
+
+    def compose_task(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """Compose the configuration of a run; interpolations stay as they are."""
+        cfg = self._compose(overrides)
+        task: Any = OmegaConf.to_container(cfg)
+        del task["hydra"]
+        return task
+
+    def _compose(self, overrides: Sequence[str], *, blame: str = "") -> DictConfig:
+        try:
+            with initialize_config_dir(str(self._folder), version_base="1.3", job_name="train"):
+                return compose(self._name, list(overrides), return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            place = f"parameters: {blame}: " if blame else ""
+            raise InputError(f"{place}{describe_error(error)}") from error
+
+    def _compose_examples(
+        self, first: Setting, examples: Mapping[str, Sequence[Value]]
+    ) -> dict[str, Any]:
+        """Compose every value once, beside the first ones; return what those give."""
+        try:
+            composed = self.compose_task(self.overrides(first))
+        except InputError:
+            for key, value in first.items():
+                self._compose(self.overrides({key: value}), blame=key)
+            raise
+        for key, values in examples.items():
+            for value in values[1:]:
+                self._compose(self.overrides(first | {key: value}), blame=key)
+        return composed
+
+    def _refuse_unwritable(self, setting: Setting, expected: dict[str, Any]) -> None:
+        """Compose the experiment file of a setting, which must say the same as its overrides."""
+        refusal = f"{' '.join(self.common)}: this cannot be written into an experiment file"
+        with tempfile.TemporaryDirectory() as folder:
+            name = Path(folder).name  # which no other experiment has
+            file = Path(folder, _EXPERIMENT, f"{name}.yaml")
+            file.parent.mkdir()
+            file.write_text(self.experiment(setting, []), encoding="utf-8")
+            try:
+                found = self.compose_task([search_path(folder), f"{_EXPERIMENT}={name}"])
+            except InputError as error:
+                raise InputError(f"{refusal} ({error})") from error
+        different = [key for key in expected | found if expected.get(key) != found.get(key)]
+        if different:
+            raise InputError(f"{refusal} (it gives another {different[0]})")
+
+
+def search_path(folder: str) -> str:
+    """Return the override that lets Hydra find configurations in `folder`, too."""
+    return f"hydra.searchpath=[{quote_value(f'file://{folder}')}]"
+
+
+def write_override(key: str, value: object, *, is_group: bool = False) -> str:
+    """Write `key=value` so that Hydra reads back the same value."""
+    if value is None:
+        return f"{key}=null"
+    if isinstance(value, bool):
+        return f"{key}={str(value).lower()}"
+    if isinstance(value, str) and not is_group:
+        return f"{key}={quote_value(value)}"
+    return f"{key}={value}"
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise InputError(describe_error(error)) from error
+
+
+def _refuse_given_twice(common: Sequence[Override], space: Space) -> None:
+    for override in common:
+        key = override.key_or_group
+        if _GIVEN_BY_THE_STUDY.fullmatch(key):
+            raise InputError(f"{override.input_line}: the study gives every run its {key}")
+        if key in space.parameters:
+            raise InputError(f"{override.input_line}: {key} is a parameter of the search space")
+        if override.is_sweep_override():
+            raise InputError(f"{override.input_line}: one value; what varies is in the space")
+        if override.is_delete():
+            raise InputError(
+                f"{override.input_line}: an experiment file cannot delete a key; set it to null"
+            )
+    for key in space.parameters:
+        if _GIVEN_BY_THE_STUDY.fullmatch(key):
+            raise InputError(f"parameters: {key} is given by the study, and cannot be tuned")

@@ -1,0 +1,249 @@
+"""The report of a study: `report.json`, and `report.md` for reading."""
+
+import json
+import shlex
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+
+from memfold.training.run_folder import write_text_atomically
+from memfold.tuning.best import TestRun
+from memfold.tuning.configuration import Configuration
+from memfold.tuning.study import Study, Trial
+
+__all__ = ["describe", "to_markdown", "write_report"]
+
+_TRIALS_FOR_IMPORTANCES = 10  # fewer say little
+_STATES = ("completed", "pruned", "failed")
+
+
+def describe(
+    study: Study,
+    configuration: Configuration,
+    best: Trial | None,
+    tests: Sequence[TestRun],
+    commands: Mapping[str, str],
+) -> dict[str, Any]:
+    """Collect what the report says.
+
+    Args:
+        study: With its trials.
+        configuration: Writes overrides.
+        best: The trial that was chosen, if one is completed.
+        tests: Its runs with the test seeds; empty when they have not been run.
+        commands: What to type, by what it does.
+    """
+    space, trials = study.space, study.trials()
+    counts = Counter(trial.state for trial in trials)
+    return {
+        "study": study.name,
+        "commands": dict(commands),
+        "overrides": list(configuration.common),
+        **space.to_dict(),
+        "num_trials": {state: counts[state] for state in _STATES},
+        "best": None if best is None else _describe_best(best, study, configuration),
+        "test": _describe_tests(tests),
+        "importances": _importances(study),
+        "seconds": {
+            "trials": sum(trial.seconds for trial in trials),
+            "test": sum(run.seconds or 0.0 for run in tests),
+        },
+        "trials": [_describe_trial(trial) for trial in trials],
+    }
+
+
+def write_report(study: Study, content: Mapping[str, Any]) -> None:
+    """Write both files into the study folder.
+
+    Raises:
+        InputError: A file cannot be written.
+    """
+    with study.claimed():  # another process may write, too
+        text = json.dumps(content, indent=2)
+        write_text_atomically(study.folder / "report.json", text + "\n")
+        write_text_atomically(study.folder / "report.md", to_markdown(content))
+
+
+def to_markdown(content: Mapping[str, Any]) -> str:
+    """Write the report for reading."""
+    counts, seconds = content["num_trials"], content["seconds"]
+    tuning, test = (", ".join(map(str, content[f"{name}_seeds"])) for name in ("tuning", "test"))
+    goal = "largest" if content["maximize"] else "smallest"
+    lines = [
+        f"# {content['study']}",
+        "",
+        f"Chosen: the setting with the {goal} mean `{content['metric']}` over the **tuning seeds "
+        f"{tuning}**, on validation data; no trial looked at the test data. Only the best setting "
+        f"was run with the **test seeds {test}**.",
+        "",
+        f"{counts['completed']} trials completed, {counts['pruned']} pruned, {counts['failed']} "
+        f"failed; {_duration(seconds['trials'])} in trials, {_duration(seconds['test'])} in "
+        "training with test seeds, summed over the runs (last attempts).",
+        "",
+        *_best_lines(content),
+        "## Search space",
+        "",
+        f"Common to all trials: `{' '.join(content['overrides']) or '-'}`. Sampler: TPE, seed "
+        f"{content['sampler_seed']}, {content['startup_trials']} random trials first. "
+        f"{_pruning(content['pruning'])}",
+        "",
+        *_space_lines(content),
+        "## Commands",
+        "",
+        *(line for what, text in content["commands"].items() for line in _command(what, text)),
+        *_trial_lines(content),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _describe_best(best: Trial, study: Study, configuration: Configuration) -> dict[str, Any]:
+    overrides = configuration.overrides(best.setting)
+    return {
+        "trial": best.number,
+        "setting": best.setting,
+        "value": best.value,
+        "values": dict(zip(map(str, study.space.tuning_seeds), best.values, strict=True)),
+        "command": shlex.join(["python", "train.py", *overrides]),
+    }
+
+
+def _describe_tests(tests: Sequence[TestRun]) -> dict[str, Any] | None:
+    if not tests:
+        return None
+    accuracies = [run.accuracy for run in tests if run.accuracy is not None]
+    return {
+        "test/acc": {
+            "mean": statistics.fmean(accuracies) if accuracies else None,
+            "std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+            "num_runs": len(accuracies),
+        },
+        "runs": [
+            {
+                "seed": run.seed,
+                "folder": str(run.folder),
+                "command": run.command,
+                "test/acc": run.accuracy,
+                "error": run.reason,
+            }
+            for run in tests
+        ],
+    }
+
+
+def _describe_trial(trial: Trial) -> dict[str, Any]:
+    return {
+        "trial": trial.number,
+        "state": trial.state,
+        "setting": trial.setting,
+        "value": trial.value,
+        "values": trial.values,
+        "epochs_judged": trial.num_epochs,
+        "seconds": trial.seconds,
+        "error": trial.reason,
+    }
+
+
+def _importances(study: Study) -> dict[str, float] | None:
+    """Return the share of each parameter in what the completed trials differ by."""
+    completed = [trial for trial in study.trials() if trial.value is not None]
+    values = {trial.value for trial in completed}
+    if len(completed) < _TRIALS_FOR_IMPORTANCES or len(values) == 1:
+        return None
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    return optuna.importance.get_param_importances(study.optuna, evaluator=evaluator)
+
+
+def _best_lines(content: Mapping[str, Any]) -> list[str]:
+    best, test = content["best"], content["test"]
+    if best is None:
+        return ["No trial is completed.", ""]
+    values = ", ".join(f"{value:.4f} (seed {seed})" for seed, value in best["values"].items())
+    lines = [
+        "## Best setting",
+        "",
+        f"Trial {best['trial']}, `{content['metric']}` {best['value']:.4f}: {values}.",
+        "",
+        *_table(("parameter", "value"), best["setting"].items()),
+    ]
+    if test is None:
+        return [*lines, "It has not been run with the test seeds.", ""]
+    summary = test["test/acc"]
+    if summary["mean"] is not None:
+        spread = "" if summary["std"] is None else f" ± {100 * summary['std']:.2f}"
+        lines += [
+            f"**Test accuracy {100 * summary['mean']:.2f}{spread} %**, mean ± sample standard "
+            f"deviation over {summary['num_runs']} test seeds.",
+            "",
+        ]
+    rows = [(run["seed"], run["test/acc"], run["error"]) for run in test["runs"]]
+    return [*lines, *_table(("test seed", "test/acc", "error"), rows)]
+
+
+def _space_lines(content: Mapping[str, Any]) -> list[str]:
+    importances = content["importances"]
+    rows = []
+    for key, entry in content["parameters"].items():
+        ((kind, options),) = entry.items()
+        if kind == "choice":
+            allowed = ", ".join(map(_cell, options["values"]))
+        else:
+            scale = ", log" if options["log"] else ""
+            allowed = f"{kind} from {options['low']:g} to {options['high']:g}{scale}"
+        share = None if importances is None else importances.get(key)
+        rows.append((key, allowed, share))
+    note = ["Importance: fANOVA over the completed trials.", ""] if importances is not None else []
+    return [*_table(("parameter", "values", "importance"), rows), *note]
+
+
+def _trial_lines(content: Mapping[str, Any]) -> list[str]:
+    keys = list(content["parameters"])
+    rows = [
+        (
+            trial["trial"],
+            trial["state"],
+            *(trial["setting"].get(key, "") for key in keys),
+            trial["value"],
+            trial["epochs_judged"] if trial["state"] == "pruned" else None,
+            f"{trial['seconds']:.0f}",
+            trial["error"],
+        )
+        for trial in content["trials"]
+    ]
+    header = ("trial", "state", *keys, content["metric"], "stopped after epoch", "s", "error")
+    return ["## All trials", "", *_table(header, rows)]
+
+
+def _pruning(pruning: Mapping[str, int] | None) -> str:
+    if pruning is None:
+        return "No pruning."
+    return (
+        f"A trial is pruned when its best `val/acc` so far, with the first tuning seed, is worse "
+        f"than the median of the completed trials at that epoch: after {pruning['startup_trials']} "
+        f"completed trials, and {pruning['warmup_epochs']} epochs of its own."
+    )
+
+
+def _command(what: str, text: str) -> list[str]:
+    return [f"{what}:", "", "```bash", text, "```", ""]
+
+
+def _table(header: Sequence[object], rows: Any) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return [f"| {' | '.join(map(_cell, line))} |" for line in lines] + [""]
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("|", r"\|")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

@@ -1,0 +1,188 @@
+"""One run of `train.py`: started or resumed, watched, stopped, and its result."""
+
+import csv
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memfold.errors import InputError
+from memfold.training.processes import LAUNCHER_VARIABLES, declare_parent
+from memfold.training.resume import quote_value
+from memfold.training.run_folder import (
+    LAST_CHECKPOINT,
+    LOCK,
+    METRICS,
+    ROUNDS,
+    read_result,
+    writing,
+)
+from memfold.tuning.locks import is_held
+
+__all__ = ["Launcher", "RunFailed", "Stopped", "read_metric"]
+
+_SECONDS_BETWEEN_LOOKS = 0.25
+_SECONDS_TO_STOP = 20.0
+_SECONDS_FOR_ORPHANS = 60.0
+
+
+class RunFailed(Exception):
+    """The run ended without a result; the message is the reason, in one line."""
+
+
+class Stopped(Exception):
+    """The user, or the machine, wants all runs to stop."""
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """What all runs of a worker have in common."""
+
+    program: Path
+    """`train.py`."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables that the runs get besides those of this process."""
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set when runs shall stop."""
+
+    def run(
+        self, overrides: Sequence[str], folder: Path, watch: Callable[[], None] = lambda: None
+    ) -> dict[str, Any]:
+        """Return the result of the completed run in `folder`, after as much training as it needs.
+
+        A run that has a checkpoint is resumed, and replaced if that cannot be done.
+
+        Args:
+            overrides: Of `train.py`, without the folder.
+            folder: The run folder. What the run prints goes into `folder` + `.txt`.
+            watch: Called again and again; what it raises stops the run.
+
+        Raises:
+            RunFailed: The run failed.
+            Stopped: `stop` was set.
+            InputError: The folder cannot be written.
+        """
+        result = read_result(folder)
+        if result.get("status") == "completed":
+            watch()
+            return result
+        self._wait_for_orphan(folder)
+        can_resume = (folder / LAST_CHECKPOINT).exists() or (folder / ROUNDS / "0").exists()
+        if can_resume:
+            try:
+                return self._train([f"resume={quote_value(str(folder))}"], folder, watch)
+            except RunFailed as error:
+                if not str(error).startswith("resume"):
+                    raise
+        with writing(folder):
+            if folder.exists():
+                shutil.rmtree(folder)
+        place = f"hydra.run.dir={quote_value(str(folder))}"
+        return self._train([*overrides, place], folder, watch)
+
+    def _train(
+        self, arguments: Sequence[str], folder: Path, watch: Callable[[], None]
+    ) -> dict[str, Any]:
+        if self.stop.is_set():
+            raise Stopped
+        output = folder.with_name(f"{folder.name}.txt")
+        with writing(output):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            file = output.open("ab")
+        with file:
+            start = file.tell()
+            process = self._start(arguments, file)
+            try:
+                while _wait(process, _SECONDS_BETWEEN_LOOKS) is None:
+                    if self.stop.is_set():
+                        raise Stopped
+                    watch()
+            finally:
+                _stop(process)
+        if self.stop.is_set():  # Ctrl-C reaches some launchers' children at once
+            raise Stopped
+        result = read_result(folder)
+        if process.returncode != 0 or result.get("status") != "completed":
+            printed = output.read_bytes()[start:].decode(errors="replace")
+            raise RunFailed(_reason(process.returncode, printed, result))
+        watch()
+        return result
+
+    def _start(self, arguments: Sequence[str], output: io.BufferedWriter) -> subprocess.Popen:
+        environment = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES}
+        environment.update(self.variables)
+        declare_parent(environment)
+        # A session of its own, so that the terminal's Ctrl-C reaches the run once, through us, and
+        # `_stop` gets the run's children, too.
+        return subprocess.Popen(
+            [sys.executable, str(self.program), *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def _wait_for_orphan(self, folder: Path) -> None:
+        """Wait for the run of a killed worker, which ends when it notices."""
+        seconds = 0.0
+        while is_held(folder / LOCK):
+            if self.stop.wait(_SECONDS_BETWEEN_LOOKS):
+                raise Stopped
+            seconds += _SECONDS_BETWEEN_LOOKS
+            if seconds > _SECONDS_FOR_ORPHANS:
+                raise InputError(f"{folder} is in use by another process; end it, and start again")
+
+
+def read_metric(folder: Path, name: str) -> list[float]:
+    """Return a metric of each epoch, as far as the run in `folder` has written it.
+
+    NaN stays NaN. Rounds follow one another.
+    """
+    try:
+        text = (folder / METRICS).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    whole_lines = text[: text.rfind("\n") + 1]  # the last one may be half written
+    rows = csv.DictReader(io.StringIO(whole_lines))
+    return [float(row[name]) for row in rows if row.get(name)]
+
+
+def _wait(process: subprocess.Popen, seconds: float) -> int | None:
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """End the run and its children, with time to save a checkpoint."""
+    if process.poll() is not None:
+        return
+    _signal_group(process, signal.SIGTERM)
+    _wait(process, _SECONDS_TO_STOP)
+    _signal_group(process, signal.SIGKILL)
+    process.wait()
+
+
+def _signal_group(process: subprocess.Popen, number: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
+def _reason(status: int, printed: str, result: Mapping[str, Any]) -> str:
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    if errors:
+        return errors[-1].removeprefix("error: ")
+    return str(result.get("error") or f"ended with status {status} and without a result")

@@ -1,0 +1,256 @@
+"""The study in its folder: what was tried, what is left, and what a killed process left behind."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import ExperimentalWarning, OptunaError
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from memfold.errors import InputError
+from memfold.tuning.locks import is_held, wait_for_lock
+from memfold.tuning.space import Setting, Space
+
+__all__ = ["REASON", "VALUES", "Study", "Trial", "database_errors"]
+
+REASON = "reason"
+"""Attribute of a trial whose setting is to blame for its failure; a lost one has none."""
+VALUES = "values"
+"""Attribute of a completed trial: the metric of each tuning seed."""
+
+_DATABASE = "study.db"
+_CLAIM = ".claim"
+_DEFINITION = "definition"
+_RETRY_OF = "retry_of"
+# The trials of a killed process are found by their locks. The heartbeat is for the locks of a node
+# that has gone, which its file server keeps.
+_SECONDS_BETWEEN_HEARTBEATS = 10
+_SECONDS_OF_SILENCE = 60
+_SECONDS_FOR_THE_DATABASE = 60  # that SQLite waits for other processes
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A setting and what came of it, over all attempts to run it."""
+
+    number: int
+    """The how manieth setting it is, from 0: the name of its folder."""
+    last: FrozenTrial
+    """The last attempt."""
+
+    @property
+    def seconds(self) -> float:
+        """Of the last attempt, if it has ended; nobody knows when a killed one did."""
+        return 0.0 if self.last.duration is None else self.last.duration.total_seconds()
+
+    @property
+    def state(self) -> str:
+        """completed, pruned, failed, running, or waiting for the next attempt."""
+        match self.last.state:
+            case TrialState.COMPLETE:
+                return "completed"
+            case TrialState.PRUNED:
+                return "pruned"
+            case TrialState.RUNNING:
+                return "running"
+            case TrialState.FAIL if REASON in self.last.user_attrs:
+                return "failed"
+        return "waiting"
+
+    @property
+    def setting(self) -> Setting:
+        """A value for each parameter; empty if it was lost before they were drawn."""
+        return self.last.params
+
+    @property
+    def reason(self) -> str | None:
+        """Why the trial failed: `None` unless it did."""
+        return self.last.user_attrs.get(REASON)
+
+    @property
+    def values(self) -> list[float]:
+        """The metric of each tuning seed: empty unless the trial is completed."""
+        return self.last.user_attrs.get(VALUES, [])
+
+    @property
+    def num_epochs(self) -> int:
+        """How many epochs of the first tuning seed the pruner has seen."""
+        return len(self.last.intermediate_values)
+
+    @property
+    def value(self) -> float | None:
+        """The objective: `None` unless the trial is completed."""
+        return self.last.value if self.state == "completed" else None
+
+
+@contextmanager
+def database_errors(folder: Path) -> Iterator[None]:
+    """Turn what the database of a study raises into one line.
+
+    Raises:
+        InputError: The block raised an error of Optuna or SQLAlchemy.
+    """
+    try:
+        yield
+    except (SQLAlchemyError, OptunaError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise InputError(f"{folder / _DATABASE} cannot be used: {reason}") from error
+
+
+class Study:
+    """An Optuna study in `folder/study.db`, shared by all processes that work on it.
+
+    Everything random of a trial comes from the sampler's seed and the trial's number, so that an
+    interrupted study goes on as if nothing had happened.
+    """
+
+    def __init__(self, folder: Path, space: Space, common: Sequence[str]) -> None:
+        """Open the study, or make a new one.
+
+        Args:
+            folder: The study folder.
+            space: What is tuned.
+            common: Overrides of `train.py` that all trials share.
+
+        Raises:
+            InputError: The folder holds something else, or a study of another space or other
+                overrides, or cannot be used.
+        """
+        self.folder = folder
+        self.name = folder.name
+        self.space = space
+        file = folder / _DATABASE
+        is_ours = file.exists() or (folder / _CLAIM).exists()
+        if folder.exists() and not (folder.is_dir() and (is_ours or not any(folder.iterdir()))):
+            raise InputError(f"--study {folder} exists and is no study; choose another folder")
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        with self.claimed():
+            self.optuna = _open(file, self.name, space)
+            self._refuse_other({"space": space.to_dict(), "overrides": list(common)})
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep all other workers, of this process too, from counting and starting trials."""
+        with wait_for_lock(self.folder / _CLAIM):
+            yield
+
+    def trials(self) -> list[Trial]:
+        """Return all settings in the order in which they were drawn."""
+        attempts = self.optuna.get_trials(deepcopy=False)
+        found: list[list[FrozenTrial]] = []
+        for attempt in attempts:
+            first = attempt.user_attrs.get(_RETRY_OF)
+            if first is None:
+                found.append([attempt])
+            else:
+                found[first].append(attempt)
+        return [Trial(number, tries[-1]) for number, tries in enumerate(found)]
+
+    def number_of(self, attempt: int) -> int:
+        """Return the number of the trial that is tried in an attempt, by Optuna's number."""
+        attempts = self.optuna.get_trials(deepcopy=False)
+        first = attempts[attempt].user_attrs.get(_RETRY_OF)
+        if first is not None:
+            return first
+        return sum(_RETRY_OF not in earlier.user_attrs for earlier in attempts[:attempt])
+
+    def trial_folder(self, number: int) -> Path:
+        """Return where the runs of a trial are."""
+        return self.folder / "trials" / str(number)
+
+    def lock(self, number: int) -> Path:
+        """Return the file that the worker on a trial has locked."""
+        return self.trial_folder(number) / ".lock"
+
+    def is_running(self, attempt: int) -> bool:
+        """Tell whether an attempt, by Optuna's number, has not been given up by somebody."""
+        return self.optuna.get_trials(deepcopy=False)[attempt].state == TrialState.RUNNING
+
+    def recover(self) -> None:
+        """Let the trials of processes that have gone be tried again. To be called when `claimed`.
+
+        Those that ended without a word on their setting: killed, interrupted, or out of disk.
+        """
+        for trial in self.trials():
+            if trial.state == "running" and not is_held(self.lock(trial.number)):
+                self.optuna.tell(trial.last.number, state=TrialState.FAIL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            optuna.storages.fail_stale_trials(self.optuna)
+        for trial in self.trials():
+            if trial.state == "waiting" and trial.last.state != TrialState.WAITING:
+                is_drawn = trial.setting.keys() == self.space.parameters.keys()
+                setting = trial.setting if is_drawn else {}
+                self.optuna.enqueue_trial(setting, user_attrs={_RETRY_OF: trial.number})
+
+    def seed_sampler(self) -> None:
+        """Seed the sampler for the trial that comes next. To be called when `claimed`."""
+        trials = self.trials()
+        waiting = [trial for trial in trials if trial.last.state == TrialState.WAITING]
+        first = min(waiting, key=lambda trial: trial.last.number, default=None)
+        number = len(trials) if first is None else first.number
+        self.optuna.sampler = _sampler(self.space, number)
+
+    def _refuse_other(self, definition: dict[str, Any]) -> None:
+        now = json.loads(json.dumps(definition))
+        before = self.optuna.user_attrs.get(_DEFINITION)
+        if before is None:
+            self.optuna.set_user_attr(_DEFINITION, now)
+        elif before != now:
+            raise InputError(
+                f"--study {self.folder} was started with {_first_difference(before, now)}; "
+                "a study keeps its space and its overrides, so choose another folder"
+            )
+
+
+def _open(file: Path, name: str, space: Space) -> optuna.Study:
+    url = sqlalchemy.URL.create("sqlite", database=str(file)).render_as_string()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        storage = optuna.storages.RDBStorage(
+            url.replace("{", "{{").replace("}", "}}"),  # Optuna fills in a template
+            engine_kwargs={"connect_args": {"timeout": _SECONDS_FOR_THE_DATABASE}},
+            heartbeat_interval=_SECONDS_BETWEEN_HEARTBEATS,
+            grace_period=_SECONDS_OF_SILENCE,
+        )
+    pruning = space.pruning
+    return optuna.create_study(
+        storage=storage,
+        study_name=name,
+        direction="maximize" if space.maximize else "minimize",
+        load_if_exists=True,
+        sampler=_sampler(space, 0),
+        pruner=optuna.pruners.NopPruner()
+        if pruning is None
+        else optuna.pruners.MedianPruner(pruning.startup_trials, pruning.warmup_epochs),
+    )
+
+
+def _sampler(space: Space, number: int) -> optuna.samplers.BaseSampler:
+    digest = hashlib.sha256(f"{space.sampler_seed}:{number}".encode()).digest()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return optuna.samplers.TPESampler(
+            seed=int.from_bytes(digest[:4], "big"),
+            n_startup_trials=space.startup_trials,
+            constant_liar=True,  # keeps several workers from trying the same
+        )
+
+
+def _first_difference(before: Any, now: Any, name: str = "") -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in [*before, *now]:
+            if before.get(key) != now.get(key):
+                path = f"{name}.{key}" if name else key
+                return _first_difference(before.get(key), now.get(key), path)
+        return "the parameters in another order"
+    words = [" ".join(map(str, v)) if isinstance(v, list) else v for v in (before, now)]
+    return f"{name} {words[0]!r}, not {words[1]!r}"

@@ -1,0 +1,115 @@
+"""Search spaces are read, or refused in one line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from memfold.errors import InputError
+from memfold.tuning.configuration import write_override
+from memfold.tuning.space import Choice, Float, Int, Pruning, read_space
+from tuning.studies import REPOSITORY, SPACE, write_space
+
+
+def test_every_kind_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "space.yaml"
+    file.write_text(
+        """
+objective: {metric: packed/val/acc, direction: minimize}
+pruner: {warmup_epochs: 3}
+tuning_seeds: [1]
+test_seeds: [2, 3]
+parameters:
+  optimizer.lr: {float: {low: 1e-3, high: 1, log: true}}
+  data.batch_size: {int: {low: 16, high: 64}}
+  data.horizontal_flip: {choice: [true, false]}
+"""
+    )
+    space = read_space(file)
+    assert space.parameters == {
+        "optimizer.lr": Float(0.001, 1.0, log=True),
+        "data.batch_size": Int(16, 64),
+        "data.horizontal_flip": Choice((True, False)),
+    }
+    assert space.metric == "packed/val/acc"
+    assert not space.maximize
+    assert space.pruning == Pruning(startup_trials=5, warmup_epochs=3)
+    assert (space.tuning_seeds, space.test_seeds) == ((1,), (2, 3))
+
+
+@pytest.mark.parametrize(
+    "file", sorted((REPOSITORY / "tuning").glob("*.yaml")), ids=lambda f: f.stem
+)
+def test_shipped_spaces_are_right(file: Path) -> None:
+    assert not set(read_space(file).tuning_seeds) & set(read_space(file).test_seeds)
+
+
+def parameter(entry: object) -> dict[str, Any]:
+    return {"parameters": {"optimizer.lr": entry}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tuning_seeds": [1, 11]}, "tuning_seeds and test_seeds share 11"),
+        ({"tuning_seeds": []}, "tuning_seeds must be a list of at least one seed"),
+        ({"tuning_seeds": [1, 1]}, "has a seed twice"),
+        ({"test_seeds": [True]}, "test_seeds must be a whole number"),
+        ({"objective": {"metric": "test/acc"}}, "must be a validation metric"),
+        ({"objective": {"direction": "up"}}, "must be maximize or minimize"),
+        ({"samplers": {}}, "samplers is no key of the file"),
+        ({"pruner": {"warmup": 1}}, "warmup is no key of pruner"),
+        ({"parameters": {}}, "parameters must name at least one key"),
+        ({"parameters": {"~x": {"choice": [1]}}}, "'~x' is no key of train.py"),
+        (parameter({"log_uniform": [0, 1]}), "optimizer.lr must have one of float, int, choice"),
+        (parameter({"float": {"low": 1, "high": 0.1}}), "low must be smaller than high"),
+        (parameter({"float": {"low": 0, "high": 1, "log": True}}), "low must be above 0"),
+        (parameter({"float": {"low": 0}}), "high must be a number, got None"),
+        (parameter({"float": {"low": 0, "high": float("inf")}}), "high must be a number"),
+        (parameter({"int": {"low": 0.5, "high": 1}}), "low must be a whole number"),
+        (parameter({"float": {"low": 0, "high": 1, "step": 2}}), "step is no key of"),
+        (parameter({"choice": []}), "a list of at least one value"),
+        (parameter({"choice": [[1, 2]]}), "a choice is a number, a text"),
+        (parameter({"choice": [1, 1.0]}), "a choice stands twice"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    file = write_space(tmp_path, **changes)
+    with pytest.raises(InputError) as caught:
+        read_space(file)
+    assert message in str(caught.value)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [None, "a: [", "- 1", "a: 1\na: 2"])
+def test_a_file_that_is_no_space_is_one_line(tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "space.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(InputError, match=r"space\.yaml") as caught:
+        read_space(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_definition_keeps_everything_that_the_file_says(tmp_path: Path) -> None:
+    before = read_space(write_space(tmp_path)).to_dict()
+    for changes in (
+        {"sampler": {"seed": 1}},
+        {"pruner": {}},
+        {"test_seeds": [12]},
+        {"objective": {"metric": "val/best_acc"}},
+        {"parameters": SPACE["parameters"] | {"scheduler": {"choice": ["cosine"]}}},
+    ):
+        assert read_space(write_space(tmp_path, **changes)).to_dict() != before
+
+
+@pytest.mark.parametrize(
+    "value", [1e-05, 0.1, 123456789.123, 7, True, False, None, "a b", "it's", "null", "1", "a,b=c"]
+)
+def test_hydra_reads_back_the_same_value(value: object) -> None:
+    (override,) = OverridesParser.create().parse_overrides([write_override("a.b", value)])
+    found = override.value()
+    assert found == value
+    assert type(found) is type(value)

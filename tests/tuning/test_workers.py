@@ -1,0 +1,159 @@
+"""Workers that are killed, stopped, suspended, or several."""
+
+import os
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from memfold.tuning.locks import is_held, wait_for_lock
+from memfold.tuning.workers import launchers, work_in_parallel
+from tuning.studies import STAND_IN, Worker, num_starts, open_study, report, settings, trials, tune
+
+SLOW = {"STAND_IN_SECONDS": "0.2"}
+
+
+def wait_until(condition: Callable[[], bool], worker: Worker | None = None) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        assert worker is None or worker.is_running(), worker.output("stderr")
+        time.sleep(0.02)
+
+
+@pytest.mark.ddp
+def test_killed_and_interrupted_studies_go_on_to_what_an_undisturbed_one_finds(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "undisturbed").mkdir()
+    assert tune(tmp_path / "undisturbed", 5) == 0
+    folder = tmp_path / "disturbed"
+    folder.mkdir()
+    runs = folder / "study" / "trials"
+    places = [("0/s2", signal.SIGKILL), ("1/s1", signal.SIGINT), ("3/s1", signal.SIGTERM)]
+    for place, number in places:
+        worker = Worker(folder, 5, **SLOW)
+        checkpoint = runs / place / "checkpoints" / "last.ckpt"
+        wait_until(checkpoint.exists, worker)
+        worker.send_signal(number)  # to the worker alone: its run is left to itself
+        status, _, err = worker.finish()
+        assert status == (-9 if number == signal.SIGKILL else 128 + number)
+        assert ("interrupted" in err) == (number != signal.SIGKILL)
+        wait_until(lambda place=place: not is_held(runs / place / ".lock"))  # nothing is left alone
+    assert tune(folder, 5) == 0
+    assert settings(folder) == settings(tmp_path / "undisturbed")
+    assert [trial.value for trial in trials(folder)] == [
+        trial.value for trial in trials(tmp_path / "undisturbed")
+    ]
+    assert report(folder)["num_trials"] == {"completed": 5, "pruned": 0, "failed": 0}
+    for place, _ in places:
+        assert (runs / place / "starts").read_text() == "new\nresume\n"
+    assert num_starts(runs) == 2 * 5 + 3
+
+
+@pytest.mark.ddp
+def test_two_processes_share_a_study(tmp_path: Path) -> None:
+    workers = [Worker(tmp_path, 4, "--workers", workers, **SLOW) for workers in ("2", "1")]
+    ended = [worker.finish() for worker in workers]
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    assert [trial.state for trial in trials(tmp_path)] == ["completed"] * 4
+    assert len({str(setting) for setting in settings(tmp_path)}) == 4
+    assert num_starts(tmp_path / "study" / "trials") == 8  # no run was started twice
+    assert num_starts(tmp_path / "study" / "test") == 2
+    assert all(any(line.startswith("trial ") for line in out.splitlines()) for _, out, _ in ended)
+    assert report(tmp_path)["num_trials"]["completed"] == 4
+
+
+def test_a_worker_that_is_silent_for_too_long_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tune(tmp_path, 1) == 0
+    study = open_study(tmp_path)
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        attempt = study.optuna.ask()  # by a node that has gone, whose lock its file server keeps
+    study.space.suggest(attempt)
+    with sqlite3.connect(tmp_path / "study" / "study.db") as database:
+        values = (attempt._trial_id,)
+        database.execute(
+            "insert into trial_heartbeats (trial_id, heartbeat) "
+            "values (?, datetime('now', '-2 minutes'))",
+            values,
+        )
+    database.close()
+    release = threading.Event()
+
+    def hold() -> None:
+        with wait_for_lock(study.lock(1)):
+            release.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    try:
+        timer = threading.Timer(1.0, release.set)  # the suspended one notices, and lets go
+        timer.start()
+        assert tune(tmp_path, 2) == 0
+    finally:
+        release.set()
+        holder.join()
+    assert [trial.state for trial in trials(tmp_path)] == ["completed"] * 2
+    assert trials(tmp_path)[1].setting == attempt.params
+    assert trials(tmp_path)[1].last.number == 2
+
+
+def test_a_trial_that_was_given_up_is_left_to_the_other_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # While the only worker runs trial 0, its heartbeat seems to have stopped long ago.
+    monkeypatch.setenv("STAND_IN_SECONDS", "0.3")
+    checkpoint = tmp_path / "study" / "trials" / "0" / "s1" / "checkpoints" / "last.ckpt"
+
+    def give_up() -> None:
+        wait_until(checkpoint.exists)
+        with sqlite3.connect(tmp_path / "study" / "study.db", timeout=60) as database:
+            database.execute("update trials set state = 'FAIL'")
+        database.close()
+
+    other = threading.Thread(target=give_up)
+    other.start()
+    try:
+        assert tune(tmp_path, 2) == 0
+    finally:
+        other.join()
+    assert [trial.state for trial in trials(tmp_path)] == ["completed"] * 2
+    assert trials(tmp_path)[0].last.number == 1
+
+
+def test_cores_and_gpus_are_divided() -> None:
+    stop = threading.Event()
+    cores = len(os.sched_getaffinity(0))
+
+    def variables(num_workers: int, **environment: str) -> list[dict[str, str]]:
+        made = launchers(STAND_IN, num_workers, stop, environment)
+        return [dict(launcher.variables) for launcher in made]
+
+    threads = {"OMP_NUM_THREADS": str(max(1, cores // 2))}
+    gpus = "CUDA_VISIBLE_DEVICES"
+    assert variables(1, CUDA_VISIBLE_DEVICES="0,1,2") == [{}]
+    assert variables(2, CUDA_VISIBLE_DEVICES="") == [threads, threads]
+    assert variables(2, CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="5") == [{}, {}]
+    divided = variables(2, CUDA_VISIBLE_DEVICES="0,1,5")
+    assert [found[gpus] for found in divided] == ["0,5", "1"]
+    shared = variables(3, CUDA_VISIBLE_DEVICES="4,7")
+    assert [found[gpus] for found in shared] == ["4", "7", "4"]
+
+
+def test_an_error_of_one_worker_stops_the_others() -> None:
+    stop = threading.Event()
+
+    def fail() -> None:
+        raise OSError("disk")
+
+    def wait() -> None:
+        assert stop.wait(60)
+
+    with pytest.raises(OSError, match="disk"):
+        work_in_parallel([fail, wait], stop)
