@@ -1,8 +1,10 @@
 """Backbones for `backbone=custom`, and a callback."""
 
 import os
+import random
 import signal
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import nn
@@ -20,6 +22,15 @@ class DropoutNet(nn.Sequential):
             nn.Dropout(0.3),
             nn.Linear(32, num_classes),
         )
+
+
+class DrawingNet(DropoutNet):
+    """Draws in training from PyTorch's, NumPy's and Python's generators."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            input = input * np.random.uniform(0.9, 1.1) * random.uniform(0.9, 1.1)
+        return super().forward(input)
 
 
 class Killed(nn.Module):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from memfold.errors import InputError
 from memfold.training.callbacks import FiniteLoss, MemoryMetrics, StepSeeds, StepTimer
+from memfold.training.checkpoint_io import AsyncCheckpointIO, AtomicCheckpointIO
 from memfold.training.loggers import MetricsFile
 from memfold.training.quiet import hush_libraries
 
@@ -41,6 +43,7 @@ def fit(
     num_epochs: int = 2,
     seed: int = 0,
     validate: bool = False,
+    checkpoint_io: CheckpointIO | None = None,
 ) -> Trainer:
     """Train on 8 samples in 2 batches an epoch."""
     hush_libraries()
@@ -51,6 +54,7 @@ def fit(
         callbacks=list(callbacks),
         logger=[MetricsFile(folder)],
         default_root_dir=folder,
+        plugins=[] if checkpoint_io is None else [checkpoint_io],
         enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
         num_sanity_val_steps=0,
         enable_progress_bar=False,
@@ -123,6 +127,20 @@ def test_no_checkpoint_of_weights_that_are_not_finite(
     with pytest.raises(InputError, match=message + r" .*optimizer\.lr"):
         fit(tmp_path, BadEvaluation(val_loss, weight), FiniteLoss(), saving, validate=True)
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("kind", [AtomicCheckpointIO, AsyncCheckpointIO])
+def test_no_checkpoint_of_the_step_whose_loss_is_not_finite(
+    tmp_path: Path, kind: type[AtomicCheckpointIO]
+) -> None:
+    """In mid-epoch a step is saved before its loss has been looked at."""
+    saving = ModelCheckpoint(tmp_path / "checkpoints", save_top_k=-1, every_n_train_steps=1)
+    module = Regression(float("nan"), bad_step=3)
+    with pytest.raises(InputError, match="the training loss is nan at step 3"):
+        fit(tmp_path, module, FiniteLoss(), saving, checkpoint_io=kind())
+    states = [torch.load(path)["state_dict"] for path in tmp_path.rglob("*.ckpt")]
+    assert len(states) == 2
+    assert all(state["net.weight"].isfinite().all() for state in states)
 
 
 def test_train_state_is_parameters_gradients_and_momentum(tmp_path: Path) -> None:

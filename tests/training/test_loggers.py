@@ -3,6 +3,7 @@
 import csv
 import os
 import shlex
+import signal
 import time
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from memfold.training.loggers import (
     tensorboard_logger,
     wandb_logger,
 )
+from training.jobs_in_processes import output_of, run_job
+from training.run_contents import SENSITIVE, STRATEGIES, differences
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -117,6 +120,8 @@ def test_offline_run_is_named_and_continued(no_credentials: Path, tmp_path: Path
         ids.append(run.id)
         assert (run.name, run.project, run.tags) == ("mlp-dense-s1", "memfold", ("dense",))
         logger.log_metrics({"val/acc": 0.5}, step=3)
+        assert run.summary["trainer/global_step"] == 3  # the x-axis of all that is logged
+        assert "WANDB_MODE" not in os.environ
         command = close_wandb(failed=False)
         assert wandb.run is None
         assert command is not None
@@ -127,3 +132,39 @@ def test_offline_run_is_named_and_continued(no_credentials: Path, tmp_path: Path
     assert len(folders) == 2
     assert ids[0] == ids[1]
     assert close_wandb(failed=False) is None
+
+
+def test_a_row_is_found_by_its_step_and_columns(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path)
+    assert not file.has_row(9, ["train/loss"])
+    file.log_metrics({"val/acc": 0.5, "epoch": 0}, step=9)
+    file.log_metrics({"train/loss": 0.5, "epoch": 0}, step=19)
+    assert file.has_row(19, ["train/loss", "epoch"])
+    assert not file.has_row(9, ["train/loss"])
+    assert not file.has_row(19, ["train/loss", "lr"])
+
+
+@pytest.mark.ddp
+def test_killed_run_goes_on_under_its_id_and_loses_no_metric(
+    no_credentials: Path, tmp_path: Path
+) -> None:
+    """W&B writes in blocks, so that a kill loses what it had not written; `metrics.csv` has it."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    job = (*SENSITIVE, *STRATEGIES["dense"])
+    offline = ("logger=wandb", "logger.mode=offline")
+    killer = (
+        "+callbacks.killer._target_=training.signals.SignalAt",
+        "+callbacks.killer.signal=SIGKILL",
+        "+callbacks.killer.hook=on_train_batch_end",
+        "+callbacks.killer.number=25",
+    )
+    assert run_job(whole, *job) == 0
+    assert run_job(killed, *job, *offline, *killer) == -signal.SIGKILL
+    assert run_job(killed, *job, *offline, f"resume={killed}") == 0, output_of(killed)
+    assert not differences(killed, whole)
+    runs = list((killed / "wandb").glob("offline-run-*"))
+    assert len(runs) == 2
+    assert len({folder.name.rpartition("-")[2] for folder in runs}) == 1
+    # Left to itself, Lightning would name the folder of the checkpoints after the W&B run.
+    assert {path.parent for path in killed.rglob("*.ckpt")} == {killed / "checkpoints"}
+    assert "anonymous" not in output_of(killed)

@@ -1,9 +1,7 @@
-"""Resuming: the command line, the checkpoint, and a run that was killed."""
+"""Resuming: the command line and the checkpoint."""
 
-import csv
 import io
 import pickle
-import time
 from pathlib import Path
 
 import pytest
@@ -12,12 +10,10 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from torch import nn
 
 from memfold.errors import InputError
 from memfold.training.resume import expand_arguments, quote_value, read_checkpoint
-from training.jobs import SMALL, start_training, train
 
 
 def run_folder(folder: Path, *overrides: str) -> Path:
@@ -192,57 +188,3 @@ def test_checkpoint_of_another_model_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         read_checkpoint(checkpoint, model.state_dict())
-
-
-def metric_rows(folder: Path) -> list[tuple[str, ...]]:
-    with (folder / "metrics.csv").open(newline="") as file:
-        names = ("step", "epoch", "lr", "train/loss", "train/acc", "val/acc", "test/acc")
-        return [
-            tuple(row.get(n, "") for n in names) for row in csv.DictReader(file) if row["epoch"]
-        ]
-
-
-def state(folder: Path) -> dict[str, torch.Tensor]:
-    path = folder / "checkpoints" / "last.ckpt"
-    return torch.load(path, weights_only=True)["state_dict"]
-
-
-@pytest.mark.ddp
-def test_killed_and_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed, then resumed"
-    arguments = [
-        *SMALL,
-        "compression=stable_rps",
-        "ratio=0.05",
-        "backbone=custom",
-        "backbone.target=training.networks.DropoutNet",
-        "data.crop_padding=1",
-        "scheduler=one_cycle",
-        "trainer.max_epochs=25",
-    ]
-    arguments.remove("backbone=mlp")
-    victim = start_training(*arguments, f"hydra.run.dir='{killed}'")
-    metrics = killed / "metrics.csv"
-    deadline = time.monotonic() + 60
-    while not (metrics.exists() and any(row[1] == "4" and row[3] for row in metric_rows(killed))):
-        assert victim.poll() is None, victim.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    victim.kill()
-    victim.communicate()
-    assert not (killed / "model.safetensors").exists()
-    assert 0 < len(metric_rows(killed)) < 50
-
-    status, _, err = train(*arguments, f"hydra.run.dir='{whole}'")
-    assert status == 0, err
-    status, _, err = train(f"resume='{killed}'")
-    assert status == 0, err
-
-    expected, found = state(whole), state(killed)
-    assert expected.keys() == found.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
-    assert metric_rows(killed) == metric_rows(whole)
-    artifacts = [load_file(folder / "model.safetensors") for folder in (whole, killed)]
-    assert artifacts[0].keys() == artifacts[1].keys()
-    assert all(torch.equal(tensor, artifacts[1][name]) for name, tensor in artifacts[0].items())

@@ -17,6 +17,7 @@ from memfold.training import run
 from memfold.training.run_folder import locked
 from memfold.training.same_experiment import refuse_other_experiment
 from training.jobs import SMALL, compose_job
+from training.run_contents import SENSITIVE, STRATEGIES, differences
 
 SHARED = ("compression=stable_rps", "ratio=0.05", "data.batch_size=128")
 
@@ -88,9 +89,25 @@ def test_where_and_how_long_a_run_goes_on_may_differ() -> None:
         "extras": {"traceback": True},
     }
     refuse_other_experiment(Path("run"), before, now)
-    now["trainer"] = {**before["trainer"], "devices": -1}
-    with pytest.raises(InputError, match=r"data\.batch_size is 100 in that run, not 25"):
+    now["trainer"] = {**before["trainer"], "devices": 5}
+    advice = r"is 100 in that run, not 125; .*with data\.batch_size=20 on 5 process\(es\)$"
+    with pytest.raises(InputError, match=advice):
         refuse_other_experiment(Path("run"), before, now)
+    now["trainer"] = {**before["trainer"], "devices": 3}
+    with pytest.raises(InputError, match=r"not 75; .*\(start a new run for another value\)$"):
+        refuse_other_experiment(Path("run"), before, now)
+    now["trainer"] = {**before["trainer"], "devices": -1}  # as many as the machine has
+    refuse_other_experiment(Path("run"), before, now)
+
+
+def test_the_number_of_processes_is_compared_with_the_checkpoint(folder: Path) -> None:
+    config = folder / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace("devices: 1\n", "devices: auto\n"))
+    more = (f"resume={folder}", "trainer.max_epochs=2", "trainer.devices=auto")
+    advice = r"is 128 in that run, not 64; .*with data\.batch_size=128 on 1 process"
+    with pytest.raises(InputError, match=advice):
+        run_small(folder, *more, "data.batch_size=64")
+    assert run_small(folder, *more)["epochs"] == 2
 
 
 def test_overrides_are_recorded_once_the_checkpoint_is_restored(
@@ -128,35 +145,31 @@ def test_interrupted_extension_is_finished(folder: Path, monkeypatch: pytest.Mon
         run_small(folder, f"resume={folder}", "trainer.max_epochs=3")
 
 
-def test_a_run_goes_on_in_mid_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    overrides = [
-        *(text for text in SMALL if text != "backbone=mlp"),
-        "backbone=custom",
-        "backbone.target=training.networks.DropoutNet",
-        "data.batch_size=128",
-        "data.crop_padding=1",
-        "scheduler=one_cycle",
-        "trainer.max_epochs=3",
-        "+callbacks.last_checkpoint.every_n_train_steps=7",
-    ]
+# 10 steps and 2 batches of validation an epoch; the last step is saved after the validation.
+@pytest.mark.parametrize(
+    ("every", "hook", "number", "saved"),
+    [(7, "on_train_batch_end", 18, (14, 1)), (5, "on_validation_batch_end", 3, (15, 1))],
+)
+def test_a_run_goes_on_in_mid_epoch(
+    tmp_path: Path, every: int, hook: str, number: int, saved: tuple[int, int]
+) -> None:
+    every_n_steps = f"+callbacks.last_checkpoint.every_n_train_steps={every}"
+    overrides = (*SENSITIVE, *STRATEGIES["dense"], every_n_steps)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run(compose_job(whole, *overrides))
-    original = Classification.training_step
-
-    def training_step(self: Classification, *arguments: Any) -> Any:
-        if self.trainer.global_step == 18:
-            raise RuntimeError("power cut")
-        return original(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Classification, "training_step", training_step)
-        with pytest.raises(RuntimeError, match="power cut"):
-            run(compose_job(cut, *overrides))
+    power_cut = (
+        "+callbacks.cut._target_=training.signals.FailAt",
+        f"+callbacks.cut.hook={hook}",
+        f"+callbacks.cut.number={number}",
+    )
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(compose_job(cut, *overrides, *power_cut))
     last = torch.load(cut / "checkpoints" / "last.ckpt", weights_only=True)
-    assert (last["global_step"], last["epoch"]) == (14, 1)
+    assert (last["global_step"], last["epoch"]) == saved
     run(compose_job(cut, *overrides, f"resume={cut}"))
-    artifacts = [(folder / "model.safetensors").read_bytes() for folder in (whole, cut)]
-    assert artifacts[0] == artifacts[1]
+    assert not differences(cut, whole)
+    last = torch.load(cut / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 40
 
 
 def test_one_process_at_a_time(folder: Path) -> None:

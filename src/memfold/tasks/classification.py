@@ -129,7 +129,10 @@ class Classification(LightningModule):
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(labels)}
+        # As a float: Lightning rounds the ranks' mean of an integer number of samples down, and
+        # divides by that.
+        batch_size = float(len(labels))
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": batch_size}
         if distillation is not None:
             distill_loss = distillation.loss(images, logits)
             self.log(f"{split}/distill_loss", distill_loss, sync_dist=True, **options)

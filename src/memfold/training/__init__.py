@@ -6,10 +6,22 @@ a job starts.
 
 from typing import TYPE_CHECKING
 
+from memfold.errors import InputError
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["run"]
+    from memfold.training.load import load_model
+
+__all__ = ["load_model", "run"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "load_model":
+        from memfold.training.load import load_model
+
+        return load_model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def run(cfg: "DictConfig") -> dict[str, object]:
@@ -23,6 +35,14 @@ def run(cfg: "DictConfig") -> dict[str, object]:
     Raises:
         InputError: The user can put it right; the message is one line.
     """
-    from memfold.training.job import run_job
-
+    try:
+        from memfold.training.job import run_job
+    except (ImportError, RuntimeError) as error:
+        # torchmetrics, and so Lightning, imports torchvision wherever it finds one.
+        if "torchvision" not in str(error):
+            raise
+        raise InputError(
+            f"the torchvision that is installed does not fit this PyTorch ({error}): memfold needs "
+            "none (pip uninstall torchvision), or install the build that belongs to it"
+        ) from error
     return run_job(cfg)

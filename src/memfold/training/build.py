@@ -9,7 +9,12 @@ from typing import Any
 import lightning
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    LambdaCallback,
+    ModelCheckpoint,
+    ProgressBar,
+)
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from omegaconf import DictConfig, OmegaConf
@@ -30,14 +35,17 @@ from memfold.training.callbacks import (
     StepSeeds,
     StepTimer,
 )
-from memfold.training.checkpoint_io import AtomicCheckpointIO
+from memfold.training.checkpoint_io import AsyncCheckpointIO, AtomicCheckpointIO
 from memfold.training.checks import check_config
+from memfold.training.distributed import Unshard, cluster_environment, refuse_unsuitable
+from memfold.training.epoch_metrics import EpochMetrics
 from memfold.training.instantiate import instantiate
 from memfold.training.loggers import MetricsFile
 from memfold.training.processes import is_rank_zero
 from memfold.training.resume import StartingPoint, read_checkpoint
 from memfold.training.rounds import RoundFolder, RoundTracker
 from memfold.training.run_folder import LAST_CHECKPOINT, read_result
+from memfold.training.same_experiment import refuse_other_total_batch
 from memfold.training.structure import Structure
 from memfold.training.teacher import (
     describe_distillation,
@@ -67,8 +75,6 @@ class Experiment:
     folder: Path
     """The run folder."""
     data: ImageDataModule
-    net: nn.Module
-    """The compressed backbone."""
     strategy: Strategy
     task: LightningModule
     trainer: Trainer
@@ -82,6 +88,13 @@ class Experiment:
     """`None` for a run of one round."""
     distill: dict[str, Any] | None
     """The teacher and its weight, for the result."""
+
+    @property
+    def net(self) -> nn.Module:
+        """The compressed backbone; after a sharded training it is another object than before."""
+        net = self.task.net
+        assert isinstance(net, nn.Module)
+        return net
 
 
 def build(cfg: DictConfig, folder: Path) -> Experiment:
@@ -104,6 +117,7 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
     data: ImageDataModule = instantiate(config["data"], "data")
     memory, timer = MemoryMetrics(), StepTimer()
     trainer = _build_trainer(config, folder, _watchers(config, data, memory, timer))
+    refuse_unsuitable(trainer, config)
     if is_rank_zero():
         # The other ranks do it in fit, after a barrier: their peak is not reported.
         data.prepare_data()
@@ -122,17 +136,17 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
         **({} if distillation is None else {"distillation": distillation}),
     )
     start = _starting_point(config, folder, task)
+    refuse_other_total_batch(folder, start.total_batch, data.batch_size, trainer.world_size)
     rounds = _track_rounds(net, folder, trainer)
     refuse_other_teacher(config, start, distillation)
     counts = memfold.footprint(net)
-    if start.is_new_round and is_rank_zero():
-        RoundFolder(folder).clear()
+    if start.is_new_round:
+        _clear_when_all_have_started(trainer, RoundFolder(folder))
     trainer.loggers = _build_loggers(config, folder, strategy, counts, start.step)
     return Experiment(
         config=config,
         folder=folder,
         data=data,
-        net=net,
         strategy=strategy,
         task=task,
         trainer=trainer,
@@ -209,8 +223,8 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
-def read_run_checkpoint(path: Path, task: LightningModule) -> StartingPoint:
-    """Check that `task` can be restored from the checkpoint at `path`; see `read_checkpoint`."""
+def read_run_checkpoint(path: Path, task: nn.Module) -> StartingPoint:
+    """Check that the checkpoint at `path` is of `task`, which has a `net`: `read_checkpoint`."""
     net = task.net
     assert isinstance(net, nn.Module)
     compression = compression_of(net)
@@ -224,7 +238,8 @@ def _watchers(
     config: dict[str, Any], data: ImageDataModule, memory: MemoryMetrics, timer: StepTimer
 ) -> list[Callback]:
     structure = Structure((data.num_channels, data.image_size, data.image_size))
-    return [memory, timer, structure, StepSeeds(config["seed"]), FiniteLoss(), EpochLog()]
+    seeds = StepSeeds(config["seed"])
+    return [memory, timer, structure, Unshard(), seeds, FiniteLoss(), EpochMetrics(), EpochLog()]
 
 
 def _track_rounds(net: nn.Module, folder: Path, trainer: Trainer) -> RoundTracker | None:
@@ -236,6 +251,17 @@ def _track_rounds(net: nn.Module, folder: Path, trainer: Trainer) -> RoundTracke
     saving = [i for i, c in enumerate(callbacks) if isinstance(c, Checkpoint)]
     callbacks.insert(saving[0] if saving else len(callbacks), tracker)
     return tracker
+
+
+def _clear_when_all_have_started(trainer: Trainer, folder: RoundFolder) -> None:
+    """Clear what the round before has left once no other rank looks for its starting point."""
+
+    def clear(trainer: Trainer, _: LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.is_global_zero:
+            folder.clear()
+
+    callbacks: list[Callback] = trainer.callbacks  # pyright: ignore
+    callbacks.insert(0, LambdaCallback(setup=clear))
 
 
 def _hand_over_processes(before: Trainer, after: Trainer) -> None:
@@ -251,14 +277,16 @@ def _configured_callbacks(config: dict[str, Any]) -> list[Callback]:
 
 
 def _build_trainer(config: dict[str, Any], folder: Path, watchers: list[Callback]) -> Trainer:
-    callbacks = _configured_callbacks(config)
+    callbacks, environment = _configured_callbacks(config), cluster_environment()
+    is_asynchronous = config["checkpoint"]["asynchronous"]
+    checkpoint_io = AsyncCheckpointIO() if is_asynchronous else AtomicCheckpointIO()
     return instantiate(
         config["trainer"],
         "trainer",
         default_root_dir=folder,
         callbacks=[*watchers, *callbacks],
         logger=False,  # named after the compressed network, which is built later
-        plugins=[AtomicCheckpointIO()],
+        plugins=[checkpoint_io, *([] if environment is None else [environment])],
         enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
         enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
     )

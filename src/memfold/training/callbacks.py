@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from memfold.errors import InputError
 from memfold.memory import PeakMeter, footprint, grad_sync_bytes, train_state_bytes
 from memfold.seeding import derive_seed
+from memfold.training.distributed import whole_parameters
 
 __all__ = [
     "EpochLog",
@@ -76,10 +77,21 @@ class FiniteLoss(Callback):
         """Look at the last loss of the epoch and at the parameters."""
         self._check(trainer)
         self._pending = None
-        # The same on all ranks, as are the reduced losses below.
+        self._check_parameters(trainer, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Look at the last loss and at the parameters: nothing else may be saved."""
+        self._check(trainer)
+        self._check_parameters(trainer, pl_module)
+
+    def _check_parameters(self, trainer: Trainer, pl_module: LightningModule) -> None:
         finite = {name: p.isfinite().all() for name, p in pl_module.named_parameters()}
-        if not torch.stack(list(finite.values())).all():
-            name = next(name for name, value in finite.items() if not value)
+        is_finite = bool(torch.stack(list(finite.values())).all())
+        # Where the parameters are sharded, a rank sees its part of them.
+        if not trainer.strategy.reduce_boolean_decision(is_finite):
+            name = next((name for name, value in finite.items() if not value), "of another rank")
             raise _diverged(trainer, f"the parameter {name} is not finite", trainer.global_step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -143,7 +155,8 @@ class MemoryMetrics(Callback):
         if self._train_state_bytes is not None:
             return
         later = ("train_state_bytes", "peak_bytes")
-        counts = self.measure(_network(pl_module))
+        with whole_parameters(trainer):
+            counts = self.measure(_network(pl_module))
         _log(trainer, {key: value for key, value in counts.items() if key not in later})
 
     def on_train_batch_end(
@@ -182,7 +195,31 @@ class MemoryMetrics(Callback):
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Lightning's checkpoints, whose best one is known after the run folder was moved or copied."""
+    """Lightning's checkpoints, exact to resume from wherever the run folder is then.
+
+    `every_n_train_steps` adds to those at the end of epochs. There it leaves the last step of an
+    epoch alone: a run resumed from a checkpoint between that step and the validation skips the
+    validation and what is logged after it.
+    """
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        """Save in mid-epoch if it is time."""
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what is due at the end of an epoch."""
+        super().on_train_epoch_end(trainer, pl_module)
+        has_steps = self._every_n_train_steps > 0 or self._train_time_interval is not None
+        if has_steps and not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the state of the run that is resumed, with the paths of today."""

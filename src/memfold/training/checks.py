@@ -26,6 +26,8 @@ _SINGLE_KEYS = (
     "distill",
     "seed",
     "resume",
+    "checkpoint",
+    "sweep",
     "test_checkpoint",
     "extras",
 )
@@ -85,6 +87,14 @@ def _is_distill(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() == {"teacher", "temperature", "weight"}
 
 
+def _is_checkpoint(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"asynchronous"}
+        and isinstance(value["asynchronous"], bool)
+    )
+
+
 _ABSENT = object()
 _NOT_NEGATIVE = "a number of at least 0"
 _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
@@ -102,6 +112,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     ("distill.temperature", lambda v: _is_number(v) and v > 0, "a number above 0"),
     ("distill.weight", lambda v: _is_number(v) and 0 <= v <= 1, "a number in [0, 1]"),
+    ("checkpoint", _is_checkpoint, "asynchronous: true or false, and nothing else"),
     ("test_checkpoint", lambda v: v in ("last", "best"), "last or best"),
     ("trainer.max_epochs", _is_count, "a whole number above 0"),
     ("trainer.accumulate_grad_batches", _is_count, "a whole number above 0"),

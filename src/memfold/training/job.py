@@ -1,6 +1,7 @@
 """One job: build, fit, test, save, and a result in every case."""
 
 import logging
+import os
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -28,7 +29,13 @@ from memfold.training.build import (
 )
 from memfold.training.checks import check_config
 from memfold.training.loggers import close_wandb
-from memfold.training.processes import is_rank_zero
+from memfold.training.preemption import (
+    Preemption,
+    Termination,
+    heeding_sigterm,
+    release_children,
+)
+from memfold.training.processes import declare_parent, is_rank_zero
 from memfold.training.quiet import hush_libraries
 from memfold.training.result import ResultFile, describe_job
 from memfold.training.rounds import total_of
@@ -37,6 +44,7 @@ from memfold.training.run_folder import (
     HYDRA_FOLDER,
     locked,
     refuse_used_folder,
+    remove_partial_files,
     write_text_atomically,
     writing,
 )
@@ -47,18 +55,18 @@ __all__ = ["run_job"]
 
 log = logging.getLogger(__name__)
 
-_TERMINATED = 143  # 128 + SIGTERM
-
 
 def run_job(cfg: DictConfig) -> dict[str, Any]:
     """Run one job in Hydra's output folder; see `memfold.training.run`."""
     hush_libraries()
+    declare_parent(os.environ)  # the other ranks inherit it from Lightning's launcher
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if not is_rank_zero():  # rank 0 has the lock, and starts the others
-        return _run_locked(cfg, folder)
-    with locked(folder):
-        _admit(cfg, folder)
-        return _run_locked(cfg, folder)
+    with heeding_sigterm() as termination:
+        if not is_rank_zero():  # rank 0 has the lock, and starts the others
+            return _run_locked(cfg, folder, termination)
+        with locked(folder):
+            _admit(cfg, folder)
+            return _run_locked(cfg, folder, termination)
 
 
 def _admit(cfg: DictConfig, folder: Path) -> None:
@@ -77,9 +85,10 @@ def _admit(cfg: DictConfig, folder: Path) -> None:
     now = plain_config(cfg)
     check_config(now)
     refuse_other_experiment(folder, plain_config(before), now)
+    remove_partial_files(folder)
 
 
-def _run_locked(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+def _run_locked(cfg: DictConfig, folder: Path, termination: Termination) -> dict[str, Any]:
     facts = describe_job(cfg)
     result_file = ResultFile(folder, facts)
     completed = False
@@ -90,13 +99,18 @@ def _run_locked(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         experiment = build(cfg, folder)
         result_file.add(_describe_built(experiment, facts))
         _announce(experiment)
-        result_file.add(_train(experiment, cfg, result_file))
+        result_file.add(_train(experiment, cfg, result_file, termination))
         result_file.add(_describe_built(experiment, facts))  # rounds change the counts
         result = result_file.complete()
         completed = True
     except SIGTERMException:
-        result_file.fail("terminated (SIGTERM)")
-        raise SystemExit(_TERMINATED) from None
+        reason = f"terminated (SIGTERM); continue with resume={folder}"
+        with suppress(InputError):
+            result_file.fail(reason)
+        if is_rank_zero():
+            log.warning("%s", reason)
+        release_children()
+        raise SystemExit(termination.exit_status) from None
     except BaseException as error:
         explained = _explain(error)
         with suppress(InputError):  # a full disk: the result says failed since the beginning
@@ -124,7 +138,9 @@ def _announce(experiment: Experiment) -> None:
         logger.log_hyperparams(experiment.config)
 
 
-def _train(experiment: Experiment, cfg: DictConfig, result_file: ResultFile) -> dict[str, Any]:
+def _train(
+    experiment: Experiment, cfg: DictConfig, result_file: ResultFile, termination: Termination
+) -> dict[str, Any]:
     """Train all rounds that are left, of which there is one for most strategies."""
     while True:
         rounds = experiment.rounds
@@ -132,7 +148,7 @@ def _train(experiment: Experiment, cfg: DictConfig, result_file: ResultFile) -> 
         if rounds is not None:
             result_file.add({"rounds": earlier})
             result_file.begin()
-        _fit(experiment, cfg)
+        _fit(experiment, cfg, termination)
         begin = None if rounds is None else rounds.decide()
         result = _finish(experiment)
         if rounds is None or begin is None:
@@ -144,11 +160,12 @@ def _train(experiment: Experiment, cfg: DictConfig, result_file: ResultFile) -> 
         experiment = next_round(experiment)
 
 
-def _fit(experiment: Experiment, cfg: DictConfig) -> None:
+def _fit(experiment: Experiment, cfg: DictConfig, termination: Termination) -> None:
+    trainer_callbacks: list[Callback] = experiment.trainer.callbacks  # pyright: ignore
+    trainer_callbacks.append(Preemption(termination, experiment.folder, experiment.trainer))
     if cfg.resume is not None:
         # Only now has the checkpoint been restored; a failure before leaves .hydra as it is.
         record = LambdaCallback(on_train_start=lambda *_: _record_overrides(cfg, experiment.folder))
-        trainer_callbacks: list[Callback] = experiment.trainer.callbacks  # pyright: ignore
         trainer_callbacks.insert(0, record)
     try:
         experiment.trainer.fit(
@@ -182,6 +199,7 @@ def _finish(experiment: Experiment) -> dict[str, Any]:
     if use_best and (best is None or not best.best_model_path):
         raise InputError("test_checkpoint=best needs a callback that keeps the best of a metric")
     if use_best and best is not None:
+        trainer.strategy.barrier()  # rank 0 may have written it after the last step
         read_run_checkpoint(Path(best.best_model_path), task)
         checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
         task.load_state_dict(checkpoint["state_dict"])
@@ -220,7 +238,7 @@ def _evaluate_artifact(experiment: Experiment) -> dict[str, float]:
     trainer.strategy.barrier()  # rank 0 has written it
     packed = build_backbone(experiment.config, experiment.data)
     memfold.load(experiment.folder / ARTIFACT, packed)
-    metrics = {}
+    metrics, trained = {}, experiment.net
     task.net = packed
     vars(task)["metric_prefix"] = "packed/"
     try:
@@ -228,7 +246,7 @@ def _evaluate_artifact(experiment: Experiment) -> dict[str, float]:
             evaluate(task, datamodule=experiment.data, verbose=False)
             metrics |= _metrics(trainer)
     finally:
-        task.net = experiment.net
+        task.net = trained
         vars(task)["metric_prefix"] = ""
     return metrics
 

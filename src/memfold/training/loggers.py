@@ -4,7 +4,7 @@ import csv
 import io
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,11 @@ class MetricsFile(Logger):
                 csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
         else:
             self._rewrite([*self._read(), row])
+
+    def has_row(self, step: int, names: Collection[str]) -> bool:
+        """Tell whether a row of `step` has a value for each of `names`."""
+        rows = [row for row in self._read() if row.get("step") == str(step)]
+        return any(all(row.get(name) for name in names) for row in rows)
 
     def _keep_earlier_rows(self) -> None:
         kept = [row for row in self._read() if _step(row) < self._keep_before_step]

@@ -1,8 +1,12 @@
-"""Which process is this: known from the environment, before torch is imported."""
+"""Which process is this, and whose: known from the environment, before torch is imported."""
 
 import os
+import signal
+import threading
+import time
+from collections.abc import MutableMapping
 
-__all__ = ["LAUNCHER_VARIABLES", "is_rank_zero"]
+__all__ = ["LAUNCHER_VARIABLES", "declare_parent", "end_with_parent", "is_rank_zero"]
 
 LAUNCHER_VARIABLES = (
     "LOCAL_RANK",
@@ -21,3 +25,55 @@ def is_rank_zero() -> bool:
         return os.environ["RANK"] == "0"
     names = ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
     return all(os.environ.get(name, "0") == "0" for name in names)
+
+
+_PARENT = "MEMFOLD_PARENT_PID"
+_SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_TO_END = 20.0
+"""From SIGTERM to SIGKILL: time to save a checkpoint; one that takes longer is left unfinished."""
+
+
+def declare_parent(environment: MutableMapping[str, str]) -> None:
+    """Let a process that this one starts directly, with `environment`, end when this one has gone.
+
+    Args:
+        environment: The variables of the process to be started; changed in place.
+    """
+    environment[_PARENT] = str(os.getpid())
+
+
+def end_with_parent() -> None:
+    """End when the process that has declared itself the parent of this one has gone.
+
+    However it went: a process that was killed can tell its children nothing. This one gets SIGTERM
+    and, if that does not end it within 20 seconds, SIGKILL: a rank that waits in a collective for
+    one that is dead handles no signal. Without a declared parent nothing happens.
+    """
+    declared = os.environ.pop(_PARENT, None)  # not for the children of this process
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun declares nothing, and can be killed too
+        declared = str(os.getppid())
+    if declared is None or not declared.isdecimal():
+        return
+    parent = int(declared)
+    if os.getppid() == parent or not _exists(parent):
+        threading.Thread(target=_watch, args=(parent,), name="end-with-parent", daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_SECONDS_TO_END)
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -17,9 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 from memfold.training.processes import is_rank_zero
 from memfold.training.run_folder import RESULT, read_result, write_text_atomically
 
-__all__ = ["ResultFile", "describe_environment", "describe_job"]
+__all__ = ["UNFINISHED", "ResultFile", "describe_environment", "describe_job"]
 
-_UNFINISHED = "not finished: still running, or killed before the end"
+UNFINISHED = "not finished: still running, or killed before the end"
 
 
 class ResultFile:
@@ -37,7 +37,7 @@ class ResultFile:
 
     def begin(self) -> None:
         """Leave a failed result, which stays when the process is killed."""
-        self.fail(_UNFINISHED)
+        self.fail(UNFINISHED)
 
     def fail(self, reason: str) -> None:
         """Write that the run failed and why, unless an earlier run here was completed."""

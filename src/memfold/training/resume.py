@@ -15,7 +15,7 @@ from memfold.errors import InputError
 from memfold.training.checks import GROUPS
 from memfold.training.run_folder import HYDRA_FOLDER
 
-__all__ = ["StartingPoint", "expand_arguments", "quote_value", "read_checkpoint"]
+__all__ = ["StartingPoint", "expand_arguments", "is_override", "quote_value", "read_checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class StartingPoint:
     """Epochs done before."""
     teacher: str | None = None
     """Fingerprint of the teacher that the run learns from; `None` when it has none."""
+    total_batch: int | None = None
+    """Samples in a batch of all processes together."""
     round: int = 0
     """The round that the checkpoint is of."""
     max_epochs: int | None = None
@@ -55,8 +57,8 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
         InputError: `resume` does not name one run folder, or a group is null.
         OverrideParseException: Hydra cannot read an override.
     """
-    flags = [text for text in arguments if not _is_override(text)]
-    given_texts = [text for text in arguments if _is_override(text)]
+    flags = [text for text in arguments if not is_override(text)]
+    given_texts = [text for text in arguments if is_override(text)]
     given = OverridesParser.create().parse_overrides(given_texts)
     for override in given:  # Hydra answers null with a traceback
         is_null = override.value() is None and not override.is_delete()
@@ -130,9 +132,16 @@ def read_checkpoint(
         int(checkpoint["global_step"]),
         int(checkpoint["epoch"]) + 1,
         checkpoint.get("teacher"),
+        _total_batch(checkpoint),
         place.get("number", 0),
         place.get("max_epochs"),
     )
+
+
+def _total_batch(checkpoint: Mapping[str, Any]) -> int | None:
+    loop = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
+    loaders = loop.get("combined_loader", [])
+    return loaders[0].get("global_batch_size") if loaders else None
 
 
 def _read_plain_values(path: Path) -> dict[str, Any]:
@@ -164,7 +173,7 @@ def _read_plain_values(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _is_override(argument: str) -> bool:
+def is_override(argument: str) -> bool:
     """Tell an override (key=value, ~key) from a flag of Hydra's or the value of one."""
     return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
 

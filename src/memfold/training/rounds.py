@@ -28,6 +28,7 @@ from memfold.errors import InputError
 from memfold.strategies.rounds import Begin, Rounds
 from memfold.training.callbacks import MemoryMetrics, StepTimer
 from memfold.training.checkpoint_io import AtomicCheckpointIO
+from memfold.training.epoch_metrics import CHECKPOINT_KEY
 from memfold.training.loggers import ContinuedSteps
 from memfold.training.run_folder import (
     ARTIFACT,
@@ -35,6 +36,7 @@ from memfold.training.run_folder import (
     METRICS,
     RESULT,
     ROUNDS,
+    sync_folder,
     write_text_atomically,
     writing,
 )
@@ -112,6 +114,7 @@ class RoundFolder:
         AtomicCheckpointIO().save_checkpoint(next_start, partial / _NEXT)
         with writing(partial):
             partial.rename(self._folder(number))
+            sync_folder(self._rounds)
             for earlier in range(number):
                 (self._folder(earlier) / _NEXT).unlink(missing_ok=True)
 
@@ -217,6 +220,7 @@ class RoundTracker(Callback):
         """
         task, optimizer = trainer.lightning_module, trainer.optimizers[0]
         checkpoint = torch.load(self.folder.rewind, map_location="cpu", weights_only=True)
+        checkpoint.pop(CHECKPOINT_KEY, None)  # the metrics of a round are of its own steps
         task.load_state_dict(checkpoint["state_dict"])
         optimizer.load_state_dict(checkpoint["optimizer_states"][0])
         begin(optimizer)

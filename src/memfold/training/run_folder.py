@@ -4,9 +4,11 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from memfold.errors import InputError
 
@@ -21,6 +23,9 @@ __all__ = [
     "locked",
     "read_result",
     "refuse_used_folder",
+    "remove_partial_files",
+    "replacing",
+    "sync_folder",
     "write_text_atomically",
     "writing",
 ]
@@ -102,19 +107,58 @@ def refuse_used_folder(folder: Path, key: str = "hydra.run.dir") -> None:
         )
 
 
-def write_text_atomically(path: Path, text: str) -> None:
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Write a file so that a reader finds the old or the new contents, never a part.
+
+    The block gets an open file beside `path`, which takes its place once it is on the disk. Not
+    even a power cut loses both.
 
     Raises:
         InputError: The file cannot be written; it is then what it was.
     """
+    # One name for all attempts: what a killed run left is overwritten, not collected.
     partial = path.with_name(path.name + ".partial")
     with writing(path):
         try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(text)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
+            sync_folder(path.parent)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in `folder` to the disk; file systems that cannot are left alone."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove what `replacing` and others have left of a run that was killed.
+
+    Raises:
+        InputError: A file cannot be removed.
+    """
+    for path in folder.rglob("*.partial"):
+        with writing(path):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a text file as `replacing` does.
+
+    Raises:
+        InputError: The file cannot be written; it is then what it was.
+    """
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))

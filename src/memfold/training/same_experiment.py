@@ -7,10 +7,12 @@ from typing import Any
 
 from memfold.errors import InputError
 
-__all__ = ["refuse_other_experiment"]
+__all__ = ["refuse_other_experiment", "refuse_other_total_batch"]
 
 _MAY_DIFFER = (
     "resume",
+    "sweep",
+    "checkpoint",
     "test_checkpoint",
     "extras",
     "logger",
@@ -54,19 +56,46 @@ def refuse_other_experiment(folder: Path, before: dict[str, Any], now: dict[str,
         old, new = (v.get(key, _NOT_SET) for v in values)
         if old != new and not _may_differ(key):
             raise InputError(_message(folder, key, old, new))
-    sizes = [config["data"].get("batch_size") for config in (before, now)]
-    totals = [_total_batch(config) for config in (before, now)]
-    if None not in totals and totals[0] != totals[1]:
-        key = "data.batch_size x trainer.devices x trainer.num_nodes"
-        raise InputError(_message(folder, key, *totals))
-    if None in totals and sizes[0] != sizes[1]:
-        raise InputError(_message(folder, "data.batch_size", *sizes))
+    old_size, new_size = (config["data"].get("batch_size") for config in (before, now))
+    old_number, new_number = (_num_processes(config) for config in (before, now))
+    if isinstance(old_size, int) and isinstance(new_size, int) and old_number and new_number:
+        refuse_other_total_batch(folder, old_size * old_number, new_size, new_number)
 
 
-def _message(folder: Path, key: str, old: object, new: object) -> str:
+def refuse_other_total_batch(
+    folder: Path, total_batch: int | None, batch_size: int, num_processes: int
+) -> None:
+    """Check that all processes together take as many samples a step as before.
+
+    Args:
+        folder: The run folder, for the message.
+        total_batch: Samples in a batch of all processes, before; `None` when nothing has been
+            trained.
+        batch_size: Per process, now.
+        num_processes: Now.
+
+    Raises:
+        InputError: They take more or fewer.
+    """
+    if total_batch is None or total_batch == batch_size * num_processes:
+        return
+    size, rest = divmod(total_batch, num_processes)
+    advice = "(start a new run for another value)"
+    if size > 0 and rest == 0:
+        advice = f"with data.batch_size={size} on {num_processes} process(es)"
+    key = "data.batch_size x trainer.devices x trainer.num_nodes"
+    raise InputError(_message(folder, key, total_batch, batch_size * num_processes, advice))
+
+
+def _message(
+    folder: Path,
+    key: str,
+    old: object,
+    new: object,
+    advice: str = "(start a new run for another value)",
+) -> str:
     return (
-        f"resume={folder}: {key} is {old} in that run, not {new}; a resumed run keeps it "
-        "(start a new run for another value)"
+        f"resume={folder}: {key} is {old} in that run, not {new}; a resumed run keeps it {advice}"
     )
 
 
@@ -87,12 +116,11 @@ def _may_differ(key: str) -> bool:
     return any(key == free or key.startswith(f"{free}.") for free in _MAY_DIFFER)
 
 
-def _total_batch(config: dict[str, Any]) -> int | None:
-    """Return the samples per step of all processes; `None` when it depends on the machine."""
+def _num_processes(config: dict[str, Any]) -> int | None:
+    """Return the number of processes; `None` when it depends on the machine."""
     trainer = config["trainer"]
     devices = trainer.get("devices", 1)
-    count = len(devices) if isinstance(devices, list) else devices
-    factors = [config["data"].get("batch_size"), count, trainer.get("num_nodes", 1)]
+    factors = [len(devices) if isinstance(devices, list) else devices, trainer.get("num_nodes", 1)]
     if not all(isinstance(factor, int) and factor > 0 for factor in factors):
         return None
     return math.prod(factors)

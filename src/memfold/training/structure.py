@@ -14,6 +14,7 @@ from memfold.strategies import compression_of
 from memfold.strategies.pruning.health import measure
 from memfold.strategies.pruning.sparse_weights import SparseWeights
 from memfold.strategies.pruning.supermask import SupermaskWeights
+from memfold.training.distributed import whole_parameters
 
 __all__ = ["Structure"]
 
@@ -101,12 +102,13 @@ class Structure(Callback):
         if digest == self._logged:
             return
         self._logged = digest
-        if trainer.is_global_zero:
-            masks = [mask.cpu() for mask in compression.masks()]
-            dense = memfold.densify(net).cpu()
-            health = measure(compression.names, masks, dense, self._example)
-            for logger in trainer.loggers:
-                logger.log_metrics(health.to_metrics(), step=step)
+        with whole_parameters(trainer):
+            if trainer.is_global_zero:
+                masks = [mask.cpu() for mask in compression.masks()]
+                dense = memfold.densify(net).cpu()
+                health = measure(compression.names, masks, dense, self._example)
+                for logger in trainer.loggers:
+                    logger.log_metrics(health.to_metrics(), step=step)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
