@@ -2,14 +2,16 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
+import psutil
 import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from memfold.training.hydra_callbacks import RunFolderGuard, SweepSummary
-from memfold.training.isolation import run_isolated
+from memfold.training.isolation import job_environment
+from memfold.training.sweep_job import run_sweep_job
 from training.jobs import SMALL, compose_job, train
 
 PROGRAM = """
@@ -25,19 +27,21 @@ BODY
 @pytest.fixture
 def job(tmp_path: Path) -> DictConfig:
     overrides = ["compression=stable_rps", "ratio=0.5", "seed=3", "logger=wandb"]
+    of_the_sweep = ["hydra.mode=MULTIRUN", "hydra.sweep.dir=s", "hydra/launcher=joblib"]
     return compose_job(
         tmp_path / "sweep" / "4",
         *overrides,
+        f"hydra.sweep.dir={tmp_path / 'sweep'}",
         number=4,
-        hydra_overrides=["hydra.mode=MULTIRUN", "hydra.sweep.dir=s", "hydra.verbose=x"],
+        hydra_overrides=[*of_the_sweep, "hydra.output_subdir=null", "hydra.verbose=x"],
     )
 
 
-def run_program(cfg: DictConfig, body: str) -> tuple[float, Path]:
+def run_program(cfg: DictConfig, body: str) -> tuple[float | None, Path]:
     folder = Path(HydraConfig.get().runtime.output_dir)
     script = folder / "program.py"
     script.write_text(PROGRAM.replace("BODY", body))
-    return run_isolated(cfg, script), folder
+    return run_sweep_job(cfg, script), folder
 
 
 def result(folder: Path) -> dict:
@@ -78,6 +82,11 @@ def test_job_gets_its_overrides_its_folder_and_a_clean_environment(
     ("body", "reason"),
     [
         ("sys.exit(3)", "status 3"),
+        (
+            '(folder / "result.json").write_text(json.dumps({"status": "failed", "error": "not '
+            'finished: still running, or killed before the end"}))\nos._exit(7)',
+            "status 7",
+        ),
         ("os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL"),
         (
             '(folder / "result.json").write_text(\'{"status": "failed", "error": "not finished", '
@@ -88,6 +97,7 @@ def test_job_gets_its_overrides_its_folder_and_a_clean_environment(
 )
 def test_job_that_dies_is_recorded_for_it(job: DictConfig, body: str, reason: str) -> None:
     accuracy, folder = run_program(job, body)
+    assert accuracy is not None
     assert math.isnan(accuracy)
     found = result(folder)
     assert found["status"] == "failed"
@@ -102,6 +112,7 @@ def test_reason_that_the_job_gave_is_kept(job: DictConfig) -> None:
     body = """(folder / "result.json").write_text('{"status": "failed", "error": "mine"}')
 sys.exit(1)"""
     accuracy, folder = run_program(job, body)
+    assert accuracy is not None
     assert math.isnan(accuracy)
     assert result(folder)["error"] == "mine"
 
@@ -122,33 +133,78 @@ time.sleep(60)
     assert (Path(HydraConfig.get().runtime.output_dir) / "stopped").read_text() == "yes"
 
 
-def test_summary_exits_with_an_error_when_a_job_failed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = DictConfig({"hydra": {"sweep": {"dir": str(tmp_path)}}})
-    for number in range(11):
-        (tmp_path / str(number)).mkdir()
-        (tmp_path / str(number) / "result.json").write_text('{"status": "completed"}')
-    SweepSummary().on_multirun_end(config)
-    out = capsys.readouterr().out
-    assert out.index("│ 2 ") < out.index("│ 10 ")
-    (tmp_path / "7" / "result.json").write_text('{"status": "failed"}')
-    with pytest.raises(SystemExit) as stop:
-        SweepSummary().on_multirun_end(config)
-    assert stop.value.code == 1
-    assert capsys.readouterr().err == "error: 1 of 11 jobs failed\n"
+def test_completed_job_is_not_run_again(job: DictConfig) -> None:
+    _, folder = run_program(job, COMPLETED)
+    assert run_program(job, "sys.exit(1)")[0] == 0.0
+    assert result(folder)["status"] == "completed"
 
 
-def test_sweep_into_a_folder_with_results_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("checkpoint", ["checkpoints/last.ckpt", "rounds/0/result.json"])
+def test_unfinished_job_is_continued(job: DictConfig, checkpoint: str) -> None:
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    (folder / checkpoint).parent.mkdir(parents=True)
+    (folder / checkpoint).touch()
+    run_program(job, COMPLETED)
+    assert json.loads((folder / "seen.json").read_text())["argv"][-1] == f"resume='{folder}'"
+
+
+def test_dead_job_leaves_no_process_behind(
+    job: DictConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = DictConfig({"hydra": {"sweep": {"dir": str(tmp_path)}}})
-    RunFolderGuard().on_multirun_start(config)
-    (tmp_path / "0").mkdir()
-    (tmp_path / "0" / "result.json").write_text('{"status": "completed"}')
-    with pytest.raises(SystemExit):
-        RunFolderGuard().on_multirun_start(config)
-    assert capsys.readouterr().err.startswith("error: hydra.sweep.dir=")
+    monkeypatch.setattr("memfold.training.isolation._SECONDS_TO_FOLLOW", 0.5)
+    body = """
+import subprocess
+rank = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+(folder / "rank").write_text(str(rank.pid))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    _, folder = run_program(job, body)
+    try:
+        rank = psutil.Process(int((folder / "rank").read_text()))
+        rank.wait(5)
+    except psutil.NoSuchProcess:
+        pass
+
+
+def test_task_of_one_does_not_see_the_cluster() -> None:
+    cluster = {
+        "SLURM_NTASKS": "1",
+        "SLURM_PROCID": "0",
+        "SLURM_JOB_ID": "5",
+        "SUBMITIT_FOLDER": "f",
+    }
+    for executor in ("slurm", "local"):
+        kept = job_environment({**cluster, "SUBMITIT_EXECUTOR": executor, "HOME": "/"})
+        assert kept.pop("MEMFOLD_PARENT_PID") == str(os.getpid())
+        assert kept == {"HOME": "/"}
+    # A batch script that asked for several tasks, in which a sweep runs them one after the other.
+    assert "SLURM_NTASKS" not in job_environment({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"})
+
+
+def test_one_task_of_several_finds_its_rank() -> None:
+    """Two nodes with two tasks each: Lightning takes the four of them for one run."""
+    variables = {
+        "SUBMITIT_EXECUTOR": "slurm",
+        "SLURM_NTASKS": "4",
+        "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_PROCID": "3",
+        "SLURM_LOCALID": "1",
+        "SLURM_NODEID": "1",
+        "MASTER_ADDR": "node0",
+    }
+    kept = job_environment(variables)
+    assert kept.pop("MEMFOLD_PARENT_PID") == str(os.getpid())
+    assert kept == variables
+
+
+def test_second_task_writes_no_records(job: DictConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    _, folder = run_program(job, "print('hello')\nsys.exit(3)")
+    assert not (folder / "result.json").exists()
+    assert not (folder.parent / ".sweep").exists()
+    assert (folder / "console_1.log").read_text() == "hello\n"
 
 
 @pytest.mark.ddp
@@ -169,10 +225,15 @@ def test_sweep_goes_on_after_jobs_that_fail(tmp_path: Path) -> None:
         f"hydra.sweep.dir={tmp_path}",
     )
     assert status == 1
-    assert err.splitlines()[-1] == "error: 2 of 4 jobs failed"
+    assert err.splitlines()[-1].startswith("error: 2 of 4 jobs failed; ")
     results = [result(tmp_path / str(number)) for number in range(4)]
     assert [r["status"] for r in results] == ["failed", "failed", "completed", "completed"]
     assert "SIGKILL" in results[0]["error"]
     assert [r["environment"]["world_size"] for r in results[2:]] == [1, 2]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2", "3", "multirun.yaml"]
-    assert out.count("completed") == 2
+    folders = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert folders == {"0", "1", "2", "3", ".sweep"}
+    assert out.count(": completed, test/acc ") == 2
+    logs = {file.name for file in (tmp_path / "3").glob("*.log")}
+    assert logs == {"train.log", "console.log"}  # none of the second process
+    overrides = (tmp_path / "3" / ".hydra" / "overrides.yaml").read_text()
+    assert "trainer.devices=2" in overrides  # rank 0 alone has written it

@@ -14,8 +14,12 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from memfold.errors import InputError
 from memfold.training import run
-from memfold.training.processes import is_rank_zero
+from memfold.training.external_launch import expand_for_launcher
+from memfold.training.processes import end_with_parent, is_rank_zero
 from memfold.training.resume import expand_arguments
+from memfold.training.sweep import running_sweep
+from memfold.training.sweep_arguments import expand_sweep_arguments
+from memfold.training.sweep_job import run_sweep_job
 
 __all__ = ["describe_error", "launch", "report_error", "run_task"]
 
@@ -27,23 +31,35 @@ def launch(main: Callable[[], object]) -> int:
     """Run a `@hydra.main` function on `sys.argv`.
 
     Returns:
-        The exit status: 0, 1 after a user's mistake (one line on stderr), 130 after Ctrl-C.
+        The exit status: 0, 1 after a user's mistake (one line on stderr) or when a job of a sweep
+        failed, 130 after Ctrl-C, 143 after SIGTERM.
     """
+    end_with_parent()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
     arguments = sys.argv[1:]
+    wanted = {"debug=trace", "extras.traceback=true"}
+    with_traceback = any(text.lower() in wanted for text in arguments)
+    status = 0
     try:
-        sys.argv[1:] = expand_arguments(arguments)
+        expanded = expand_arguments(expand_for_launcher(arguments, os.environ))
+        sys.argv[1:] = expand_sweep_arguments(expanded)
         main()
     except KeyboardInterrupt:
-        return INTERRUPTED
+        status = INTERRUPTED
     except USER_ERRORS as error:
-        wanted = {"debug=trace", "extras.traceback=true"}
-        return report_error(error, with_traceback=any(a.lower() in wanted for a in arguments))
-    return 0
+        status = report_error(error, with_traceback=with_traceback)
+    except Exception as error:
+        sweep = running_sweep()
+        if sweep is None:
+            raise
+        lost = sweep.is_isolated  # not a job raised, but the launcher lost a process
+        status = report_error(error, with_traceback=with_traceback or not lost)
+    sweep = running_sweep()
+    return status if sweep is None else sweep.end(status)
 
 
 def run_task(cfg: DictConfig, script: Path) -> float | None:
-    """Run one job: here, or in its own process when it belongs to a sweep.
+    """Run one job: here, unless it belongs to a sweep.
 
     Args:
         cfg: The job's configuration.
@@ -55,16 +71,11 @@ def run_task(cfg: DictConfig, script: Path) -> float | None:
     Raises:
         SystemExit: After a user's mistake, with status 1; outside sweeps.
     """
-    in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
-    if in_sweep and cfg.extras.isolate_jobs:
-        from memfold.training.isolation import run_isolated
-
-        return run_isolated(cfg, script)
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        return run_sweep_job(cfg, script)
     try:
         metrics = run(cfg)["metrics"]
     except USER_ERRORS as error:
-        if in_sweep:  # Hydra notes the failure and starts the next job
-            raise
         # An exception that passes through Hydra would add its own lines to ours.
         raise SystemExit(report_error(error, with_traceback=cfg.extras.traceback)) from None
     assert isinstance(metrics, dict)
@@ -84,7 +95,8 @@ def describe_error(error: BaseException) -> str:
     """Say in one line what is wrong and what is allowed."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
-        return f"{group}={choice} is unknown; available: {', '.join(sorted(error.options))}"
+        hint = " (the extra memfold[cluster] has more)" if error.options == ["basic"] else ""
+        return f"{group}={choice} is unknown; available: {', '.join(sorted(error.options))}{hint}"
     message = str(error)
     cause = error.__cause__
     if isinstance(error, OverrideParseException):

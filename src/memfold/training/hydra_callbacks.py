@@ -1,27 +1,27 @@
-"""Hydra callbacks: what happens before Hydra touches a folder, and after a sweep."""
+"""Hydra callbacks: what happens before Hydra touches a folder."""
 
+import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
-from rich.table import Table
 
 from memfold.errors import InputError
+from memfold.training.external_launch import refuse_lone_node
 from memfold.training.processes import is_rank_zero
 from memfold.training.run_folder import (
     LOCK,
-    RESULT,
     locked,
-    read_result,
     refuse_used_folder,
     writing,
 )
+from memfold.training.sweep import RunningSweep
 
-__all__ = ["RunFolderGuard", "SweepSummary"]
+__all__ = ["RunFolderGuard", "Sweep"]
 
 
 class RunFolderGuard(Callback):
@@ -31,73 +31,54 @@ class RunFolderGuard(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **_: object) -> None:
-        """Check `hydra.run.dir`, unless the run in it is to be resumed."""
+        """Check `hydra.run.dir`, unless the run in it is to be resumed; and the nodes."""
+        _refuse_lone_node(config)
         if config.resume is None and is_rank_zero():
             # Hydra itself reports a name that cannot be resolved.
             with suppress(OmegaConfBaseException):
-                folder = Path(config.hydra.run.dir)
-                _refuse((folder,), "hydra.run.dir", new=folder)
+                _refuse(Path(config.hydra.run.dir))
+
+
+class Sweep(Callback):
+    """Let `memfold.training.sweep` know of a sweep before its first job."""
+
+    def __init__(self, *, resume: bool = False, attempt: int = 0) -> None:
+        """Keep what a sweep is started with.
+
+        Args:
+            resume: Whether to go on with the sweep that is in the folder.
+            attempt: Set for each job: which start of the sweep it belongs to.
+        """
+        self._resume = resume
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
-        """Check the job folders that exist in `hydra.sweep.dir`."""
-        with suppress(OmegaConfBaseException):
-            sweep = Path(config.hydra.sweep.dir)
-            folders = tuple(file.parent for file in sweep.rglob(RESULT))
-            _refuse(folders, "hydra.sweep.dir", new=sweep)
+        """Begin the sweep; `memfold.training.command_line` ends it, however it went."""
+        with suppress(OmegaConfBaseException), _exiting():
+            RunningSweep(config, resume=self._resume)
 
 
-class SweepSummary(Callback):
-    """List the jobs of a sweep when all have ended; exit with status 1 when one failed."""
-
-    def on_multirun_end(self, config: DictConfig, **_: object) -> None:
-        """Read every `result.json` below the sweep's folder."""
-        sweep = Path(config.hydra.sweep.dir)
-        folders = sorted((file.parent for file in sweep.rglob(RESULT)), key=_numeric_order)
-        table = Table(title=f"{len(folders)} jobs in {sweep}")
-        for column in ("job", "compression", "ratio", "seed", "status", "test/acc", "stored bytes"):
-            table.add_column(column)
-        num_failed = 0
-        for folder in folders:
-            result = read_result(folder)
-            num_failed += result.get("status") != "completed"
-            table.add_row(
-                str(folder.relative_to(sweep)),
-                _text(result, "compression", "name"),
-                _text(result, "compression", "ratio"),
-                _text(result, "seed"),
-                _text(result, "status"),
-                _text(result, "metrics", "test/acc"),
-                _text(result, "memory", "stored_bytes"),
-            )
-        Console().print(table)
-        if num_failed:
-            print(f"error: {num_failed} of {len(folders)} jobs failed", file=sys.stderr)
-            sys.exit(1)
+def _refuse_lone_node(config: DictConfig) -> None:
+    has_folder = any(text.startswith("hydra.run.dir=") for text in config.hydra.overrides.hydra)
+    num_nodes = OmegaConf.select(config, "trainer.num_nodes")
+    with _exiting():
+        refuse_lone_node(num_nodes, has_folder=has_folder, environment=os.environ)
 
 
-def _refuse(folders: tuple[Path, ...], key: str, new: Path) -> None:
-    """Exit unless `new` can be made and no job runs, or left results, in `folders`."""
+def _refuse(folder: Path) -> None:
+    """Exit unless `folder` can be made, no job runs in it, and none has left results."""
+    with _exiting():
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        if (folder / LOCK).exists():
+            with locked(folder):
+                pass
+        refuse_used_folder(folder)
+
+
+@contextmanager
+def _exiting() -> Iterator[None]:
     try:
-        with writing(new):
-            new.mkdir(parents=True, exist_ok=True)
-        for folder in folders:
-            if (folder / LOCK).exists():
-                with locked(folder):
-                    pass
-            refuse_used_folder(folder, key)
+        yield
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-
-
-def _numeric_order(folder: Path) -> tuple[int, str]:
-    return (int(folder.name) if folder.name.isdigit() else sys.maxsize, str(folder))
-
-
-def _text(result: dict[str, object], *keys: str) -> str:
-    value: object = result
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

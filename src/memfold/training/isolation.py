@@ -11,46 +11,93 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from memfold.training.processes import LAUNCHER_VARIABLES
-from memfold.training.result import ResultFile, describe_job
+from memfold.training.processes import LAUNCHER_VARIABLES, declare_parent, is_rank_zero
+from memfold.training.result import UNFINISHED, ResultFile, describe_job
 from memfold.training.resume import quote_value
 from memfold.training.run_folder import read_result
 
-__all__ = ["run_isolated"]
+__all__ = ["CONSOLE", "SECONDS_TO_STOP", "job_environment", "run_isolated"]
 
-_SECONDS_TO_STOP = 20.0
-_TERMINATED = 143  # 128 + SIGTERM
-_OF_THE_SWEEP = ("hydra.mode=", "hydra.sweep", "hydra/sweeper", "hydra/launcher", "hydra.launcher")
+CONSOLE = "console.log"
+SECONDS_TO_STOP = {signal.SIGINT: 30.0, signal.SIGTERM: 130.0}
+"""Until a job is killed. After SIGTERM it saves a checkpoint, for which it gives itself 120 s."""
+_SECONDS_BETWEEN_LOOKS = 0.3
+_SECONDS_TO_FOLLOW = 5.0
+_OF_THE_SWEEP = (
+    "hydra.mode=",
+    "hydra.sweep",
+    "hydra/sweeper",
+    "hydra/launcher",
+    "hydra.launcher",
+    "hydra.callbacks.sweep.",
+    "hydra.output_subdir=null",
+)
+_OF_A_CLUSTER = ("SLURM_", "SUBMITIT_")
 
 
-def run_isolated(cfg: DictConfig, script: Path) -> float:
+def run_isolated(
+    cfg: DictConfig,
+    script: Path,
+    *,
+    resume: bool = False,
+    device: str | None = None,
+    wanted_stop: Callable[[], signal.Signals | None] = lambda: None,
+) -> None:
     """Run one job of a sweep as `python script ... hydra.mode=RUN`.
+
+    What it prints goes to `console.log` in its folder. However it ends, its `result.json` says how.
 
     Args:
         cfg: The job's configuration.
         script: The program to start.
-
-    Returns:
-        The last validation accuracy; NaN when the job failed, so that the sweep goes on.
+        resume: Whether to continue the run in the job's folder.
+        device: The GPU that the job sees; `None` for all.
+        wanted_stop: Asked again and again, and returns a signal when the job shall get it and end.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    environment = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES}
-    status = _run(_command(cfg, script, folder), environment)
+    environment = job_environment(os.environ)
+    if device is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = device
+    command = _command(cfg, script, folder)
+    if resume:
+        command.append(f"resume={quote_value(str(folder))}")
+    name = CONSOLE if is_rank_zero() else f"console_{os.environ.get('SLURM_PROCID')}.log"
+    status = _run(command, environment, folder / name, wanted_stop)
     result = read_result(folder)
-    if status != 0 and result.get("status") != "failed":
-        ResultFile(folder, describe_job(cfg)).fail(_reason(status))
-    elif status < 0:  # killed: the child's own note says only that it had not finished
+    is_explained = result.get("status") == "failed" and result.get("error") != UNFINISHED
+    if status < 0 or (status > 0 and not is_explained):
         ResultFile(folder, {**describe_job(cfg), **_facts(result)}).fail(_reason(status))
-    metrics = result.get("metrics")
-    accuracy = metrics.get("val/acc") if status == 0 and isinstance(metrics, dict) else None
-    return float("nan") if accuracy is None else float(accuracy)
+
+
+def job_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables for the process of a job.
+
+    A SLURM job of several tasks is one run over all of them: Lightning finds its ranks in SLURM's
+    variables. In any other case they would be taken for that by mistake, and so would those which
+    Lightning's launcher has left behind.
+
+    Args:
+        environment: The variables of this process.
+    """
+    is_submitted = environment.get("SUBMITIT_EXECUTOR") == "slurm"
+    if is_submitted and int(environment.get("SLURM_NTASKS", "1")) > 1:
+        kept = dict(environment)
+    else:
+        kept = {
+            name: value
+            for name, value in environment.items()
+            if name not in LAUNCHER_VARIABLES and not name.startswith(_OF_A_CLUSTER)
+        }
+    declare_parent(kept)
+    return kept
 
 
 def _command(cfg: DictConfig, script: Path, folder: Path) -> list[str]:
@@ -78,51 +125,87 @@ def _command(cfg: DictConfig, script: Path, folder: Path) -> list[str]:
     ]
 
 
-def _run(command: Sequence[str], environment: dict[str, str]) -> int:
-    # A session of its own: Ctrl-C reaches the job once, through us, and `_stop` gets the job's
-    # children too.
-    job = subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
-    )
+def _run(
+    command: Sequence[str],
+    environment: dict[str, str],
+    console: Path,
+    wanted_stop: Callable[[], signal.Signals | None],
+) -> int:
+    with console.open("ab") as output, _noting_sigterm() as received:
+        # A session of its own: Ctrl-C reaches the job once, through us, and `_stop` gets the job's
+        # children too.
+        job = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            while True:
+                try:
+                    status = job.wait(_SECONDS_BETWEEN_LOOKS)
+                    break
+                except subprocess.TimeoutExpired:
+                    number = received[0] if received else wanted_stop()
+                    if number is not None:
+                        status = _stop(job, number)
+                        break
+        except BaseException as error:  # the scheduler's plugin ends this process with SystemExit
+            _stop(job, signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM)
+            raise
+    if status < 0:
+        _end_followers(job)
+    return status
+
+
+def _stop(job: subprocess.Popen[bytes], number: signal.Signals) -> int:
     try:
-        with _exit_on_sigterm():
-            return job.wait()
-    except BaseException:
-        _stop(job)
+        _signal_group(job, number)
+        return job.wait(SECONDS_TO_STOP[number])
+    except subprocess.TimeoutExpired:
+        return _kill(job)
+    except BaseException:  # Ctrl-C once more
+        _kill(job)
         raise
 
 
-def _stop(job: subprocess.Popen[bytes]) -> None:
-    _signal_group(job, signal.SIGINT)
-    try:
-        job.wait(_SECONDS_TO_STOP)
-    except subprocess.TimeoutExpired:
-        _signal_group(job, signal.SIGKILL)
-        job.wait()
+def _kill(job: subprocess.Popen[bytes]) -> int:
+    _signal_group(job, signal.SIGKILL)
+    return job.wait()
 
 
-def _signal_group(job: subprocess.Popen[bytes], number: signal.Signals) -> None:
+def _end_followers(job: subprocess.Popen[bytes]) -> None:
+    """The first process of the job was killed: the next job is to find no others of it."""
+    deadline = time.monotonic() + _SECONDS_TO_FOLLOW
+    while _signal_group(job, None) and time.monotonic() < deadline:
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    _signal_group(job, signal.SIGKILL)
+
+
+def _signal_group(job: subprocess.Popen[bytes], number: signal.Signals | None) -> bool:
+    """Send a signal, or none, to what is left of a job; tell whether anything is."""
     try:
-        os.killpg(job.pid, number)
+        os.killpg(job.pid, number or 0)
     except ProcessLookupError:
-        return
+        return False
+    return True
 
 
 @contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that a job does not outlive its sweep."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
+def _noting_sigterm() -> Iterator[list[signal.Signals]]:
+    """Let SIGTERM to a worker end its job first, unless somebody else handles it."""
+    received: list[signal.Signals] = []
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if not is_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield received
         return
-
-    def leave(*_: object) -> None:
-        raise SystemExit(_TERMINATED)
-
-    previous = signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGTERM, lambda *_: received.append(signal.SIGTERM))
     try:
-        yield
+        yield received
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _reason(status: int) -> str:

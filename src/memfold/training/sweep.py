@@ -1,0 +1,290 @@
+"""The sweep that this process runs: from Hydra's first callback until the exit status."""
+
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import FrameType
+
+import psutil
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from memfold.errors import InputError
+from memfold.training.isolation import CONSOLE, SECONDS_TO_STOP
+from memfold.training.resume import quote_value
+from memfold.training.run_folder import (
+    LOCK,
+    RESULT,
+    locked,
+    read_result,
+    refuse_used_folder,
+    writing,
+)
+from memfold.training.sweep_arguments import lasting_arguments
+from memfold.training.sweep_devices import name_visible_devices, num_parallel_jobs
+from memfold.training.sweep_folder import PLAN, Plan, read_notes, request_stop
+from memfold.training.sweep_report import describe_end, print_table
+
+__all__ = ["RunningSweep", "running_sweep"]
+
+_SECONDS_BETWEEN_LOOKS = 0.3
+_SECONDS_OF_ONE_REQUEST = 2.0
+"""A process group and its members may be signalled both; only what comes later is impatience."""
+_running: "RunningSweep | None" = None
+
+
+def running_sweep() -> "RunningSweep | None":
+    """Return the sweep that this process has begun."""
+    return _running
+
+
+class RunningSweep:
+    """Locks the folder, reports on the jobs, and stops them when this process is signalled."""
+
+    def __init__(self, config: DictConfig, *, resume: bool) -> None:
+        """Take possession of the sweep's folder and begin to report.
+
+        Args:
+            config: The composed configuration, with Hydra's, before the sweeper gets it.
+            resume: Whether to go on with the sweep that is in the folder.
+
+        Raises:
+            InputError: The folder is in use or holds another sweep, or cannot be written.
+        """
+        global _running
+        self.folder = Path(os.path.abspath(config.hydra.sweep.dir))
+        self.is_isolated = bool(config.extras.isolate_jobs)
+        launcher = str(OmegaConf.select(config, "hydra.launcher._target_"))
+        self._is_on_cluster = launcher.endswith(".SlurmLauncher")
+        self._held = ExitStack()
+        self._over = threading.Event()
+        self._is_given_up = False  # the launcher shall not go on to its end
+        self._is_ending = False
+        self._is_urgent = False
+        self._stopped_by: signal.Signals | None = None
+        self._stopped_at = 0.0
+        _refuse_several_tasks(config.hydra)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._held.enter_context(locked(self.folder))
+        self._plan = _admit(config, self.folder, resume=resume)
+        self._plan.write(self.folder)
+        overrides = _overrides(config)
+        self._common = {_text(o) for o in overrides if not o.is_sweep_override()}
+        self._reported: set[int] = set()
+        name_visible_devices(config)
+        self._adapt(config)
+        self._announce(config.hydra)
+        if self.is_isolated:
+            # A shell that starts a program in the background lets it ignore Ctrl-C.
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+                signal.signal(signal.SIGINT, self._on_signal)
+            signal.signal(signal.SIGTERM, self._on_signal)
+        self._thread = threading.Thread(target=self._watch, name="sweep", daemon=True)
+        self._thread.start()
+        _running = self
+
+    def end(self, status: int) -> int:
+        """Wait for what still runs, print the table, and return the exit status.
+
+        Args:
+            status: What it would be by what the launcher did: 0 when it came to its end.
+        """
+        self._is_ending = True
+        while status and self._stopped_by is None and self._job_processes():
+            time.sleep(_SECONDS_BETWEEN_LOOKS)  # the launcher gave up at the first loss
+        if self._stopped_by is not None:
+            self._end_leftovers()
+        self._over.set()
+        self._thread.join()
+        self._report()
+        self._held.close()
+        if not read_notes(self.folder):  # refused before any job was started
+            return status if self._stopped_by is None else 128 + self._stopped_by
+        num_jobs, num_failed, num_missing = print_table(self.folder, self._plan)
+        if num_failed or num_missing:
+            missing = f" and {num_missing} left no result" if num_missing else ""
+            again = shlex.join(["python", sys.argv[0], "-m", f"sweep.resume={self.folder}"])
+            print(
+                f"error: {num_failed} of {num_jobs} jobs failed{missing}; run them again with: "
+                f"{again}",
+                file=sys.stderr,
+            )
+        if self._stopped_by is not None:
+            return 128 + self._stopped_by
+        return status or int(num_failed + num_missing > 0)
+
+    def _adapt(self, config: DictConfig) -> None:
+        """Add to the overrides with which Hydra composes every job."""
+        added = [f"hydra.callbacks.sweep.attempt={self._plan.attempt}"]
+        if self.is_isolated:  # the job's own process writes its .hydra
+            added.append("hydra.output_subdir=null")
+        with open_dict(config):
+            config.hydra.overrides.hydra = [*config.hydra.overrides.hydra, *added]
+
+    def _announce(self, hydra: DictConfig) -> None:
+        launcher = str(hydra.runtime.choices.get("hydra/launcher"))
+        at_once = num_parallel_jobs(hydra.launcher)
+        how = "one after the other" if launcher == "basic" else f"with {launcher}"
+        if at_once > 1:
+            how = f"{at_once} at once"
+        num_jobs = "jobs" if self._plan.jobs is None else f"{len(self._plan.jobs)} jobs"
+        where = f"; what each prints is in <job>/{CONSOLE}" if self.is_isolated else ""
+        _say(f"{num_jobs} in {self.folder}, {how}{where}")
+        for note in read_notes(self.folder):
+            if read_result(self.folder / note.folder).get("status") == "completed":
+                self._say_of_job(note.number, note.overrides, "already completed")
+
+    def _say_of_job(self, number: int, overrides: list[str], end: str) -> None:
+        self._reported.add(number)
+        of_all = "" if self._plan.jobs is None else f"/{len(self._plan.jobs)}"
+        varied = "".join(f" {text}" for text in overrides if text not in self._common)
+        _say(f"[{len(self._reported)}{of_all}] {number}:{varied}{':' if varied else ''} {end}")
+
+    def _report(self) -> None:
+        for note in read_notes(self.folder, known=self._reported):
+            if note.attempt == self._plan.attempt and note.seconds is not None:
+                result = read_result(self.folder / note.folder)
+                self._say_of_job(note.number, note.overrides, describe_end(result, note.seconds))
+
+    def _watch(self) -> None:
+        while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
+            self._report()
+            if self._stopped_by is None or self._is_given_up or self._is_ending:
+                continue
+            waited = time.monotonic() - self._stopped_at
+            is_late = waited > SECONDS_TO_STOP[self._stopped_by]
+            # At first, a process that was just being started may not be seen yet.
+            if is_late or (waited > _SECONDS_OF_ONE_REQUEST and not self._has_jobs()):
+                self._is_given_up = True  # jobs that have not started yet are not waited for
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Stop the jobs where they run; the launcher then comes to its end by itself."""
+        if self._over.is_set():
+            return
+        if self._stopped_by is None:
+            self._stopped_at = time.monotonic()
+            self._stopped_by = signal.Signals(number)
+            with suppress(InputError):
+                request_stop(self.folder, self._plan.attempt, self._stopped_by)
+        elif self._is_given_up or time.monotonic() - self._stopped_at > _SECONDS_OF_ONE_REQUEST:
+            self._is_given_up = self._is_urgent = True
+            if not self._is_ending:
+                raise KeyboardInterrupt
+
+    def _end_leftovers(self) -> None:
+        """Let the jobs end, which the launcher may have left to themselves; then kill them."""
+        assert self._stopped_by is not None
+        deadline = self._stopped_at + SECONDS_TO_STOP[self._stopped_by]
+        while self._has_jobs() and time.monotonic() < deadline and not self._is_urgent:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        for process in self._job_processes():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def _has_jobs(self) -> bool:
+        """Tell whether a job runs here, or by its own account elsewhere."""
+        if not self._is_on_cluster:
+            return bool(self._job_processes())
+        notes = read_notes(self.folder, known=self._reported)
+        return any(n.seconds is None and n.attempt == self._plan.attempt for n in notes)
+
+    def _job_processes(self) -> list[psutil.Process]:
+        """Return the processes of jobs, ranks and submitit's tasks on this machine."""
+        run = quote_value(str(self.folder))[:-1] + "/"  # the job's number follows
+        task = f"{self.folder}/.submitit"
+        found = []
+        for process in psutil.process_iter(["cmdline"]):
+            arguments = process.info["cmdline"] or ()
+            if any(
+                (text.startswith("hydra.run.dir=") and run in text) or text.startswith(task)
+                for text in arguments
+            ):
+                found.append(process)
+        return found
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # nobody listens any more: the jobs go on
+        print(line, flush=True)
+
+
+def _overrides(config: DictConfig) -> list[Override]:
+    loader = GlobalHydra.instance().config_loader() if GlobalHydra().is_initialized() else None
+    parser = OverridesParser.create(config_loader=loader)
+    return parser.parse_overrides(list(config.hydra.overrides.task))
+
+
+def _text(override: Override) -> str:
+    # As Hydra's own sweeper writes it.
+    return f"{override.get_key_element()}={override.get_value_element_as_str()}"
+
+
+def _planned_jobs(config: DictConfig) -> list[list[str]] | None:
+    """Return the overrides of all jobs, or `None` if the sweeper makes them up as it goes."""
+    target = str(OmegaConf.select(config, "hydra.sweeper._target_"))
+    if not target.endswith(f".{BasicSweeper.__name__}"):
+        return None
+    loader = GlobalHydra.instance().config_loader() if GlobalHydra().is_initialized() else None
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    texts = [*params, *config.hydra.overrides.task]
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides(texts)
+    try:
+        return BasicSweeper.split_arguments(overrides, None)[0]
+    except HydraException:  # the sweeper will say it
+        return None
+
+
+def _admit(config: DictConfig, folder: Path, *, resume: bool) -> Plan:
+    """Return the plan of this attempt, unless it would spoil what is in the folder."""
+    jobs = _planned_jobs(config)
+    before = Plan.read(folder) if resume else None
+    if before is None:
+        _refuse_used(folder)
+    elif before.jobs != jobs:
+        raise InputError(
+            f"sweep.resume={folder}: the same overrides now give other jobs than {PLAN} lists; "
+            "start a new sweep"
+        )
+    for job in (file.parent for file in folder.rglob(LOCK)):
+        if job != folder:
+            with locked(job):  # not while somebody else runs it
+                pass
+    if before is not None:  # its jobs may still wait in a queue
+        request_stop(folder, before.attempt, signal.SIGTERM)
+    return Plan(
+        command=shlex.join(["python", *sys.argv]) if before is None else before.command,
+        arguments=lasting_arguments(sys.argv[1:]),
+        jobs=jobs,
+        attempt=1 if before is None else before.attempt + 1,
+    )
+
+
+def _refuse_used(folder: Path) -> None:
+    if read_notes(folder):
+        raise InputError(
+            f"hydra.sweep.dir={folder} holds a sweep; run what is missing in it with "
+            f"-m sweep.resume={folder}, or choose another folder"
+        )
+    for file in folder.rglob(RESULT):
+        refuse_used_folder(file.parent, "hydra.sweep.dir")
+
+
+def _refuse_several_tasks(hydra: DictConfig) -> None:
+    num_tasks = OmegaConf.select(hydra, "launcher.tasks_per_node", default=1)
+    is_local = str(OmegaConf.select(hydra, "launcher._target_")).endswith(".LocalLauncher")
+    if is_local and num_tasks != 1:
+        raise InputError(
+            f"hydra.launcher.tasks_per_node={num_tasks}: submitit_local starts one process per "
+            "job, which starts the others itself: trainer=ddp trainer.devices=N"
+        )

@@ -1,0 +1,131 @@
+"""`sweep.resume=FOLDER`: the command line of the sweep in that folder, before Hydra starts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+
+from memfold.errors import InputError
+from memfold.training.resume import is_override, quote_value
+from memfold.training.sweep_folder import PLAN, Plan
+
+__all__ = ["expand_sweep_arguments", "lasting_arguments"]
+
+_RESUME = "sweep.resume"
+_FOLDER = "hydra.sweep.dir"
+_CALLBACK = "hydra.callbacks.sweep"
+_MULTIRUN = ("-m", "--multirun")
+_LAUNCHER = ("hydra/launcher", "hydra.launcher")
+# Of Hydra's own keys, these decide which jobs there are, and in which folders.
+_DECIDES_JOBS = ("hydra/sweeper", "hydra.sweeper", "hydra.sweep.subdir")
+
+
+def expand_sweep_arguments(arguments: Sequence[str]) -> list[str]:
+    """Put in the place of `sweep.resume=FOLDER` what that sweep was started with.
+
+    The overrides may be given again, all of them, or left out, all of them. The launcher may be
+    another one.
+
+    Args:
+        arguments: The command line after the program's name.
+
+    Raises:
+        InputError: There is no sweep in the folder, or it was another one.
+        OverrideParseException: Hydra cannot read an override.
+    """
+    if not any(text.partition("=")[0] == _RESUME for text in arguments):
+        return list(arguments)
+    flags, given = _split(arguments)
+    resume = [override for override in given if override.key_or_group == _RESUME][-1]
+    given = [override for override in given if override.key_or_group != _RESUME]
+    if resume.value() is None:
+        return [*flags, *_texts(given)]
+    is_sweep = any(flag in flags for flag in _MULTIRUN) or "hydra.mode=MULTIRUN" in arguments
+    if not is_sweep or resume.is_sweep_override():
+        raise InputError(
+            f"{resume.input_line} continues a sweep: python train.py -m {_RESUME}=FOLDER"
+        )
+    folder = Path(str(resume.value()).replace(r"\${", "${"))
+    plan = Plan.read(folder)
+    if plan is None:
+        raise InputError(
+            f"{_RESUME}={folder} is no folder of a sweep: {folder / PLAN} cannot be read"
+        )
+    _refuse_other_folder(folder, given)
+    old_flags, before = _split(plan.arguments)
+    again = [override for override in given if _is_of_experiment(override)]
+    if again or not set(flags) <= {*_MULTIRUN}:
+        _refuse_other_sweep(folder, {"flags": _named(old_flags)}, {"flags": _named(flags)})
+    if again:
+        _refuse_other_sweep(folder, _by_key(before), _by_key(again))
+    ours = [o for o in given if not _is_of_experiment(o) and o.key_or_group != _FOLDER]
+    if not again:
+        is_moved = any(o.key_or_group.startswith(_LAUNCHER) for o in ours)
+        kept = [o for o in before if not (is_moved and o.key_or_group.startswith(_LAUNCHER))]
+    else:
+        kept = [override for override in before if _is_of_experiment(override)]
+    return [
+        *old_flags,
+        *_texts(kept),
+        *_texts(ours),
+        f"{_FOLDER}={quote_value(str(folder))}",
+        f"{_CALLBACK}.resume=true",
+    ]
+
+
+def lasting_arguments(arguments: Sequence[str]) -> list[str]:
+    """Leave out of an expanded command line what belongs to one attempt at the sweep."""
+    return [text for text in arguments if not text.startswith((f"{_FOLDER}=", f"{_CALLBACK}."))]
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[Override]]:
+    texts = [text for text in arguments if is_override(text)]
+    flags = [text for text in arguments if not is_override(text)]
+    return flags, OverridesParser.create().parse_overrides(texts)
+
+
+def _texts(overrides: Sequence[Override]) -> list[str]:
+    return [str(override.input_line) for override in overrides]
+
+
+def _is_of_experiment(override: Override) -> bool:
+    key = override.key_or_group
+    return not key.startswith(("hydra.", "hydra/")) or key.startswith(_DECIDES_JOBS)
+
+
+def _named(flags: Sequence[str]) -> str | None:
+    return " ".join(flag for flag in flags if flag not in _MULTIRUN) or None
+
+
+def _by_key(overrides: Sequence[Override]) -> dict[str, str | None]:
+    values = {}
+    for text in _texts([o for o in overrides if _is_of_experiment(o)]):
+        key, equals, value = text.partition("=")
+        values[key] = value if equals else "deleted"
+    return values
+
+
+def _refuse_other_sweep(
+    folder: Path, before: dict[str, str | None], now: dict[str, str | None]
+) -> None:
+    for key in [*before, *now]:
+        old, new = before.get(key), now.get(key)
+        if old == new:
+            continue
+        was = f"has {key} {old}" if old is not None else f"was started without {key}"
+        given = f"{new} is given now" if new is not None else "it is left out now"
+        raise InputError(
+            f"{_RESUME}={folder}: that sweep {was}, but {given}; a resumed sweep keeps its "
+            "jobs (leave all overrides out, or start a new sweep)"
+        )
+
+
+def _refuse_other_folder(folder: Path, given: Sequence[Override]) -> None:
+    for override in given:
+        if override.key_or_group == _FOLDER:
+            other = Path(str(override.value()))
+            if not other.is_dir() or not other.samefile(folder):
+                raise InputError(
+                    f"{_RESUME}={folder} continues in that folder; {_FOLDER}={other} is another"
+                )

@@ -1,0 +1,131 @@
+"""What a sweep keeps in its folder: its plan, a note per job, and the marks that stop it.
+
+The processes of a sweep may run on several machines, so they tell each other everything through
+files here.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from memfold.errors import InputError
+from memfold.training.run_folder import write_text_atomically, writing
+
+__all__ = ["PLAN", "JobNote", "Plan", "read_notes", "request_stop", "requested_stop"]
+
+PLAN = "sweep.json"
+_INTERNALS = ".sweep"
+_SECONDS_OF_ROUNDING = 2.0  # in what psutil derives from the time of the boot
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """`sweep.json`: which jobs a sweep has, and who runs it."""
+
+    command: str
+    """As the user typed it."""
+    arguments: list[str]
+    """The command line after the program's name, without what belongs to one attempt."""
+    jobs: list[list[str]] | None
+    """The overrides of every job, by number; `None` when the sweeper decides as it goes."""
+    attempt: int
+    """How often the sweep has been started, from 1."""
+    host: str = dataclasses.field(default_factory=socket.gethostname)
+    pid: int = dataclasses.field(default_factory=os.getpid)
+    started: float = dataclasses.field(default_factory=lambda: psutil.Process().create_time())
+    """When the process `pid` was started, in seconds since 1970."""
+
+    def write(self, folder: Path) -> None:
+        """Write `sweep.json`.
+
+        Raises:
+            InputError: It cannot be written.
+        """
+        text = json.dumps(dataclasses.asdict(self), indent=2)
+        write_text_atomically(folder / PLAN, text + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Plan | None":
+        """Return the plan in `folder`, or `None` where there is none that can be read."""
+        try:
+            return cls(**json.loads((folder / PLAN).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the process that started the sweep was on this machine and has gone."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            process = psutil.Process(self.pid)
+            is_same = abs(process.create_time() - self.started) < _SECONDS_OF_ROUNDING
+            return not is_same or process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+
+@dataclasses.dataclass(frozen=True)
+class JobNote:
+    """How a job of a sweep goes, for the sweep's own process."""
+
+    number: int
+    folder: str
+    """Relative to the sweep's."""
+    overrides: list[str]
+    attempt: int
+    seconds: float | None = None
+    """How long the job took; `None` while it runs."""
+
+    def write(self, sweep: Path) -> None:
+        """Write the note. A full disk costs the line about the job, not the job."""
+        with suppress(InputError):
+            file = _notes(sweep) / f"{self.number}.json"
+            with writing(file.parent):
+                file.parent.mkdir(parents=True, exist_ok=True)
+            write_text_atomically(file, json.dumps(dataclasses.asdict(self)))
+
+
+def read_notes(sweep: Path, known: Collection[int] = ()) -> list[JobNote]:
+    """Return the notes on all jobs that were started, but for the numbers in `known`."""
+    notes = []
+    for file in _notes(sweep).glob("*.json"):
+        if file.stem not in map(str, known):
+            with suppress(OSError, ValueError, TypeError):  # replaced at this moment
+                notes.append(JobNote(**json.loads(file.read_text(encoding="utf-8"))))
+    return sorted(notes, key=lambda note: note.number)
+
+
+def request_stop(sweep: Path, attempt: int, number: signal.Signals) -> None:
+    """Ask all processes of an attempt to send `number` to their jobs and to start no more.
+
+    The mark stays: a job that waits in a cluster's queue may look at it days later.
+    """
+    file = _stop_mark(sweep, attempt)
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(number.name, encoding="utf-8")
+
+
+def requested_stop(sweep: Path, attempt: int) -> signal.Signals | None:
+    """Return the signal that the jobs of an attempt shall get; `None` if they may go on."""
+    try:
+        name = _stop_mark(sweep, attempt).read_text(encoding="utf-8")
+    except OSError:
+        return None
+    return signal.SIGINT if name == signal.SIGINT.name else signal.SIGTERM
+
+
+def _notes(sweep: Path) -> Path:
+    return sweep / _INTERNALS / "jobs"
+
+
+def _stop_mark(sweep: Path, attempt: int) -> Path:
+    return sweep / _INTERNALS / f"stop_{attempt}"

@@ -1,0 +1,132 @@
+"""One job of a sweep, in whichever process the launcher calls for it."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from memfold.training.isolation import run_isolated
+from memfold.training.processes import is_rank_zero
+from memfold.training.run_folder import LAST_CHECKPOINT, ROUNDS, read_result
+from memfold.training.sweep_devices import device_slot, num_parallel_jobs
+from memfold.training.sweep_folder import JobNote, Plan, requested_stop
+
+__all__ = ["run_sweep_job"]
+
+_TERMINATED = 143  # 128 + SIGTERM
+
+
+class _Sweep:
+    """The sweep that the current job is of, as a job's process sees it."""
+
+    def __init__(self) -> None:
+        hydra = HydraConfig.get()
+        self.folder = Path(os.path.abspath(hydra.sweep.dir))
+        self.attempt = int(hydra.callbacks["sweep"]["attempt"])
+        self.num_parallel_jobs = num_parallel_jobs(hydra.launcher)
+        self._plan = Plan.read(self.folder)
+        # On a cluster the jobs go on when the user's session ends.
+        self._is_on_cluster = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+
+    @property
+    def is_own_process(self) -> bool:
+        """Whether this is the process that the user has started."""
+        plan = self._plan
+        return plan is None or (plan.pid == os.getpid() and plan.host == socket.gethostname())
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the process that the user has started was killed."""
+        return self._plan is not None and not self._is_on_cluster and self._plan.is_alone
+
+    def wanted_stop(self) -> signal.Signals | None:
+        """Return the signal that the job shall get, if any."""
+        number = requested_stop(self.folder, self.attempt)
+        return signal.SIGTERM if number is None and self.is_alone else number
+
+
+def run_sweep_job(cfg: DictConfig, script: Path) -> float | None:
+    """Run one job unless it was completed before; continue it where it has a checkpoint.
+
+    A job is met again when its sweep is resumed, or when a cluster requeues it.
+
+    Args:
+        cfg: The job's configuration.
+        script: The program to start.
+
+    Returns:
+        The last validation accuracy; NaN when the job failed, so that the sweep goes on.
+
+    Raises:
+        KeyboardInterrupt: The sweep is to stop, and this is its own process.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if read_result(folder).get("status") == "completed":
+        return _accuracy(folder)
+    sweep = _Sweep()
+    if not sweep.is_own_process:
+        _leave_interrupts_to_the_sweep()
+    if sweep.wanted_stop() is None:
+        with _noted(sweep, folder):
+            _run(cfg, script, folder, sweep)
+    if sweep.wanted_stop() is not None:
+        if sweep.is_alone:
+            os._exit(_TERMINATED)  # joblib would catch SystemExit and start the next job
+        if sweep.is_own_process:
+            raise KeyboardInterrupt
+    return _accuracy(folder)
+
+
+def _run(cfg: DictConfig, script: Path, folder: Path, sweep: _Sweep) -> None:
+    is_unfinished = (folder / LAST_CHECKPOINT).exists() or (folder / ROUNDS / "0").exists()
+    if not cfg.extras.isolate_jobs:
+        from memfold.training import run
+
+        if is_unfinished:
+            cfg.resume = str(folder)
+        run(cfg)
+        return
+    with device_slot(sweep.folder, cfg, sweep.num_parallel_jobs) as device:
+        run_isolated(
+            cfg, script, resume=is_unfinished, device=device, wanted_stop=sweep.wanted_stop
+        )
+
+
+@contextmanager
+def _noted(sweep: _Sweep, folder: Path) -> Iterator[None]:
+    """Let the sweep's own process know when the job starts and ends."""
+    hydra = HydraConfig.get()
+    relative = os.path.relpath(folder, sweep.folder)
+    facts = (int(hydra.job.num), relative, list(hydra.overrides.task), sweep.attempt)
+    start = time.monotonic()
+    if is_rank_zero():
+        JobNote(*facts).write(sweep.folder)
+    try:
+        yield
+    finally:
+        is_requeued = isinstance(sys.exception(), SystemExit)
+        if is_rank_zero() and not is_requeued:
+            JobNote(*facts, seconds=time.monotonic() - start).write(sweep.folder)
+
+
+def _leave_interrupts_to_the_sweep() -> None:
+    """Ctrl-C reaches this process too; the one that was started by the user stops the jobs."""
+    # For good: an exception would take the launcher, and with it the other jobs, down.
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if is_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: None)  # ignored, the job would inherit it
+
+
+def _accuracy(folder: Path) -> float:
+    result = read_result(folder)
+    metrics = result.get("metrics") if result.get("status") == "completed" else None
+    accuracy = metrics.get("val/acc") if isinstance(metrics, dict) else None
+    return float("nan") if accuracy is None else float(accuracy)

@@ -1,0 +1,92 @@
+"""Start sweeps of the small program in `stand_in.py`, and look at what they leave."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+STAND_IN = Path(__file__).with_name("stand_in.py")
+
+
+def start_sweep(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Start a sweep in a process group of its own, as a shell does.
+
+    Args:
+        folder: The sweep's; not given to it when `arguments` name one to be resumed.
+        arguments: Overrides.
+        environment: More variables.
+    """
+    kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    resumed = any(text.startswith("sweep.resume=") for text in arguments)
+    return subprocess.Popen(
+        [
+            sys.executable,
+            str(STAND_IN),
+            "-m",
+            *arguments,
+            *([] if resumed else [f"hydra.sweep.dir={folder}"]),
+        ],
+        env={**kept, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def sweep(folder: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
+    """Run a sweep; return its exit status, stdout and stderr."""
+    return finish(start_sweep(folder, *arguments, **environment))
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Wait for a sweep; return its exit status, stdout and stderr."""
+    try:
+        out, err = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return process.returncode, out, err
+
+
+def let(folder: Path, job: int, behaviour: str) -> None:
+    """Tell a job of the small program what to do."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{job}.do").write_text(behaviour)
+
+
+def seen(folder: Path, job: int) -> list[dict]:
+    """Return what each process of a job found: arguments and variables."""
+    lines = (folder / str(job) / "seen.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def statuses(folder: Path) -> dict[str, str]:
+    """Return the status of every job that has a result."""
+    return {
+        file.parent.name: json.loads(file.read_text())["status"]
+        for file in sorted(folder.glob("*/result.json"))
+    }
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Return the processes that have a folder in their command line."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(folder) in text for text in process.info["cmdline"] or ()):
+            found.append(process)
+    return found
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Fail unless `condition` becomes true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
