@@ -1,6 +1,7 @@
 """What PyTorch's, Lightning's, Hydra's and W&B's defaults get wrong: every row has its tests."""
 
 import ast
+import logging
 import re
 import subprocess
 import sys
@@ -10,11 +11,14 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 
 from memfold.errors import InputError
+from memfold.training import run
 from memfold.training.instantiate import instantiate
-from training.jobs import SMALL
+from memfold.training.processes import LAUNCHER_VARIABLES
+from training.jobs import SMALL, compose_job
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "pitfalls.md"
@@ -26,7 +30,7 @@ def rows() -> list[list[str]]:
     """Cells of every row of the page's tables, without the headings."""
     lines = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return [row for row in cells if row[0] != "goes wrong"]
+    return [row for row in cells if row[0] not in ("goes wrong", "---")]
 
 
 def named_tests(cell: str) -> list[tuple[str, str]]:
@@ -140,3 +144,25 @@ def test_the_configuration_is_found_from_any_folder(
     )
     assert "compression:" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_leaves_no_process_group_and_prints_no_advertisement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.INFO)  # as the libraries come
+    groups = []
+    initialise = torch.distributed.init_process_group
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda *a, **k: groups.append(initialise(*a, **k))
+    )
+    for name in LAUNCHER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    one_rank = ["trainer=ddp_cpu", "trainer.devices=1", "debug=fast"]
+    overrides = [text for text in SMALL if text != "trainer=cpu"]
+    assert run(compose_job(tmp_path, *overrides, *one_rank))["status"] == "completed"
+    assert groups
+    assert not torch.distributed.is_initialized()
+    printed = "".join(capfd.readouterr())
+    assert "completed" in printed or "stored" in printed
+    assert "Tip" not in printed

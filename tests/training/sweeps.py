@@ -45,10 +45,10 @@ def sweep(folder: Path, *arguments: str, **environment: str) -> tuple[int, str, 
     return finish(start_sweep(folder, *arguments, **environment))
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen[str], seconds: float = 200.0) -> tuple[int, str, str]:
     """Wait for a sweep; return its exit status, stdout and stderr."""
     try:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise

@@ -36,7 +36,7 @@ def test_groups_are_those_of_the_contract() -> None:
         "experiment",
         "debug",
     }
-    assert {"cpu", "gpu", "ddp", "ddp_cpu", "auto"} == set(options("trainer"))
+    assert {"cpu", "gpu", "ddp", "ddp_cpu", "fsdp", "auto"} == set(options("trainer"))
     assert {"csv", "wandb", "tensorboard"} == set(options("logger"))
 
 

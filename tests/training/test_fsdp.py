@@ -92,17 +92,15 @@ def test_shards_train_what_copies_do(name: str, tmp_path: Path) -> None:
 @pytest.mark.ddp
 def test_sharded_run_goes_on_alone_and_back(tmp_path: Path) -> None:
     """Two sharded epochs, a third of one process with the whole batch, a fourth sharded."""
-    first = (*RUN, *SHARDED, "compression=mag", "scheduler=constant", "trainer.max_epochs=2")
+    common = (*RUN, "compression=mag", "scheduler=constant")
     folder, whole = tmp_path / "stages", tmp_path / "whole"
-    alone = ("trainer=cpu", "trainer.devices=1", "trainer.strategy=auto", "data.batch_size=100")
-    again = ("data.batch_size=50", *SHARDED)
-    for arguments in (
-        (*first, f"hydra.run.dir={folder}"),
-        (f"resume={folder}", *alone, "trainer.max_epochs=3"),
-        (f"resume={folder}", *again, "trainer.max_epochs=4"),
-    ):
-        status, _, err = train(*arguments)
-        assert status == 0, err
-    status, _, err = train(*first, "trainer.max_epochs=4", f"hydra.run.dir={whole}")
+    two, four = "trainer.max_epochs=2", "trainer.max_epochs=4"
+    status, _, err = train(*common, *SHARDED, two, f"hydra.run.dir={folder}")
+    assert status == 0, err
+    alone = ("trainer=cpu", "trainer.max_epochs=3", "data.batch_size=100", f"resume={folder}")
+    run(compose_job(folder, *common, *alone))
+    status, _, err = train(f"resume={folder}", *SHARDED, four, "data.batch_size=50")
+    assert status == 0, err
+    status, _, err = train(*common, *SHARDED, four, f"hydra.run.dir={whole}")
     assert status == 0, err
     assert_close(weights(whole), weights(folder))

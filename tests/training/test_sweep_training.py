@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from training.jobs import SMALL, start_training, train
-from training.sweeps import processes_of, statuses, wait_until
+from training.sweeps import finish, processes_of, statuses, wait_until
 
 pytestmark = [pytest.mark.ddp, pytest.mark.slow]
 
@@ -92,11 +92,11 @@ def test_stopped_sweep_ends_as_if_it_had_not_been(
     )
     wait_until((tmp_path / "0" / "checkpoints" / "last.ckpt").exists, seconds=120)
     os.kill(sweep.pid, number)  # this process alone
-    out, _ = sweep.communicate(timeout=200)
+    ended, out, _ = finish(sweep)
     if number == signal.SIGKILL:
-        assert sweep.returncode == -number
+        assert ended == -number
     else:
-        assert sweep.returncode == 128 + number
+        assert ended == 128 + number
         assert "2 jobs in" in out
     wait_until(lambda: not processes_of(tmp_path), seconds=120 if number == signal.SIGKILL else 0.1)
     status, _, err = train("-m", f"sweep.resume={tmp_path}")
@@ -120,6 +120,7 @@ def test_death_of_one_rank_does_not_end_the_sweep(tmp_path: Path) -> None:
     assert "another process of this run died" in error
 
 
+@pytest.mark.timeout(1200)
 def test_three_of_24_jobs_fail(tmp_path: Path) -> None:
     sweep = start_training(
         "-m",
@@ -131,8 +132,8 @@ def test_three_of_24_jobs_fail(tmp_path: Path) -> None:
         *JOBLIB,
         f"hydra.sweep.dir={tmp_path}",
     )
-    out, err = sweep.communicate(timeout=280)
-    assert sweep.returncode == 1
+    status, out, err = finish(sweep, seconds=1100)
+    assert status == 1
     assert err.startswith("error: 3 of 24 jobs failed; ")
     found = statuses(tmp_path)
     assert len(found) == 24

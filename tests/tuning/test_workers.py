@@ -12,7 +12,17 @@ import pytest
 
 from memfold.tuning.locks import is_held, wait_for_lock
 from memfold.tuning.workers import launchers, work_in_parallel
-from tuning.studies import STAND_IN, Worker, num_starts, open_study, report, settings, trials, tune
+from tuning.studies import (
+    STAND_IN,
+    Worker,
+    num_starts,
+    open_study,
+    report,
+    settings,
+    trials,
+    tune,
+    write_space,
+)
 
 SLOW = {"STAND_IN_SECONDS": "0.2"}
 
@@ -125,6 +135,23 @@ def test_a_trial_that_was_given_up_is_left_to_the_other_worker(
         other.join()
     assert [trial.state for trial in trials(tmp_path)] == ["completed"] * 2
     assert trials(tmp_path)[0].last.number == 1
+
+
+def test_a_trial_that_ends_while_another_worker_looks_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_space(tmp_path)
+    study = open_study(tmp_path)
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        attempt = study.optuna.ask()
+
+    def end_now(lock: Path) -> bool:
+        study.optuna.tell(attempt, 0.5)
+        return is_held(lock)
+
+    monkeypatch.setattr("memfold.tuning.study.is_held", end_now)
+    study.recover()
+    assert [trial.value for trial in study.trials()] == [0.5]
 
 
 def test_cores_and_gpus_are_divided() -> None:

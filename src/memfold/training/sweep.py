@@ -78,7 +78,7 @@ class RunningSweep:
         self._held.enter_context(locked(self.folder))
         self._plan = _admit(config, self.folder, resume=resume)
         self._plan.write(self.folder)
-        overrides = _overrides(config)
+        overrides = _parse(list(config.hydra.overrides.task))
         self._common = {_text(o) for o in overrides if not o.is_sweep_override()}
         self._reported: set[int] = set()
         name_visible_devices(config)
@@ -219,10 +219,10 @@ def _say(line: str) -> None:
         print(line, flush=True)
 
 
-def _overrides(config: DictConfig) -> list[Override]:
-    loader = GlobalHydra.instance().config_loader() if GlobalHydra().is_initialized() else None
-    parser = OverridesParser.create(config_loader=loader)
-    return parser.parse_overrides(list(config.hydra.overrides.task))
+def _parse(texts: list[str]) -> list[Override]:
+    hydra = GlobalHydra.instance()
+    loader = hydra.config_loader() if hydra.is_initialized() else None  # for glob(*)
+    return OverridesParser.create(config_loader=loader).parse_overrides(texts)
 
 
 def _text(override: Override) -> str:
@@ -235,11 +235,9 @@ def _planned_jobs(config: DictConfig) -> list[list[str]] | None:
     target = str(OmegaConf.select(config, "hydra.sweeper._target_"))
     if not target.endswith(f".{BasicSweeper.__name__}"):
         return None
-    loader = GlobalHydra.instance().config_loader() if GlobalHydra().is_initialized() else None
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    texts = [*params, *config.hydra.overrides.task]
-    overrides = OverridesParser.create(config_loader=loader).parse_overrides(texts)
     try:
+        overrides = _parse([*params, *config.hydra.overrides.task])
         return BasicSweeper.split_arguments(overrides, None)[0]
     except HydraException:  # the sweeper will say it
         return None

@@ -64,7 +64,7 @@ class Session:
             with try_lock(study.folder / _TEST_LOCK) as is_free:
                 if not is_free:
                     print(f"another process runs the test seeds and writes {self.folder}/report.md")
-                    return 0
+                    return 0 if stop.number is None else 128 + stop.number
                 tests: list[TestRun] = []
                 if best is not None and not stop.event.is_set():
                     files.write(study, self.configuration, best)

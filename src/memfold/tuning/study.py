@@ -181,7 +181,8 @@ class Study:
         """
         for trial in self.trials():
             if trial.state == "running" and not is_held(self.lock(trial.number)):
-                self.optuna.tell(trial.last.number, state=TrialState.FAIL)
+                # It may have ended since we looked: its worker tells before it lets go of the lock.
+                self.optuna.tell(trial.last.number, state=TrialState.FAIL, skip_if_finished=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             optuna.storages.fail_stale_trials(self.optuna)
