@@ -8,7 +8,7 @@ import joblib
 import pytest
 from omegaconf import DictConfig
 
-from memfold.training.sweep_devices import device_slot
+from memfold.training.sweeps.devices import device_slot
 from training.sweeps import (
     finish,
     let,
@@ -126,6 +126,9 @@ def test_dead_joblib_worker_ends_the_sweep_with_its_table(tmp_path: Path) -> Non
     status, _, err = sweep(tmp_path, f"sweep.resume={tmp_path}")
     assert (status, err) == (0, "")
     assert set(statuses(tmp_path).values()) == {"completed"}
+    status, _, err = sweep(tmp_path, "seed=1,2,3,4")
+    assert status == 1
+    assert err.startswith(f"error: hydra.sweep.dir={tmp_path} holds a sweep; ")
 
 
 @pytest.mark.ddp
@@ -150,6 +153,8 @@ def test_requeued_task_goes_on_with_its_run(tmp_path: Path) -> None:
     assert f"resume='{tmp_path}/0'" in second["argv"]
 
 
+@pytest.mark.ddp
+@pytest.mark.slow
 def test_several_local_tasks_per_job_are_refused(tmp_path: Path) -> None:
     status, out, err = sweep(tmp_path, "seed=1", *SUBMITIT, "hydra.launcher.tasks_per_node=2")
     assert (status, out) == (1, "")

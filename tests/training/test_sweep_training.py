@@ -186,6 +186,6 @@ def test_wandb_runs_have_own_names_and_one_group(tmp_path: Path) -> None:
     for job, seed in enumerate((1, 2)):
         [file] = (tmp_path / str(job)).rglob("run-*.wandb")
         contents = file.read_bytes()
-        assert f"mlp-dense-1-s{seed}".encode() in contents
-        assert f"mlp-dense-1-s{3 - seed}".encode() not in contents
+        assert f"mlp-dense-s{seed}".encode() in contents
+        assert f"mlp-dense-s{3 - seed}".encode() not in contents
         assert tmp_path.name.encode() in contents

@@ -160,7 +160,10 @@ class ComputedWeights(Compression):
         error_messages: list[str],
     ) -> None:
         names = self.structure().keys()
-        found = {name: state.pop(prefix + name) for name in names if prefix + name in state}
+        # A copy is a tensor also where Lightning gives a stand-in, which it reads when it is used.
+        found = {
+            name: torch.clone(state.pop(prefix + name)) for name in names if prefix + name in state
+        }
         missing = [prefix + name for name in names if name not in found]
         missing_keys += missing
         if missing or not found:

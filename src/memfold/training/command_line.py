@@ -17,9 +17,9 @@ from memfold.training import run
 from memfold.training.external_launch import expand_for_launcher
 from memfold.training.processes import end_with_parent, is_rank_zero
 from memfold.training.resume import expand_arguments
-from memfold.training.sweep import running_sweep
-from memfold.training.sweep_arguments import expand_sweep_arguments
-from memfold.training.sweep_job import run_sweep_job
+from memfold.training.sweeps.arguments import expand_sweep_arguments
+from memfold.training.sweeps.job import run_sweep_job
+from memfold.training.sweeps.running import running_sweep
 
 __all__ = ["describe_error", "launch", "report_error", "run_task"]
 

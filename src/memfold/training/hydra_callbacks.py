@@ -19,7 +19,7 @@ from memfold.training.run_folder import (
     refuse_used_folder,
     writing,
 )
-from memfold.training.sweep import RunningSweep
+from memfold.training.sweeps.running import RunningSweep
 
 __all__ = ["RunFolderGuard", "Sweep"]
 
@@ -40,7 +40,7 @@ class RunFolderGuard(Callback):
 
 
 class Sweep(Callback):
-    """Let `memfold.training.sweep` know of a sweep before its first job."""
+    """Let `memfold.training.sweeps.running` know of a sweep before its first job."""
 
     def __init__(self, *, resume: bool = False, attempt: int = 0) -> None:
         """Keep what a sweep is started with.

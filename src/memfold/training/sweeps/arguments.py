@@ -8,7 +8,7 @@ from hydra.core.override_parser.types import Override
 
 from memfold.errors import InputError
 from memfold.training.resume import is_override, quote_value
-from memfold.training.sweep_folder import PLAN, Plan
+from memfold.training.sweeps.folder import PLAN, Plan
 
 __all__ = ["expand_sweep_arguments", "lasting_arguments"]
 

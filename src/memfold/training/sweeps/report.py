@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from memfold.training.run_folder import read_result
-from memfold.training.sweep_folder import JobNote, Plan, read_notes
+from memfold.training.sweeps.folder import JobNote, Plan, read_notes
 
 __all__ = ["describe_end", "print_table"]
 

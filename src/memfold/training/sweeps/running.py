@@ -19,7 +19,6 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from memfold.errors import InputError
-from memfold.training.isolation import CONSOLE, SECONDS_TO_STOP
 from memfold.training.resume import quote_value
 from memfold.training.run_folder import (
     LOCK,
@@ -29,10 +28,11 @@ from memfold.training.run_folder import (
     refuse_used_folder,
     writing,
 )
-from memfold.training.sweep_arguments import lasting_arguments
-from memfold.training.sweep_devices import name_visible_devices, num_parallel_jobs
-from memfold.training.sweep_folder import PLAN, Plan, read_notes, request_stop
-from memfold.training.sweep_report import describe_end, print_table
+from memfold.training.sweeps.arguments import lasting_arguments
+from memfold.training.sweeps.devices import name_visible_devices, num_parallel_jobs
+from memfold.training.sweeps.folder import PLAN, Plan, read_notes, request_stop
+from memfold.training.sweeps.isolation import CONSOLE, SECONDS_TO_STOP
+from memfold.training.sweeps.report import describe_end, print_table
 
 __all__ = ["RunningSweep", "running_sweep"]
 

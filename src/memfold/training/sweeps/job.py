@@ -13,11 +13,11 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from memfold.training.isolation import run_isolated
 from memfold.training.processes import is_rank_zero
 from memfold.training.run_folder import LAST_CHECKPOINT, ROUNDS, read_result
-from memfold.training.sweep_devices import device_slot, num_parallel_jobs
-from memfold.training.sweep_folder import JobNote, Plan, requested_stop
+from memfold.training.sweeps.devices import device_slot, num_parallel_jobs
+from memfold.training.sweeps.folder import JobNote, Plan, requested_stop
+from memfold.training.sweeps.isolation import run_isolated
 
 __all__ = ["run_sweep_job"]
 

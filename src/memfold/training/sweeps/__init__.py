@@ -1,0 +1,1 @@
+"""Many jobs, each in a process tree of its own, that survive what happens to sweeps."""
