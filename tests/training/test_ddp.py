@@ -148,7 +148,11 @@ def test_resumed_run_remembers_when_it_improved(
         with pytest.raises(RuntimeError, match="broken off"):
             run(compose_job(tmp_path, *common))
     result = run(compose_job(tmp_path, *common, f"resume={tmp_path}"))
-    assert result["epochs"] == 4
+    assert (result["epochs"], result["max_epochs"]) == (4, 30)
+    for epochs in (30, 20):
+        again = [f"resume={tmp_path}", f"trainer.max_epochs={epochs}"]
+        with pytest.raises(InputError, match=r"completed; .* must be above 30"):
+            run(compose_job(tmp_path, *common, *again))
 
 
 @pytest.mark.ddp

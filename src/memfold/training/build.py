@@ -309,8 +309,10 @@ def _starting_point(config: dict[str, Any], folder: Path, task: LightningModule)
             f"resume={folder}: trainer.max_epochs is {start.max_epochs} in that run, not {epochs}; "
             "a run of several rounds keeps it (start a new run for another value)"
         )
-    if result.get("status") == "completed" and result.get("epochs") == epochs:
-        longer = f"trainer.max_epochs={epochs} must be above {epochs} to train it further"
+    planned = result.get("max_epochs")  # it may have stopped before
+    is_completed = result.get("status") == "completed" and isinstance(planned, int)
+    if is_completed and start.num_epochs <= epochs <= planned:
+        longer = f"trainer.max_epochs={epochs} must be above {planned} to train it further"
         several = "a run of several rounds cannot be trained further"
         raise InputError(
             f"resume={folder}: the run is completed; "

@@ -277,6 +277,7 @@ def _describe_built(experiment: Experiment, facts: dict[str, Any]) -> dict[str, 
             "trained": sum(p.numel() for p in experiment.net.parameters() if p.requires_grad),
         },
         "test_checkpoint": experiment.config["test_checkpoint"],
+        "max_epochs": experiment.config["trainer"]["max_epochs"],
         "distill": experiment.distill,
         "environment": {
             **facts["environment"],

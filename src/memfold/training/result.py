@@ -85,6 +85,7 @@ def describe_job(cfg: DictConfig) -> dict[str, Any]:
         # Known when the run is completed; a failed one has the keys too.
         "distill": None,
         "epochs": None,
+        "max_epochs": None,
         "training": None,
         "metrics": None,
         "parameters": None,
