@@ -18,7 +18,8 @@ fail() {
 }
 
 # SLURM runs a copy of this file from a folder of its own.
-cd "${SLURM_SUBMIT_DIR:?error: submit this file with sbatch}"
+[[ -n ${SLURM_SUBMIT_DIR:-} ]] || fail "submit this file with sbatch"
+cd "$SLURM_SUBMIT_DIR"
 [[ -f train.py ]] || fail "submit this file in the folder that has train.py"
 python=python
 [[ -x .venv/bin/python ]] && python=.venv/bin/python

@@ -44,6 +44,17 @@ def test_what_needs_whole_weights_between_steps_is_refused(name: str, tmp_path: 
     assert "it looks at whole weights between two steps; use trainer=ddp" in message
 
 
+def test_shared_weights_are_refused_where_there_is_no_gpu(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="trainer=fsdp with compression=stable_rps: all layers"):
+        run(compose_job(tmp_path, *RUN, "trainer=fsdp", "compression=stable_rps"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_missing_gpu_has_a_way_out(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"PyTorch finds no GPU here; trainer=cpu .*ddp_cpu"):
+        run(compose_job(tmp_path, *RUN, "trainer=ddp"))
+
+
 def test_clipping_is_refused(tmp_path: Path) -> None:
     message = refuse(tmp_path, "compression=mag", "trainer.gradient_clip_val=1.0")
     assert message.startswith("trainer.gradient_clip_val: ")

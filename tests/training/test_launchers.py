@@ -10,11 +10,17 @@ import pytest
 import torch
 
 from memfold.errors import InputError
+from memfold.training.command_line import launch
 from memfold.training.external_launch import (
     ExternalLaunch,
     expand_for_launcher,
     external_launch,
     refuse_lone_node,
+)
+from memfold.training.processes import (
+    LAUNCHER_VARIABLES,
+    declare_parent,
+    refuse_leftover_rank,
 )
 from training.jobs import REPOSITORY, SMALL
 from training.launching import (
@@ -165,7 +171,29 @@ def test_several_nodes_need_an_address_and_a_folder() -> None:
         refuse_lone_node(2, has_folder=False, environment=complete)
     refuse_lone_node(2, has_folder=True, environment=complete)
     refuse_lone_node(1, has_folder=False, environment={})
+    with pytest.raises(InputError, match="NODE_RANK=1, but there is one node"):
+        refuse_lone_node(1, has_folder=False, environment={**complete, "NODE_RANK": "1"})
     refuse_lone_node(2, has_folder=False, environment=torchrun_variables(num_nodes=2))
+
+
+def test_a_rank_that_nobody_has_given_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rank 0 would wait for the others, or another rank would keep its results to itself."""
+    for name in (*LAUNCHER_VARIABLES, "MEMFOLD_PARENT_PID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, rank in (("LOCAL_RANK", "0"), ("LOCAL_RANK", "1"), ("RANK", "1")):
+        with monkeypatch.context() as leftover:
+            leftover.setenv(name, rank)
+            assert launch(lambda: pytest.fail("started")) == 1
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: the environment has {name}={rank}, but torchrun has not")
+        assert err.count("\n") == 1
+    refuse_leftover_rank({"RANK": "0", "WORLD_SIZE": "1"})
+    refuse_leftover_rank(torchrun_variables(rank=1))
+    child = {"LOCAL_RANK": "1"}
+    declare_parent(child)
+    refuse_leftover_rank(child)
 
 
 @pytest.mark.ddp

@@ -47,7 +47,7 @@ def sigterm_in(hook: str, number: int, rank: object = "null", round: int = 0) ->
 
 def assert_terminated(folder: Path) -> None:
     result = json.loads((folder / "result.json").read_text())
-    reason = f"terminated (SIGTERM); continue with resume={folder}"
+    reason = f"terminated (SIGTERM); continue with: python train.py resume={folder}"
     assert (result["status"], result["error"]) == ("failed", reason)
 
 

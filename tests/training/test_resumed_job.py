@@ -172,6 +172,52 @@ def test_a_run_goes_on_in_mid_epoch(
     assert last["global_step"] == 40
 
 
+def test_summed_up_gradients_survive_several_power_cuts(tmp_path: Path) -> None:
+    """A checkpoint between two steps would be one of a step whose gradients are half lost."""
+    overrides = (
+        *SENSITIVE,
+        *STRATEGIES["dense"],
+        "trainer.accumulate_grad_batches=4",
+        "+callbacks.last_checkpoint.every_n_train_steps=1",
+    )
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(compose_job(whole, *overrides))
+    # Both after the first of four batches: the second comes right after the resumption.
+    for number, resume in ((6, ()), (2, (f"resume={cut}",))):
+        power_cut = (
+            "+callbacks.cut._target_=training.signals.FailAt",
+            "+callbacks.cut.hook=on_train_batch_start",
+            f"+callbacks.cut.number={number}",
+        )
+        with pytest.raises(RuntimeError, match="power cut"):
+            run(compose_job(cut, *overrides, *power_cut, *resume))
+    run(compose_job(cut, *overrides, f"resume={cut}"))
+    assert not differences(cut, whole)
+
+
+def test_a_run_that_stopped_early_stays_stopped(tmp_path: Path) -> None:
+    overrides = (
+        *SENSITIVE,
+        "trainer.max_epochs=20",
+        "optimizer.lr=0",
+        "callbacks=early_stopping",
+        "callbacks.early_stopping.patience=2",
+    )
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run(compose_job(whole, *overrides))["epochs"] == 3
+    power_cut = (
+        "+callbacks.cut._target_=training.signals.FailAt",
+        "+callbacks.cut.hook=on_test_start",
+        "+callbacks.cut.number=1",
+    )
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(compose_job(cut, *overrides, *power_cut))
+    assert run(compose_job(cut, *overrides, f"resume={cut}"))["epochs"] == 3
+    assert not differences(cut, whole)
+    longer = (*overrides[:-1], "callbacks.early_stopping.patience=4", "trainer.max_epochs=30")
+    assert run(compose_job(cut, *longer, f"resume={cut}"))["epochs"] == 5
+
+
 def test_one_process_at_a_time(folder: Path) -> None:
     with locked(folder), pytest.raises(InputError, match=f"{folder} is in use by another process"):
         run_small(folder, f"resume={folder}", "trainer.max_epochs=2")

@@ -37,7 +37,12 @@ from memfold.training.callbacks import (
 )
 from memfold.training.checkpoint_io import AsyncCheckpointIO, AtomicCheckpointIO
 from memfold.training.checks import check_config
-from memfold.training.distributed import Unshard, cluster_environment, refuse_unsuitable
+from memfold.training.distributed import (
+    Unshard,
+    cluster_environment,
+    refuse_batchnorm_on_cpus,
+    refuse_unsuitable_shards,
+)
 from memfold.training.epoch_metrics import EpochMetrics
 from memfold.training.instantiate import instantiate
 from memfold.training.loggers import MetricsFile
@@ -114,10 +119,11 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
     """
     config = plain_config(cfg)
     check_config(config)
+    refuse_unsuitable_shards(config)
     data: ImageDataModule = instantiate(config["data"], "data")
     memory, timer = MemoryMetrics(), StepTimer()
     trainer = _build_trainer(config, folder, _watchers(config, data, memory, timer))
-    refuse_unsuitable(trainer, config)
+    refuse_batchnorm_on_cpus(trainer, config)
     if is_rank_zero():
         # The other ranks do it in fit, after a barrier: their peak is not reported.
         data.prepare_data()

@@ -202,6 +202,13 @@ class RunCheckpoint(ModelCheckpoint):
     validation and what is logged after it.
     """
 
+    _last_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note where training starts."""
+        super().on_train_start(trainer, pl_module)
+        self._last_step = trainer.global_step
+
     def on_train_batch_end(
         self,
         trainer: Trainer,
@@ -211,7 +218,10 @@ class RunCheckpoint(ModelCheckpoint):
         batch_idx: int,
     ) -> None:
         """Save in mid-epoch if it is time."""
-        if not trainer.is_last_batch:
+        # While gradients are summed up there is nothing to go on from: they are not saved.
+        has_stepped = trainer.global_step > self._last_step
+        self._last_step = trainer.global_step
+        if has_stepped and not trainer.is_last_batch:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

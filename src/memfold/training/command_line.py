@@ -15,7 +15,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from memfold.errors import InputError
 from memfold.training import run
 from memfold.training.external_launch import expand_for_launcher
-from memfold.training.processes import end_with_parent, is_rank_zero
+from memfold.training.processes import end_with_parent, is_rank_zero, refuse_leftover_rank
 from memfold.training.resume import expand_arguments
 from memfold.training.sweeps.arguments import expand_sweep_arguments
 from memfold.training.sweeps.job import run_sweep_job
@@ -34,12 +34,17 @@ def launch(main: Callable[[], object]) -> int:
         The exit status: 0, 1 after a user's mistake (one line on stderr) or when a job of a sweep
         failed, 130 after Ctrl-C, 143 after SIGTERM.
     """
-    end_with_parent()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
     arguments = sys.argv[1:]
     wanted = {"debug=trace", "extras.traceback=true"}
     with_traceback = any(text.lower() in wanted for text in arguments)
     status = 0
+    try:
+        refuse_leftover_rank(os.environ)
+    except InputError as error:  # report_error would believe that rank
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    end_with_parent()
     try:
         expanded = expand_arguments(expand_for_launcher(arguments, os.environ))
         sys.argv[1:] = expand_sweep_arguments(expanded)
@@ -95,7 +100,11 @@ def describe_error(error: BaseException) -> str:
     """Say in one line what is wrong and what is allowed."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
-        hint = " (the extra memfold[cluster] has more)" if error.options == ["basic"] else ""
+        hint = (
+            " (more with: pip install -c constraints.txt -e '.[cluster]')"
+            if error.options == ["basic"]
+            else ""
+        )
         return f"{group}={choice} is unknown; available: {', '.join(sorted(error.options))}{hint}"
     message = str(error)
     cause = error.__cause__

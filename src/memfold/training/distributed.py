@@ -20,7 +20,13 @@ from memfold.strategies.sharing.base import SharingStrategy
 from memfold.training.external_launch import external_launch
 from memfold.training.instantiate import instantiate
 
-__all__ = ["Unshard", "cluster_environment", "refuse_unsuitable", "whole_parameters"]
+__all__ = [
+    "Unshard",
+    "cluster_environment",
+    "refuse_batchnorm_on_cpus",
+    "refuse_unsuitable_shards",
+    "whole_parameters",
+]
 
 _SHARDABLE = ("dense", "small", "rand", "mag", "snip", "grasp", "synflow")
 
@@ -42,12 +48,8 @@ def cluster_environment() -> ClusterEnvironment | None:
     return None
 
 
-def refuse_unsuitable(trainer: Trainer, config: dict[str, Any]) -> None:
-    """Check that `trainer` can train what is asked for with several processes.
-
-    Args:
-        trainer: As configured; nothing else is built.
-        config: The resolved configuration, plain values.
+def refuse_batchnorm_on_cpus(trainer: Trainer, config: dict[str, Any]) -> None:
+    """Check that BatchNorm can be synchronised if that is asked for.
 
     Raises:
         InputError: It cannot.
@@ -58,7 +60,20 @@ def refuse_unsuitable(trainer: Trainer, config: dict[str, Any]) -> None:
             "trainer.sync_batchnorm=true: torch synchronises BatchNorm on GPUs only; without it, "
             "each process normalises by its own share of the batch"
         )
-    if not isinstance(trainer.strategy, FSDPStrategy):
+
+
+def refuse_unsuitable_shards(config: dict[str, Any]) -> None:
+    """Check that the parameters of what is asked for can be sharded, if they are to be.
+
+    Args:
+        config: The resolved configuration, plain values; nothing is built.
+
+    Raises:
+        InputError: They cannot.
+    """
+    named = config["trainer"].get("strategy")
+    target = named.get("_target_") if isinstance(named, dict) else named
+    if "fsdp" not in str(target).lower():
         return
     strategy: Strategy = instantiate(config["compression"], "compression")
     refused = f"trainer=fsdp with compression={strategy.name}: "
@@ -72,7 +87,7 @@ def refuse_unsuitable(trainer: Trainer, config: dict[str, Any]) -> None:
             f"{refused}it looks at whole weights between two steps; use trainer=ddp "
             f"(fsdp is for {', '.join(_SHARDABLE)})"
         )
-    if trainer.gradient_clip_val is not None:
+    if config["trainer"].get("gradient_clip_val") is not None:
         raise InputError(
             "trainer.gradient_clip_val: Lightning cannot clip the gradients of trainer=fsdp, of "
             "which each process has a share; use trainer=ddp"

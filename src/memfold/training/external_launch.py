@@ -55,7 +55,7 @@ def external_launch(environment: Mapping[str, str]) -> ExternalLaunch | None:
             int(environment["LOCAL_WORLD_SIZE"]),
             int(environment["GROUP_WORLD_SIZE"]),
         )
-    num_tasks = int(environment.get("SLURM_NTASKS", "1"))
+    num_tasks = int(environment.get("SLURM_NTASKS") or "1")
     is_shell = environment.get("SLURM_JOB_NAME") in ("bash", "interactive")
     if num_tasks == 1 or is_shell or "SLURM_PROCID" not in environment:
         return None
@@ -137,7 +137,14 @@ def refuse_lone_node(
     Raises:
         InputError: The nodes cannot find each other, or would use a folder each.
     """
-    if not isinstance(num_nodes, int) or num_nodes <= 1 or external_launch(environment) is not None:
+    if not isinstance(num_nodes, int) or external_launch(environment) is not None:
+        return
+    if num_nodes <= 1:
+        if environment.get("NODE_RANK", "0") != "0":
+            raise InputError(
+                f"the environment has NODE_RANK={environment['NODE_RANK']}, but there is one node "
+                "(trainer.num_nodes): unset it, or say how many nodes there are"
+            )
         return
     needed = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
     missing = [name for name in needed if name not in environment]

@@ -67,4 +67,9 @@ def _refuse_unknown(config: Mapping[str, Any], key: str, ready: Mapping[str, obj
 
 
 def _one_line(key: str, error: BaseException) -> str:
+    if "No supported gpu backend" in str(error):
+        return (
+            f"{key}: PyTorch finds no GPU here; trainer=cpu trains on the CPU, trainer=ddp_cpu in "
+            "several processes on it"
+        )
     return " ".join(f"{key}: {error}".split())

@@ -38,6 +38,7 @@ from memfold.training.preemption import (
 from memfold.training.processes import declare_parent, is_rank_zero
 from memfold.training.quiet import hush_libraries
 from memfold.training.result import ResultFile, describe_job
+from memfold.training.resume import resume_command
 from memfold.training.rounds import total_of
 from memfold.training.run_folder import (
     ARTIFACT,
@@ -104,7 +105,7 @@ def _run_locked(cfg: DictConfig, folder: Path, termination: Termination) -> dict
         result = result_file.complete()
         completed = True
     except SIGTERMException:
-        reason = f"terminated (SIGTERM); continue with resume={folder}"
+        reason = f"terminated (SIGTERM); continue with: {resume_command(folder)}"
         with suppress(InputError):
             result_file.fail(reason)
         if is_rank_zero():
@@ -179,6 +180,9 @@ def _fit(experiment: Experiment, cfg: DictConfig, termination: Termination) -> N
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
+    # What Lightning does where max_epochs is reached, and not where a run had stopped early.
+    progress = experiment.trainer.fit_loop.epoch_progress.current
+    progress.completed = progress.processed
     if cfg.resume is not None:  # nothing may have been left to train
         _record_overrides(cfg, experiment.folder)
 

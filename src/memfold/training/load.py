@@ -89,4 +89,5 @@ def _read_config(folder: Path) -> dict[str, Any]:
         }
         return {**config, "seed": int(loaded["seed"])}
     except (OSError, ValueError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise InputError(f"{folder} is no run folder: {file} is missing or damaged") from error
+        reason = " ".join(str(error).split()) if file.is_file() else "it is missing"
+        raise InputError(f"{folder} is no run folder, {file} cannot be read: {reason}") from error

@@ -146,7 +146,8 @@ def tensorboard_logger(folder: Path, run_name: str, tags: list[str]) -> Logger:
         return _TensorBoardFiles(folder, name="", version="tensorboard", default_hp_metric=False)
     except ModuleNotFoundError as error:
         raise InputError(
-            "logger=tensorboard needs the extra tensorboard: pip install 'memfold[tensorboard]'"
+            "logger=tensorboard needs the extra tensorboard: "
+            "pip install -c constraints.txt -e '.[tensorboard]'"
         ) from error
 
 

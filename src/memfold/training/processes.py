@@ -4,11 +4,20 @@ import os
 import signal
 import threading
 import time
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
-__all__ = ["LAUNCHER_VARIABLES", "declare_parent", "end_with_parent", "is_rank_zero"]
+from memfold.errors import InputError
+
+__all__ = [
+    "LAUNCHER_VARIABLES",
+    "declare_parent",
+    "end_with_parent",
+    "is_rank_zero",
+    "refuse_leftover_rank",
+]
 
 LAUNCHER_VARIABLES = (
+    "RANK",
     "LOCAL_RANK",
     "NODE_RANK",
     "WORLD_SIZE",
@@ -25,6 +34,31 @@ def is_rank_zero() -> bool:
         return os.environ["RANK"] == "0"
     names = ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
     return all(os.environ.get(name, "0") == "0" for name in names)
+
+
+def refuse_leftover_rank(environment: Mapping[str, str]) -> None:
+    """Check that this process has its rank, if any, from what has started it.
+
+    A variable that another program has left behind would make rank 0 take itself for another: it
+    would wait for the others, or keep its results to itself.
+
+    Args:
+        environment: The variables of this process, before `end_with_parent`.
+
+    Raises:
+        InputError: A rank is set by nobody that starts ranks.
+    """
+    if "TORCHELASTIC_RUN_ID" in environment or _PARENT in environment:
+        return
+    for name, is_leftover in (
+        ("LOCAL_RANK", "LOCAL_RANK" in environment),
+        ("RANK", environment.get("RANK", "0") != "0"),
+    ):
+        if is_leftover:
+            raise InputError(
+                f"the environment has {name}={environment[name]}, but torchrun has not started "
+                f"this process: `unset {name}` if another program has left it behind"
+            )
 
 
 _PARENT = "MEMFOLD_PARENT_PID"

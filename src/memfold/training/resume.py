@@ -1,6 +1,8 @@
 """Continue a run: its overrides before Hydra starts, its checkpoint before Lightning does."""
 
 import pickle
+import re
+import shlex
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,14 @@ from memfold.errors import InputError
 from memfold.training.checks import GROUPS
 from memfold.training.run_folder import HYDRA_FOLDER
 
-__all__ = ["StartingPoint", "expand_arguments", "is_override", "quote_value", "read_checkpoint"]
+__all__ = [
+    "StartingPoint",
+    "expand_arguments",
+    "is_override",
+    "quote_value",
+    "read_checkpoint",
+    "resume_command",
+]
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,13 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
 def quote_value(text: str) -> str:
     """Write `text` so that Hydra reads it as one string, whatever characters it has."""
     return QuotedString(text=text.replace("${", r"\${"), quote=Quote.single).with_quotes()
+
+
+def resume_command(folder: Path) -> str:
+    """Return what to type, in a shell, to go on with the run in `folder`."""
+    is_plain = re.fullmatch(r"[\w./+-]+", str(folder)) is not None
+    value = str(folder) if is_plain else quote_value(str(folder))
+    return shlex.join(["python", "train.py", f"resume={value}"])
 
 
 def read_checkpoint(

@@ -34,6 +34,8 @@ def print_summary(result: dict[str, Any], folder: str) -> None:
         "time": f"{times['fit_seconds']:.1f} s"
         + (f", {1000 * times['step_seconds']:.1f} ms a step" if times["step_seconds"] else ""),
     }
+    if result["epochs"] < result["max_epochs"]:
+        rows["stopped early"] = f"after epoch {result['epochs']} of {result['max_epochs']}"
     training = result["training"]
     if training["rounds"] > 1:
         rows["trained"] = f"{training['rounds']} rounds, {training['epochs']:.4g} epochs in all"
