@@ -18,6 +18,8 @@ PROCESSES = Path(__file__).parents[2] / "src" / "memfold" / "training" / "proces
 
 def main() -> None:
     end_with_parent()
+    if any(name.startswith("SLURM_") for name in os.environ):
+        refuse("SLURM's variables are of another job")
     given = dict(argument.split("=", 1) for argument in sys.argv[1:])
     resume = given.pop("resume", "").strip("'")
     folder = Path(resume or given["hydra.run.dir"].strip("'"))

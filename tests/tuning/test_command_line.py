@@ -33,7 +33,7 @@ def test_without_optuna_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert main(arguments(tmp_path, 1), STAND_IN, CONF) == 1
     assert capsys.readouterr().err == (
-        "error: tuning needs the extra tune: pip install 'memfold[tune]'\n"
+        "error: tuning needs the extra tune: pip install -c constraints.txt -e '.[tune]'\n"
     )
 
 

@@ -30,6 +30,8 @@ def configuration(
         (["optimizer.lr=0.1"], {"optimizer.lr": LR}, "optimizer.lr is a parameter of the search"),
         (["seed=3"], {"optimizer.lr": LR}, "the study gives every run its seed"),
         (["hydra.run.dir=x"], {"optimizer.lr": LR}, "the study gives every run its hydra.run.dir"),
+        ([], {"backbone": {"choice": ["mlp", None]}}, "backbone: null is no choice of a group"),
+        (["backbone=null"], {"optimizer.lr": LR}, "backbone=null: Config group override must be"),
         (["ratio=0.1,0.2"], {"optimizer.lr": LR}, "ratio=0.1,0.2: one value"),
         (["~callbacks.progress_bar"], {"optimizer.lr": LR}, "set it to null"),
         (["ratio=[["], {"optimizer.lr": LR}, "ratio=[["),

@@ -60,6 +60,7 @@ def test_killed_and_interrupted_studies_go_on_to_what_an_undisturbed_one_finds(
         trial.value for trial in trials(tmp_path / "undisturbed")
     ]
     assert report(folder)["num_trials"] == {"completed": 5, "pruned": 0, "failed": 0}
+    assert [trial.seconds for trial in trials(folder)] == [2.0] * 5  # two runs of 1 s of training
     for place, _ in places:
         assert (runs / place / "starts").read_text() == "new\nresume\n"
     assert num_starts(runs) == 2 * 5 + 3

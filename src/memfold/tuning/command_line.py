@@ -38,7 +38,9 @@ def main(arguments: Sequence[str], program: Path, conf: Path) -> int:
     options = _parser().parse_args(own)
     try:
         if importlib.util.find_spec("optuna") is None:
-            raise InputError("tuning needs the extra tune: pip install 'memfold[tune]'")
+            raise InputError(
+                "tuning needs the extra tune: pip install -c constraints.txt -e '.[tune]'"
+            )
         from memfold.tuning.session import Session
 
         space = read_space(options.space)

@@ -48,6 +48,9 @@ class Configuration:
         self._groups = frozenset(base.hydra.runtime.choices)
         self._has_free_group = "group" in base.logger and base.logger.group is None
         examples = {key: one.examples() for key, one in space.parameters.items()}
+        for key in sorted(self._groups & examples.keys()):
+            if None in examples[key]:
+                raise InputError(f"parameters: {key}: null is no choice of a group; name one")
         first = {key: values[0] for key, values in examples.items()}
         self._refuse_unwritable(first, expected=self._compose_examples(first, examples))
 
@@ -98,8 +101,11 @@ class Configuration:
         try:
             with initialize_config_dir(str(self._folder), version_base="1.3", job_name="train"):
                 return compose(self._name, list(overrides), return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            place = f"parameters: {blame}: " if blame else ""
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+            # Hydra has errors of its own, which name the override, and bare ones, which do not.
+            is_bare = not isinstance(error, HydraException | OmegaConfBaseException)
+            place = f"{' '.join(overrides)}: " if is_bare else ""
+            place = f"parameters: {blame}: " if blame else place
             raise InputError(f"{place}{describe_error(error)}") from error
 
     def _compose_examples(

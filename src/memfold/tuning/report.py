@@ -39,7 +39,7 @@ def describe(
     space, trials = study.space, study.trials()
     counts = Counter(trial.state for trial in trials)
     return {
-        "study": study.name,
+        "study": study.folder.name,
         "commands": dict(commands),
         "overrides": list(configuration.common),
         **space.to_dict(),
@@ -80,8 +80,9 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         f"was run with the **test seeds {test}**.",
         "",
         f"{counts['completed']} trials completed, {counts['pruned']} pruned, {counts['failed']} "
-        f"failed; {_duration(seconds['trials'])} in trials, {_duration(seconds['test'])} in "
-        "training with test seeds, summed over the runs (last attempts).",
+        f"failed; {_duration(seconds['trials'])} in trials, {_duration(seconds['test'])} "
+        "with test seeds, summed over the runs: training, all attempts (of a trial that is not "
+        "completed: the last attempt).",
         "",
         *_best_lines(content),
         "## Search space",

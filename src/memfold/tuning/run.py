@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import shutil
 import signal
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from memfold.errors import InputError
-from memfold.training.processes import LAUNCHER_VARIABLES, declare_parent
 from memfold.training.resume import quote_value
 from memfold.training.run_folder import (
     LAST_CHECKPOINT,
@@ -22,8 +22,10 @@ from memfold.training.run_folder import (
     METRICS,
     ROUNDS,
     read_result,
+    write_text_atomically,
     writing,
 )
+from memfold.training.sweeps.isolation import job_environment
 from memfold.tuning.locks import is_held
 
 __all__ = ["Launcher", "RunFailed", "Stopped", "read_metric"]
@@ -57,11 +59,13 @@ class Launcher:
     ) -> dict[str, Any]:
         """Return the result of the completed run in `folder`, after as much training as it needs.
 
-        A run that has a checkpoint is resumed, and replaced if that cannot be done.
+        A run that has a checkpoint is resumed, and replaced if that cannot be done. A run that was
+        started with other overrides is replaced, too: its result answers another question.
 
         Args:
             overrides: Of `train.py`, without the folder.
-            folder: The run folder. What the run prints goes into `folder` + `.txt`.
+            folder: The run folder. What the run prints goes into `folder` + `.txt`, the
+                overrides into `folder` + `.overrides.json`.
             watch: Called again and again; what it raises stops the run.
 
         Raises:
@@ -69,13 +73,14 @@ class Launcher:
             Stopped: `stop` was set.
             InputError: The folder cannot be written.
         """
+        is_same = _read_overrides(folder) == list(overrides)
         result = read_result(folder)
-        if result.get("status") == "completed":
+        if is_same and result.get("status") == "completed":
             watch()
             return result
         self._wait_for_orphan(folder)
-        can_resume = (folder / LAST_CHECKPOINT).exists() or (folder / ROUNDS / "0").exists()
-        if can_resume:
+        has_checkpoint = (folder / LAST_CHECKPOINT).exists() or (folder / ROUNDS / "0").exists()
+        if is_same and has_checkpoint:
             try:
                 return self._train([f"resume={quote_value(str(folder))}"], folder, watch)
             except RunFailed as error:
@@ -84,6 +89,8 @@ class Launcher:
         with writing(folder):
             if folder.exists():
                 shutil.rmtree(folder)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(_overrides_file(folder), json.dumps(list(overrides)) + "\n")
         place = f"hydra.run.dir={quote_value(str(folder))}"
         return self._train([*overrides, place], folder, watch)
 
@@ -94,7 +101,6 @@ class Launcher:
             raise Stopped
         output = folder.with_name(f"{folder.name}.txt")
         with writing(output):
-            folder.parent.mkdir(parents=True, exist_ok=True)
             file = output.open("ab")
         with file:
             start = file.tell()
@@ -116,9 +122,7 @@ class Launcher:
         return result
 
     def _start(self, arguments: Sequence[str], output: io.BufferedWriter) -> subprocess.Popen:
-        environment = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES}
-        environment.update(self.variables)
-        declare_parent(environment)
+        environment = {**job_environment(os.environ), **self.variables}
         # A session of its own, so that the terminal's Ctrl-C reaches the run once, through us, and
         # `_stop` gets the run's children, too.
         return subprocess.Popen(
@@ -153,6 +157,17 @@ def read_metric(folder: Path, name: str) -> list[float]:
     whole_lines = text[: text.rfind("\n") + 1]  # the last one may be half written
     rows = csv.DictReader(io.StringIO(whole_lines))
     return [float(row[name]) for row in rows if row.get(name)]
+
+
+def _overrides_file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.overrides.json")
+
+
+def _read_overrides(folder: Path) -> list[str] | None:
+    try:
+        return json.loads(_overrides_file(folder).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _wait(process: subprocess.Popen, seconds: float) -> int | None:

@@ -19,15 +19,18 @@ from memfold.errors import InputError
 from memfold.tuning.locks import is_held, wait_for_lock
 from memfold.tuning.space import Setting, Space
 
-__all__ = ["REASON", "VALUES", "Study", "Trial", "database_errors"]
+__all__ = ["REASON", "SECONDS", "VALUES", "Study", "Trial", "database_errors"]
 
 REASON = "reason"
 """Attribute of a trial whose setting is to blame for its failure; a lost one has none."""
+SECONDS = "seconds"
+"""Attribute of a completed trial: how long its runs trained, over all attempts."""
 VALUES = "values"
 """Attribute of a completed trial: the metric of each tuning seed."""
 
 _DATABASE = "study.db"
 _CLAIM = ".claim"
+_RUNS = ("trials", "test")
 _DEFINITION = "definition"
 _RETRY_OF = "retry_of"
 # The trials of a killed process are found by their locks. The heartbeat is for the locks of a node
@@ -48,7 +51,12 @@ class Trial:
 
     @property
     def seconds(self) -> float:
-        """Of the last attempt, if it has ended; nobody knows when a killed one did."""
+        """In training, over all attempts, if completed; otherwise the last attempt, if it ended.
+
+        Nobody knows when a killed attempt did.
+        """
+        if SECONDS in self.last.user_attrs:
+            return self.last.user_attrs[SECONDS]
         return 0.0 if self.last.duration is None else self.last.duration.total_seconds()
 
     @property
@@ -121,11 +129,10 @@ class Study:
             common: Overrides of `train.py` that all trials share.
 
         Raises:
-            InputError: The folder holds something else, or a study of another space or other
-                overrides, or cannot be used.
+            InputError: The folder holds something else, or runs without their study, or a study of
+                another space or other overrides, or cannot be used.
         """
         self.folder = folder
-        self.name = folder.name
         self.space = space
         file = folder / _DATABASE
         is_ours = file.exists() or (folder / _CLAIM).exists()
@@ -133,8 +140,16 @@ class Study:
             raise InputError(f"--study {folder} exists and is no study; choose another folder")
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with self.claimed():
-            self.optuna = _open(file, self.name, space)
+            has_runs = any((folder / name).exists() for name in _RUNS)
+            if has_runs and not file.exists():
+                raise InputError(_orphaned(folder))
+            self.optuna = _open(file, space, may_create=not has_runs)
             self._refuse_other({"space": space.to_dict(), "overrides": list(common)})
+
+    @property
+    def name(self) -> str:
+        """Of the folder in which the study began; it stays when that is copied or renamed."""
+        return self.optuna.study_name
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -212,7 +227,15 @@ class Study:
             )
 
 
-def _open(file: Path, name: str, space: Space) -> optuna.Study:
+def _orphaned(folder: Path) -> str:
+    return (
+        f"--study {folder} holds runs, but its {_DATABASE} has no study of them; put "
+        f"{_DATABASE} back, or choose another folder"
+    )
+
+
+def _open(file: Path, space: Space, *, may_create: bool) -> optuna.Study:
+    """Open the only study in `file`, by whatever name, so that a moved folder goes on as itself."""
     url = sqlalchemy.URL.create("sqlite", database=str(file)).render_as_string()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
@@ -222,16 +245,27 @@ def _open(file: Path, name: str, space: Space) -> optuna.Study:
             heartbeat_interval=_SECONDS_BETWEEN_HEARTBEATS,
             grace_period=_SECONDS_OF_SILENCE,
         )
-    pruning = space.pruning
+    pruning, sampler = space.pruning, _sampler(space, 0)
+    pruner = (
+        optuna.pruners.NopPruner()
+        if pruning is None
+        else optuna.pruners.MedianPruner(pruning.startup_trials, pruning.warmup_epochs)
+    )
+    names = optuna.get_all_study_names(storage)
+    if len(names) > 1:
+        raise InputError(f"{file} holds {len(names)} studies, not one; choose another folder")
+    if names:
+        return optuna.load_study(
+            study_name=names[0], storage=storage, sampler=sampler, pruner=pruner
+        )
+    if not may_create:
+        raise InputError(_orphaned(file.parent))
     return optuna.create_study(
         storage=storage,
-        study_name=name,
+        study_name=file.parent.name,
         direction="maximize" if space.maximize else "minimize",
-        load_if_exists=True,
-        sampler=_sampler(space, 0),
-        pruner=optuna.pruners.NopPruner()
-        if pruning is None
-        else optuna.pruners.MedianPruner(pruning.startup_trials, pruning.warmup_epochs),
+        sampler=sampler,
+        pruner=pruner,
     )
 
 

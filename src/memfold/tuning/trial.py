@@ -12,7 +12,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from memfold.tuning.configuration import Configuration
 from memfold.tuning.locks import try_lock
 from memfold.tuning.run import Launcher, RunFailed, Stopped, read_metric
-from memfold.tuning.study import REASON, VALUES, Study
+from memfold.tuning.study import REASON, SECONDS, VALUES, Study
 
 __all__ = ["Objective", "TakenOver"]
 
@@ -84,7 +84,7 @@ class Objective:
                 raise Stopped
 
     def _run_seeds(self, trial: optuna.Trial, number: int, overrides: list[str]) -> float:
-        values = []
+        values, seconds = [], 0.0
         group = self._configuration.group(self._study.name)
         try:
             for index, seed in enumerate(self._study.space.tuning_seeds):
@@ -94,6 +94,7 @@ class Objective:
                 given = [*overrides, f"seed={seed}", "trainer.limit_test_batches=0", *group]
                 result = self._launcher.run(given, folder, watch)
                 values.append(_metric(result, self._study.space.metric))
+                seconds += (result.get("time") or {}).get("fit_seconds") or 0.0
         except RunFailed as error:
             self._check_still_ours(trial)
             trial.set_user_attr(REASON, str(error))
@@ -103,6 +104,7 @@ class Objective:
             raise TakenOver from error
         self._check_still_ours(trial)
         trial.set_user_attr(VALUES, values)
+        trial.set_user_attr(SECONDS, seconds)
         return statistics.fmean(values)
 
     def _check_still_ours(self, trial: optuna.Trial) -> None:
