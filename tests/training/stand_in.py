@@ -35,6 +35,12 @@ def run_program(arguments: list[str]) -> None:
             (folder / "checkpoints" / "last.ckpt").write_text("")
         sys.exit(128 + number)
 
+    last = folder / "checkpoints" / "last.ckpt"
+    if last.exists() and last.read_text() == "damaged":
+        assert any(text.startswith("resume=") for text in arguments)
+        reason = f"resume: {last} is truncated, damaged or no checkpoint; start a new run"
+        finish("failed", error=reason)
+        sys.exit(f"error: {reason}")
     finish("failed", error="not finished")
     signal.signal(signal.SIGINT, end)
     signal.signal(signal.SIGTERM, end)

@@ -18,19 +18,19 @@ def start_sweep(folder: Path, *arguments: str, **environment: str) -> subprocess
     """Start a sweep in a process group of its own, as a shell does.
 
     Args:
-        folder: The sweep's; not given to it when `arguments` name one to be resumed.
+        folder: The sweep's; not given to it when `arguments` name one.
         arguments: Overrides.
         environment: More variables.
     """
     kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    resumed = any(text.startswith("sweep.resume=") for text in arguments)
+    has_folder = any(text.startswith(("sweep.resume=", "hydra.sweep.dir=")) for text in arguments)
     return subprocess.Popen(
         [
             sys.executable,
             str(STAND_IN),
             "-m",
             *arguments,
-            *([] if resumed else [f"hydra.sweep.dir={folder}"]),
+            *([] if has_folder else [f"hydra.sweep.dir={folder}"]),
         ],
         env={**kept, **environment},
         stdout=subprocess.PIPE,

@@ -4,15 +4,17 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 
+from memfold.errors import InputError
 from memfold.training.sweeps.isolation import job_environment
 from memfold.training.sweeps.job import run_sweep_job
-from training.jobs import SMALL, compose_job, train
+from training.jobs import REPOSITORY, SMALL, compose_job, train
 
 PROGRAM = """
 import json, os, pathlib, signal, sys
@@ -63,6 +65,8 @@ def test_job_gets_its_overrides_its_folder_and_a_clean_environment(
     assert seen["argv"] == [
         "--config-name",
         "train",
+        "--config-path",
+        str(REPOSITORY / "conf"),
         "compression=stable_rps",
         "ratio=0.5",
         "seed=3",
@@ -177,6 +181,7 @@ def test_task_of_one_does_not_see_the_cluster() -> None:
         kept = job_environment({**cluster, "SUBMITIT_EXECUTOR": executor, "HOME": "/"})
         assert kept.pop("MEMFOLD_PARENT_PID") == str(os.getpid())
         assert kept == {"HOME": "/"}
+    assert "SLURM_NTASKS" not in job_environment({"SLURM_NTASKS": "", "SUBMITIT_EXECUTOR": "slurm"})
     # A batch script that asked for several tasks, in which a sweep runs them one after the other.
     assert "SLURM_NTASKS" not in job_environment({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"})
 
@@ -205,6 +210,25 @@ def test_second_task_writes_no_records(job: DictConfig, monkeypatch: pytest.Monk
     assert not (folder / "result.json").exists()
     assert not (folder.parent / ".sweep").exists()
     assert (folder / "console_1.log").read_text() == "hello\n"
+
+
+def test_folder_of_another_job_is_refused(job: DictConfig) -> None:
+    """Where the sweeper makes the jobs up as it goes, this is all that can be done."""
+    _, folder = run_program(job, COMPLETED)
+    config: Any = HydraConfig.instance().cfg
+    with read_write(config.hydra):
+        config.hydra.job.num = 5
+    with pytest.raises(InputError, match=r"job 5 \(.*\) has the folder 4 of job 4 \(.* seed=3"):
+        run_program(job, COMPLETED)
+    assert result(folder)["status"] == "completed"
+
+
+def test_lost_note_of_a_completed_job_is_written_again(job: DictConfig) -> None:
+    _, folder = run_program(job, COMPLETED)
+    note = folder.parent / ".sweep" / "jobs" / "4.json"
+    note.write_text("{")
+    run_program(job, COMPLETED)
+    assert json.loads(note.read_text())["overrides"][2] == "seed=3"
 
 
 @pytest.mark.ddp

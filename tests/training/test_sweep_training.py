@@ -105,6 +105,25 @@ def test_stopped_sweep_ends_as_if_it_had_not_been(
         assert_same_run(tmp_path / str(job), plain)
 
 
+def test_run_with_a_damaged_checkpoint_is_started_anew(tmp_path: Path) -> None:
+    arguments = (*SMALL, "trainer.max_epochs=2", "seed=${hydra:job.num}", "optimizer.lr=0.1,0.2")
+    status, _, err = train("-m", *arguments, f"hydra.sweep.dir={tmp_path}")
+    assert (status, err) == (0, "")
+    trained = [weights(tmp_path / job) for job in ("0", "1")]
+    last = tmp_path / "1" / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-100])
+    (tmp_path / "1" / "result.json").write_text('{"status": "failed", "error": "killed"}')
+    status, out, err = train("-m", f"sweep.resume={tmp_path}")
+    assert (status, err) == (0, ""), out
+    for job, before in enumerate(trained):
+        again = weights(tmp_path / str(job))
+        assert all(torch.equal(again[name], tensor) for name, tensor in before.items())
+        assert json.loads((tmp_path / str(job) / "result.json").read_text())["seed"] == job
+    assert len((tmp_path / "1" / "metrics.csv").read_text().splitlines()) == len(
+        (tmp_path / "0" / "metrics.csv").read_text().splitlines()
+    )
+
+
 def test_death_of_one_rank_does_not_end_the_sweep(tmp_path: Path) -> None:
     targets = "training.networks.DiesOnRankOne,training.networks.DropoutNet"
     status, _, err = train(

@@ -1,12 +1,17 @@
 """Sweeps: progress, records and how they are resumed; a small program stands in for the jobs."""
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from memfold.errors import InputError
-from memfold.training.sweeps.arguments import expand_sweep_arguments
+from memfold.training.resume import quote_value
+from memfold.training.sweeps.arguments import expand_sweep_arguments, resume_override
+from memfold.training.sweeps.devices import num_parallel_jobs
 from memfold.training.sweeps.folder import Plan
 from training.sweeps import STAND_IN, finish, let, seen, start_sweep, statuses, sweep, wait_until
 
@@ -27,7 +32,8 @@ def test_failures_are_recorded_and_resumed(tmp_path: Path) -> None:
     )
     lines = out.splitlines()
     assert lines[0] == (
-        f"4 jobs in {folder}, one after the other; what each prints is in <job>/console.log"
+        f"4 jobs in {folder}, one after the other; what each prints is in <job>/console.log, "
+        "its progress in <job>/train.log"
     )
     assert lines[1].startswith("[1/4] 0: seed=1: completed, test/acc 0.9123, 23,672 bytes, ")
     assert lines[2] == "[2/4] 1: seed=2: failed: as it was told"
@@ -125,3 +131,104 @@ def test_other_sweep_is_refused(recorded: Path, arguments: list[str], message: s
 def test_folder_without_a_sweep_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no folder of a sweep"):
         expand_sweep_arguments(["-m", f"sweep.resume={tmp_path}"])
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"command": "", "arguments": 5}'])
+def test_damaged_plan_is_named(recorded: Path, text: str) -> None:
+    (recorded / "sweep.json").write_text(text)
+    with pytest.raises(InputError, match=r"sweep\.json is damaged .* in another folder"):
+        expand_sweep_arguments(["-m", f"sweep.resume={recorded}"])
+
+
+@pytest.mark.parametrize("name", ["plain", "s p,a=1 (x)", "it's", "${now:%Y}", "a{b}", "1,2"])
+def test_printed_command_is_read_back(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    Plan("python train.py", ["-m", "seed=1,2"], [["seed=1"], ["seed=2"]], attempt=1).write(folder)
+    printed = shlex.join(["-m", resume_override(folder)])
+    expanded = expand_sweep_arguments(shlex.split(printed))
+    assert expanded[:2] == ["-m", "seed=1,2"]
+    [override] = OverridesParser.create().parse_overrides(expanded[2:3])
+    assert str(override.value()).replace(r"\${", "${") == str(folder)
+    assert ("'" in printed) == (name != "plain")
+
+
+@pytest.mark.ddp
+def test_values_that_only_jobs_know(tmp_path: Path) -> None:
+    """Folders named after a swept key, an override that refers to the job's number."""
+    folder = tmp_path / "s p,a=1 (x)"
+    folder.mkdir()
+    (folder / "lr1e+30.do").write_text("fail")
+    status, out, err = sweep(
+        tmp_path,
+        "seed=${hydra:job.num}",
+        "optimizer.lr=0.1,1e30",
+        "hydra.sweep.subdir='lr${optimizer.lr}'",
+        f"hydra.sweep.dir={quote_value(str(folder))}",
+    )
+    assert status == 1
+    assert err.startswith("error: 1 of 2 jobs failed; ")
+    again = shlex.split(err.partition("with: ")[2])
+    assert expand_sweep_arguments(again[2:])[1].startswith("seed=")
+    assert statuses(folder) == {"lr0.1": "completed", "lr1e+30": "failed"}
+    rows = [[cell.strip() for cell in line.split("│")] for line in out.splitlines() if "│" in line]
+    assert [[row[1], row[5], row[6]] for row in rows] == [
+        ["lr0.1", "0.1", "completed"],
+        ["lr1e+30", "1e+30", "failed"],
+    ]
+    assert "┃ optimizer.lr ┃" in out
+
+
+def refused(folder: Path, *arguments: str) -> str:
+    """Return the one line with which a sweep is refused before anything starts."""
+    status, out, err = sweep(folder, *arguments)
+    assert (status, out) == (1, "")
+    assert err.count("\n") == 1
+    assert not list(folder.rglob("result.json"))
+    return err
+
+
+@pytest.mark.ddp
+def test_sweep_that_cannot_be_looked_after_is_refused(tmp_path: Path) -> None:
+    err = refused(tmp_path / "a", "hydra.sweep.subdir=same", "seed=1,2")
+    assert "hydra.sweep.subdir=same gives jobs 0 and 1 one folder" in err
+    err = refused(tmp_path / "b", "seed=1,2", "hydra.sweep.dir='x${hydra:job.num}'")
+    assert "hydra.sweep.dir must be the same for all jobs" in err
+    err = refused(tmp_path / "c", "seed=range(1,1)")
+    assert "seed=range(1,1): there is no such value" in err
+
+
+def test_no_jobs_at_once_are_refused() -> None:
+    with pytest.raises(InputError, match=r"hydra\.launcher\.n_jobs=0: 1 or more"):
+        num_parallel_jobs({"n_jobs": 0})
+
+
+@pytest.mark.ddp
+def test_damaged_files_of_a_sweep(tmp_path: Path) -> None:
+    """Of a run whose checkpoint is damaged, the log alone is kept; of a plan, nothing helps."""
+    let(tmp_path, 0, "fail")
+    conf = tmp_path / "conf"
+    shutil.copytree(STAND_IN.parents[2] / "conf", conf)
+    first = ("seed=1,2", f"--config-path={conf}")
+    assert sweep(tmp_path, *first)[0] == 1
+    let(tmp_path, 0, "")
+    (tmp_path / "0" / "checkpoints").mkdir()
+    (tmp_path / "0" / "checkpoints" / "last.ckpt").write_text("damaged")
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=1")
+    status, out, err = sweep(tmp_path, f"sweep.resume={tmp_path}", *joblib)
+    assert (status, err) == (0, ""), out
+    assert not (tmp_path / "0" / "checkpoints").exists()
+    console = (tmp_path / "0" / "console.log").read_text()
+    assert console.count("hello") == 3
+    assert "damaged" in console
+    [run] = seen(tmp_path, 0)
+    assert run["argv"][run["argv"].index("--config-path") + 1] == str(conf)
+    plan = Plan.read(tmp_path)
+    assert plan is not None
+    assert plan.attempt == 2
+    assert not any("joblib" in text for text in plan.arguments)  # for that time alone
+
+    (tmp_path / "sweep.json").write_text("{")
+    status, _, err = sweep(tmp_path, *first)
+    assert status == 1
+    assert "holds a sweep whose sweep.json is missing or damaged; choose another folder" in err

@@ -2,10 +2,12 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,6 +21,7 @@ from memfold.training.run_folder import (
     refuse_used_folder,
     writing,
 )
+from memfold.training.sweeps.folder import unresolved
 from memfold.training.sweeps.running import RunningSweep
 
 __all__ = ["RunFolderGuard", "Sweep"]
@@ -53,14 +56,15 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         """Begin the sweep; `memfold.training.command_line` ends it, however it went."""
-        with suppress(OmegaConfBaseException), _exiting():
+        with _exiting():
             RunningSweep(config, resume=self._resume)
 
 
 def _refuse_lone_node(config: DictConfig) -> None:
-    has_folder = any(text.startswith("hydra.run.dir=") for text in config.hydra.overrides.hydra)
-    num_nodes = OmegaConf.select(config, "trainer.num_nodes")
     with _exiting():
+        given = unresolved(config.hydra.overrides.hydra)
+        has_folder = any(text.startswith("hydra.run.dir=") for text in given)
+        num_nodes = OmegaConf.select(config, "trainer.num_nodes")
         refuse_lone_node(num_nodes, has_folder=has_folder, environment=os.environ)
 
 
@@ -77,8 +81,12 @@ def _refuse(folder: Path) -> None:
 
 @contextmanager
 def _exiting() -> Iterator[None]:
+    """End this process after any error: Hydra would warn, and go on without the checks."""
     try:
         yield
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (InputError, HydraException, OmegaConfBaseException) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+    except Exception:
+        traceback.print_exc()
         sys.exit(1)

@@ -1,16 +1,18 @@
 """`sweep.resume=FOLDER`: the command line of the sweep in that folder, before Hydra starts."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import OverrideParseException
 
 from memfold.errors import InputError
 from memfold.training.resume import is_override, quote_value
 from memfold.training.sweeps.folder import PLAN, Plan
 
-__all__ = ["expand_sweep_arguments", "lasting_arguments"]
+__all__ = ["expand_sweep_arguments", "lasting_arguments", "resume_override"]
 
 _RESUME = "sweep.resume"
 _FOLDER = "hydra.sweep.dir"
@@ -48,10 +50,13 @@ def expand_sweep_arguments(arguments: Sequence[str]) -> list[str]:
         )
     folder = Path(str(resume.value()).replace(r"\${", "${"))
     plan = Plan.read(folder)
-    if plan is None:
+    if plan is None and (folder / PLAN).exists():
         raise InputError(
-            f"{_RESUME}={folder} is no folder of a sweep: {folder / PLAN} cannot be read"
+            f"{_RESUME}={folder}: {folder / PLAN} is damaged or cannot be read; start the sweep "
+            f"again in another folder: {_FOLDER}=FOLDER"
         )
+    if plan is None:
+        raise InputError(f"{_RESUME}={folder} is no folder of a sweep: it has no {PLAN}")
     _refuse_other_folder(folder, given)
     old_flags, before = _split(plan.arguments)
     again = [override for override in given if _is_of_experiment(override)]
@@ -77,6 +82,16 @@ def expand_sweep_arguments(arguments: Sequence[str]) -> list[str]:
 def lasting_arguments(arguments: Sequence[str]) -> list[str]:
     """Leave out of an expanded command line what belongs to one attempt at the sweep."""
     return [text for text in arguments if not text.startswith((f"{_FOLDER}=", f"{_CALLBACK}."))]
+
+
+def resume_override(folder: Path) -> str:
+    """Return the override that resumes the sweep in `folder`, quoted where Hydra needs it."""
+    text = f"{_RESUME}={folder}"
+    with suppress(OverrideParseException):
+        [override] = OverridesParser.create().parse_overrides([text])
+        if override.value() == str(folder) and "${" not in text:
+            return text
+    return f"{_RESUME}={quote_value(str(folder))}"
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[Override]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from memfold.errors import InputError
 from memfold.training.run_folder import writing
 
 __all__ = ["device_slot", "name_visible_devices", "num_parallel_jobs"]
@@ -19,10 +20,16 @@ _SECONDS_BETWEEN_LOOKS = 0.2
 
 
 def num_parallel_jobs(launcher: Mapping[str, Any]) -> int:
-    """Return how many jobs joblib runs at once; 1 with every other launcher."""
+    """Return how many jobs joblib runs at once; 1 with every other launcher.
+
+    Raises:
+        InputError: It is none at all.
+    """
     n_jobs = launcher.get("n_jobs")
     if n_jobs is None:
         return 1
+    if n_jobs == 0:
+        raise InputError("hydra.launcher.n_jobs=0: 1 or more jobs at once, or -1 for one per core")
     from joblib import effective_n_jobs
 
     return effective_n_jobs(int(n_jobs))

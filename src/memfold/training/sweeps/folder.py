@@ -14,11 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+from omegaconf import OmegaConf
 
 from memfold.errors import InputError
 from memfold.training.run_folder import write_text_atomically, writing
 
-__all__ = ["PLAN", "JobNote", "Plan", "read_notes", "request_stop", "requested_stop"]
+__all__ = ["PLAN", "JobNote", "Plan", "read_notes", "request_stop", "requested_stop", "unresolved"]
 
 PLAN = "sweep.json"
 _INTERNALS = ".sweep"
@@ -55,9 +56,11 @@ class Plan:
     def read(cls, folder: Path) -> "Plan | None":
         """Return the plan in `folder`, or `None` where there is none that can be read."""
         try:
-            return cls(**json.loads((folder / PLAN).read_text(encoding="utf-8")))
+            plan = cls(**json.loads((folder / PLAN).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
+        are_lists = isinstance(plan.arguments, list) and isinstance(plan.jobs, list | None)
+        return plan if are_lists and isinstance(plan.attempt, int) else None
 
     @property
     def is_alone(self) -> bool:
@@ -121,6 +124,16 @@ def requested_stop(sweep: Path, attempt: int) -> signal.Signals | None:
     except OSError:
         return None
     return signal.SIGINT if name == signal.SIGINT.name else signal.SIGTERM
+
+
+def unresolved(node: object) -> list[str]:
+    """Return a list of overrides as they were typed.
+
+    What an override refers to may be known to the jobs only, `${hydra:job.num}` for example.
+    """
+    texts = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(texts, list)
+    return [str(text) for text in texts]
 
 
 def _notes(sweep: Path) -> Path:

@@ -7,6 +7,8 @@ no other with it.
 """
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +20,13 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from memfold.training.processes import LAUNCHER_VARIABLES, declare_parent, is_rank_zero
 from memfold.training.result import UNFINISHED, ResultFile, describe_job
 from memfold.training.resume import quote_value
-from memfold.training.run_folder import read_result
+from memfold.training.run_folder import LOCK, read_result, writing
+from memfold.training.sweeps.folder import unresolved
 
 __all__ = ["CONSOLE", "SECONDS_TO_STOP", "job_environment", "run_isolated"]
 
@@ -39,6 +43,13 @@ _OF_THE_SWEEP = (
     "hydra.launcher",
     "hydra.callbacks.sweep.",
     "hydra.output_subdir=null",
+)
+# How a run says that it cannot be resumed whatever the user does; another model or another
+# configuration is no such reason.
+_DAMAGED = re.compile(
+    r"^error: resume(: .*(damaged or no checkpoint|is no checkpoint|pickled Python objects)"
+    r"|=.* cannot be read)",
+    re.MULTILINE,
 )
 _OF_A_CLUSTER = ("SLURM_", "SUBMITIT_")
 
@@ -58,19 +69,26 @@ def run_isolated(
     Args:
         cfg: The job's configuration.
         script: The program to start.
-        resume: Whether to continue the run in the job's folder.
+        resume: Whether to continue the run in the job's folder, or to start it anew if its
+            checkpoint is damaged.
         device: The GPU that the job sees; `None` for all.
         wanted_stop: Asked again and again, and returns a signal when the job shall get it and end.
+
+    Raises:
+        InputError: The folder cannot be written.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     environment = job_environment(os.environ)
     if device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = device
     command = _command(cfg, script, folder)
-    if resume:
-        command.append(f"resume={quote_value(str(folder))}")
+    again = [f"resume={quote_value(str(folder))}"] if resume else []
     name = CONSOLE if is_rank_zero() else f"console_{os.environ.get('SLURM_PROCID')}.log"
-    status = _run(command, environment, folder / name, wanted_stop)
+    status, printed = _run([*command, *again], environment, folder / name, wanted_stop)
+    is_damaged = status > 0 and _DAMAGED.search(printed) is not None
+    if resume and is_damaged and not _is_one_of_several_tasks(os.environ):
+        _remove_run(folder)
+        status, _ = _run(command, environment, folder / name, wanted_stop)
     result = read_result(folder)
     is_explained = result.get("status") == "failed" and result.get("error") != UNFINISHED
     if status < 0 or (status > 0 and not is_explained):
@@ -87,8 +105,7 @@ def job_environment(environment: Mapping[str, str]) -> dict[str, str]:
     Args:
         environment: The variables of this process.
     """
-    is_submitted = environment.get("SUBMITIT_EXECUTOR") == "slurm"
-    if is_submitted and int(environment.get("SLURM_NTASKS", "1")) > 1:
+    if _is_one_of_several_tasks(environment):
         kept = dict(environment)
     else:
         kept = {
@@ -100,12 +117,25 @@ def job_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return kept
 
 
+def _is_one_of_several_tasks(environment: Mapping[str, str]) -> bool:
+    is_submitted = environment.get("SUBMITIT_EXECUTOR") == "slurm"
+    return is_submitted and int(environment.get("SLURM_NTASKS") or "1") > 1
+
+
 def _command(cfg: DictConfig, script: Path, folder: Path) -> list[str]:
     hydra = HydraConfig.get()
-    sources = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
-    config_dir = ["--config-dir", sources[0]] if sources else []
+    # --config-path replaces what Hydra calls main, --config-dir adds to it.
+    flags = {"main": "--config-path", "command-line": "--config-dir"}
+    sources = [
+        text
+        for source in hydra.runtime.config_sources
+        if source.provider in flags and source.schema == "file"
+        for text in (flags[source.provider], source.path)
+    ]
     own = [
-        text for text in hydra.overrides.hydra if not text.lstrip("+~").startswith(_OF_THE_SWEEP)
+        text
+        for text in _resolved(hydra.overrides.hydra)
+        if not text.lstrip("+~").startswith(_OF_THE_SWEEP)
     ]
     # One sweep is one group in W&B, unless the user named another.
     ungrouped = "group" in cfg.logger and OmegaConf.select(cfg, "logger.group") is None
@@ -115,8 +145,8 @@ def _command(cfg: DictConfig, script: Path, folder: Path) -> list[str]:
         str(script),
         "--config-name",
         str(hydra.job.config_name),
-        *config_dir,
-        *hydra.overrides.task,
+        *sources,
+        *_resolved(hydra.overrides.task),
         *group,
         *own,
         "hydra.mode=RUN",
@@ -125,13 +155,36 @@ def _command(cfg: DictConfig, script: Path, folder: Path) -> list[str]:
     ]
 
 
+def _resolved(overrides: Sequence[str]) -> list[str]:
+    """Put in what the sweep alone knows; what refers to the job's own keys stays as typed."""
+    resolved = []
+    for number, text in enumerate(unresolved(overrides)):
+        try:
+            resolved.append(str(overrides[number]))
+        except OmegaConfBaseException:
+            resolved.append(text)
+    return resolved
+
+
+def _remove_run(folder: Path) -> None:
+    """Remove what an unfinished run has left, but for what it printed."""
+    for path in folder.iterdir():
+        if path.name != LOCK and path.suffix != ".log":
+            with writing(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def _run(
     command: Sequence[str],
     environment: dict[str, str],
     console: Path,
     wanted_stop: Callable[[], signal.Signals | None],
-) -> int:
-    with console.open("ab") as output, _noting_sigterm() as received:
+) -> tuple[int, str]:
+    """Return the exit status and what the process has printed."""
+    with writing(console):
+        output = console.open("ab")
+    start = output.tell()
+    with output, _noting_sigterm() as received:
         # A session of its own: Ctrl-C reaches the job once, through us, and `_stop` gets the job's
         # children too.
         job = subprocess.Popen(
@@ -157,7 +210,7 @@ def _run(
             raise
     if status < 0:
         _end_followers(job)
-    return status
+    return status, console.read_bytes()[start:].decode(errors="replace")
 
 
 def _stop(job: subprocess.Popen[bytes], number: signal.Signals) -> int:

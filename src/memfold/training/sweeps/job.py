@@ -1,22 +1,24 @@
 """One job of a sweep, in whichever process the launcher calls for it."""
 
+import dataclasses
 import os
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from memfold.errors import InputError
 from memfold.training.processes import is_rank_zero
 from memfold.training.run_folder import LAST_CHECKPOINT, ROUNDS, read_result
 from memfold.training.sweeps.devices import device_slot, num_parallel_jobs
-from memfold.training.sweeps.folder import JobNote, Plan, requested_stop
+from memfold.training.sweeps.folder import JobNote, Plan, read_notes, requested_stop, unresolved
 from memfold.training.sweeps.isolation import run_isolated
 
 __all__ = ["run_sweep_job"]
@@ -67,15 +69,21 @@ def run_sweep_job(cfg: DictConfig, script: Path) -> float | None:
 
     Raises:
         KeyboardInterrupt: The sweep is to stop, and this is its own process.
+        InputError: The folder is another job's.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if read_result(folder).get("status") == "completed":
-        return _accuracy(folder)
     sweep = _Sweep()
+    note = _new_note(sweep, folder)
+    earlier = [other for other in read_notes(sweep.folder) if other.folder == note.folder]
+    _refuse_other_job(note, earlier)
+    if read_result(folder).get("status") == "completed":
+        if not earlier and is_rank_zero():  # its note was lost
+            dataclasses.replace(note, seconds=0.0).write(sweep.folder)
+        return _accuracy(folder)
     if not sweep.is_own_process:
         _leave_interrupts_to_the_sweep()
     if sweep.wanted_stop() is None:
-        with _noted(sweep, folder):
+        with _noted(sweep, note):
             _run(cfg, script, folder, sweep)
     if sweep.wanted_stop() is not None:
         if sweep.is_alone:
@@ -100,21 +108,34 @@ def _run(cfg: DictConfig, script: Path, folder: Path, sweep: _Sweep) -> None:
         )
 
 
-@contextmanager
-def _noted(sweep: _Sweep, folder: Path) -> Iterator[None]:
-    """Let the sweep's own process know when the job starts and ends."""
+def _new_note(sweep: _Sweep, folder: Path) -> JobNote:
     hydra = HydraConfig.get()
     relative = os.path.relpath(folder, sweep.folder)
-    facts = (int(hydra.job.num), relative, list(hydra.overrides.task), sweep.attempt)
+    return JobNote(int(hydra.job.num), relative, unresolved(hydra.overrides.task), sweep.attempt)
+
+
+def _refuse_other_job(note: JobNote, earlier: Sequence[JobNote]) -> None:
+    """Take no other job's result for one's own, where the sweeper made the jobs up as it went."""
+    for other in earlier:
+        if (other.number, other.overrides) != (note.number, note.overrides):
+            raise InputError(
+                f"hydra.sweep.subdir: job {note.number} ({' '.join(note.overrides)}) has the "
+                f"folder {note.folder} of job {other.number} ({' '.join(other.overrides)})"
+            )
+
+
+@contextmanager
+def _noted(sweep: _Sweep, note: JobNote) -> Iterator[None]:
+    """Let the sweep's own process know when the job starts and ends."""
     start = time.monotonic()
     if is_rank_zero():
-        JobNote(*facts).write(sweep.folder)
+        note.write(sweep.folder)
     try:
         yield
     finally:
         is_requeued = isinstance(sys.exception(), SystemExit)
         if is_rank_zero() and not is_requeued:
-            JobNote(*facts, seconds=time.monotonic() - start).write(sweep.folder)
+            dataclasses.replace(note, seconds=time.monotonic() - start).write(sweep.folder)
 
 
 def _leave_interrupts_to_the_sweep() -> None:

@@ -8,12 +8,14 @@ from rich.console import Console
 from rich.table import Table
 
 from memfold.training.run_folder import read_result
-from memfold.training.sweeps.folder import JobNote, Plan, read_notes
+from memfold.training.sweeps.folder import Plan, read_notes
 
 __all__ = ["describe_end", "print_table"]
 
 _COMPLETED = "completed"
 _MISSING = "missing"
+_WIDEST_TABLE = 1000  # characters
+_OWN_COLUMNS = ("compression", "ratio", "seed")
 
 
 def describe_end(result: dict[str, object], seconds: float | None) -> str:
@@ -43,33 +45,51 @@ def print_table(sweep: Path, plan: Plan) -> tuple[int, int, int]:
         The numbers of jobs, of failed ones, and of those without any result.
     """
     notes = {note.number: note for note in read_notes(sweep)}
-    numbers = sorted({*notes, *range(len(plan.jobs or ()))})
-    table = Table(title=f"{len(numbers)} jobs in {sweep}")
-    for column in ("job", "compression", "ratio", "seed", "status", "test/acc", "stored bytes"):
-        table.add_column(column)
+    given = dict(enumerate(map(_by_key, plan.jobs or ())))
+    given |= {number: _by_key(note.overrides) for number, note in notes.items()}
+    swept = _swept_keys(list(given.values()))
+    table = Table(title=f"{len(given)} jobs in {sweep}")
+    for column in ("job", *_OWN_COLUMNS, *swept):
+        table.add_column(column, overflow="fold")
+    for column in ("status", "test/acc", "stored bytes"):
+        table.add_column(column, no_wrap=True)
     statuses = []
-    for number in numbers:
+    for number, values in sorted(given.items()):
         note = notes.get(number)
         result = {} if note is None else read_result(sweep / note.folder)
-        overrides = plan.jobs[number] if note is None and plan.jobs else _overrides(note)
-        given = {text.partition("=")[0]: text.partition("=")[2] for text in overrides}
         statuses.append(str(result.get("status", _MISSING)))
         table.add_row(
             str(number) if note is None else note.folder,
-            _text(_find(result, "compression", "name") or given.get("compression")),
-            _text(_find(result, "compression", "ratio") or given.get("ratio")),
-            _text(_find(result, "seed") if result else given.get("seed")),
+            _text(_find(result, "compression", "name") or values.get("compression")),
+            _text(_find(result, "compression", "ratio") or values.get("ratio")),
+            _text(_find(result, "seed") if result else values.get("seed")),
+            *(_text(values.get(key)) for key in swept),
             statuses[-1],
             _text(_find(result, "metrics", "test/acc")),
             _text(_find(result, "memory", "stored_bytes")),
         )
-    Console(file=sys.stdout).print(table)
+    console = Console(file=sys.stdout)
+    if not console.is_terminal:  # whoever reads a file can scroll
+        unlimited = console.options.update(max_width=_WIDEST_TABLE)
+        console.width = max(console.width, console.measure(table, options=unlimited).maximum)
+    console.print(table)
     num_missing = statuses.count(_MISSING)
     return len(statuses), len(statuses) - statuses.count(_COMPLETED) - num_missing, num_missing
 
 
-def _overrides(note: JobNote | None) -> Sequence[str]:
-    return () if note is None else note.overrides
+def _by_key(overrides: Sequence[str]) -> dict[str, str]:
+    parts = (text.lstrip("+").partition("=") for text in overrides)
+    return {key: value for key, _, value in parts}
+
+
+def _swept_keys(given: Sequence[dict[str, str]]) -> list[str]:
+    """Return the keys in which jobs differ, without those that have a column anyway."""
+    keys = dict.fromkeys(key for values in given for key in values)
+    return [
+        key
+        for key in keys
+        if key not in _OWN_COLUMNS and len({values.get(key) for values in given}) > 1
+    ]
 
 
 def _find(result: dict[str, object], *keys: str) -> object:

@@ -1,37 +1,24 @@
 """The sweep that this process runs: from Hydra's first callback until the exit status."""
 
-import os
 import shlex
 import signal
 import sys
 import threading
 import time
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from types import FrameType
 
 import psutil
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from memfold.errors import InputError
 from memfold.training.resume import quote_value
-from memfold.training.run_folder import (
-    LOCK,
-    RESULT,
-    locked,
-    read_result,
-    refuse_used_folder,
-    writing,
-)
-from memfold.training.sweeps.arguments import lasting_arguments
+from memfold.training.run_folder import locked, read_result, writing
+from memfold.training.sweeps.arguments import resume_override
 from memfold.training.sweeps.devices import name_visible_devices, num_parallel_jobs
-from memfold.training.sweeps.folder import PLAN, Plan, read_notes, request_stop
+from memfold.training.sweeps.folder import read_notes, request_stop, unresolved
 from memfold.training.sweeps.isolation import CONSOLE, SECONDS_TO_STOP
+from memfold.training.sweeps.planning import admit, common_overrides, sweep_folder
 from memfold.training.sweeps.report import describe_end, print_table
 
 __all__ = ["RunningSweep", "running_sweep"]
@@ -61,7 +48,7 @@ class RunningSweep:
             InputError: The folder is in use or holds another sweep, or cannot be written.
         """
         global _running
-        self.folder = Path(os.path.abspath(config.hydra.sweep.dir))
+        self.folder = sweep_folder(config)
         self.is_isolated = bool(config.extras.isolate_jobs)
         launcher = str(OmegaConf.select(config, "hydra.launcher._target_"))
         self._is_on_cluster = launcher.endswith(".SlurmLauncher")
@@ -73,13 +60,13 @@ class RunningSweep:
         self._stopped_by: signal.Signals | None = None
         self._stopped_at = 0.0
         _refuse_several_tasks(config.hydra)
+        num_parallel_jobs(config.hydra.launcher)  # refuses a wrong number
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         self._held.enter_context(locked(self.folder))
-        self._plan = _admit(config, self.folder, resume=resume)
+        self._plan = admit(config, self.folder, resume=resume)
         self._plan.write(self.folder)
-        overrides = _parse(list(config.hydra.overrides.task))
-        self._common = {_text(o) for o in overrides if not o.is_sweep_override()}
+        self._common = common_overrides(config)
         self._reported: set[int] = set()
         name_visible_devices(config)
         self._adapt(config)
@@ -108,12 +95,12 @@ class RunningSweep:
         self._thread.join()
         self._report()
         self._held.close()
-        if not read_notes(self.folder):  # refused before any job was started
+        if status and not read_notes(self.folder):  # refused before any job was started
             return status if self._stopped_by is None else 128 + self._stopped_by
         num_jobs, num_failed, num_missing = print_table(self.folder, self._plan)
         if num_failed or num_missing:
             missing = f" and {num_missing} left no result" if num_missing else ""
-            again = shlex.join(["python", sys.argv[0], "-m", f"sweep.resume={self.folder}"])
+            again = shlex.join(["python", sys.argv[0], "-m", resume_override(self.folder)])
             print(
                 f"error: {num_failed} of {num_jobs} jobs failed{missing}; run them again with: "
                 f"{again}",
@@ -129,7 +116,8 @@ class RunningSweep:
         if self.is_isolated:  # the job's own process writes its .hydra
             added.append("hydra.output_subdir=null")
         with open_dict(config):
-            config.hydra.overrides.hydra = [*config.hydra.overrides.hydra, *added]
+            # As typed: ${seed} in hydra.sweep.subdir is another one in each job.
+            config.hydra.overrides.hydra = [*unresolved(config.hydra.overrides.hydra), *added]
 
     def _announce(self, hydra: DictConfig) -> None:
         launcher = str(hydra.runtime.choices.get("hydra/launcher"))
@@ -138,7 +126,12 @@ class RunningSweep:
         if at_once > 1:
             how = f"{at_once} at once"
         num_jobs = "jobs" if self._plan.jobs is None else f"{len(self._plan.jobs)} jobs"
-        where = f"; what each prints is in <job>/{CONSOLE}" if self.is_isolated else ""
+        where = ""
+        if self.is_isolated:
+            where = (
+                f"; what each prints is in <job>/{CONSOLE}, its progress in "
+                f"<job>/{hydra.job.name}.log"
+            )
         _say(f"{num_jobs} in {self.folder}, {how}{where}")
         for note in read_notes(self.folder):
             if read_result(self.folder / note.folder).get("status") == "completed":
@@ -217,65 +210,6 @@ class RunningSweep:
 def _say(line: str) -> None:
     with suppress(OSError):  # nobody listens any more: the jobs go on
         print(line, flush=True)
-
-
-def _parse(texts: list[str]) -> list[Override]:
-    hydra = GlobalHydra.instance()
-    loader = hydra.config_loader() if hydra.is_initialized() else None  # for glob(*)
-    return OverridesParser.create(config_loader=loader).parse_overrides(texts)
-
-
-def _text(override: Override) -> str:
-    # As Hydra's own sweeper writes it.
-    return f"{override.get_key_element()}={override.get_value_element_as_str()}"
-
-
-def _planned_jobs(config: DictConfig) -> list[list[str]] | None:
-    """Return the overrides of all jobs, or `None` if the sweeper makes them up as it goes."""
-    target = str(OmegaConf.select(config, "hydra.sweeper._target_"))
-    if not target.endswith(f".{BasicSweeper.__name__}"):
-        return None
-    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    try:
-        overrides = _parse([*params, *config.hydra.overrides.task])
-        return BasicSweeper.split_arguments(overrides, None)[0]
-    except HydraException:  # the sweeper will say it
-        return None
-
-
-def _admit(config: DictConfig, folder: Path, *, resume: bool) -> Plan:
-    """Return the plan of this attempt, unless it would spoil what is in the folder."""
-    jobs = _planned_jobs(config)
-    before = Plan.read(folder) if resume else None
-    if before is None:
-        _refuse_used(folder)
-    elif before.jobs != jobs:
-        raise InputError(
-            f"sweep.resume={folder}: the same overrides now give other jobs than {PLAN} lists; "
-            "start a new sweep"
-        )
-    for job in (file.parent for file in folder.rglob(LOCK)):
-        if job != folder:
-            with locked(job):  # not while somebody else runs it
-                pass
-    if before is not None:  # its jobs may still wait in a queue
-        request_stop(folder, before.attempt, signal.SIGTERM)
-    return Plan(
-        command=shlex.join(["python", *sys.argv]) if before is None else before.command,
-        arguments=lasting_arguments(sys.argv[1:]),
-        jobs=jobs,
-        attempt=1 if before is None else before.attempt + 1,
-    )
-
-
-def _refuse_used(folder: Path) -> None:
-    if read_notes(folder):
-        raise InputError(
-            f"hydra.sweep.dir={folder} holds a sweep; run what is missing in it with "
-            f"-m sweep.resume={folder}, or choose another folder"
-        )
-    for file in folder.rglob(RESULT):
-        refuse_used_folder(file.parent, "hydra.sweep.dir")
 
 
 def _refuse_several_tasks(hydra: DictConfig) -> None:

@@ -1,0 +1,170 @@
+"""Which jobs a sweep has, and whether it may begin: everything that is known before the first."""
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from memfold.errors import InputError
+from memfold.training.run_folder import LOCK, RESULT, locked, refuse_used_folder
+from memfold.training.sweeps.arguments import lasting_arguments, resume_override
+from memfold.training.sweeps.folder import PLAN, Plan, read_notes, request_stop, unresolved
+
+__all__ = ["admit", "common_overrides", "sweep_folder"]
+
+_FOLDER = "hydra.sweep.dir"
+_NUMBER = "${hydra.job.num}"
+
+
+def sweep_folder(config: DictConfig) -> Path:
+    """Return `hydra.sweep.dir`.
+
+    Raises:
+        InputError: It needs what only the jobs know.
+    """
+    try:
+        return Path(os.path.abspath(config.hydra.sweep.dir))
+    except OmegaConfBaseException as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{_FOLDER} must be the same for all jobs: {reason}") from error
+
+
+def common_overrides(config: DictConfig) -> set[str]:
+    """Return the overrides that all jobs have, as Hydra's own sweeper writes them."""
+    overrides = _parse(unresolved(config.hydra.overrides.task))
+    return {
+        f"{override.get_key_element()}={override.get_value_element_as_str()}"
+        for override in overrides
+        if not override.is_sweep_override()
+    }
+
+
+def admit(config: DictConfig, folder: Path, *, resume: bool) -> Plan:
+    """Return the plan of this attempt, unless it would spoil what is in the folder.
+
+    Args:
+        config: The composed configuration, with Hydra's.
+        folder: The sweep's.
+        resume: Whether to go on with the sweep that is in the folder.
+
+    Raises:
+        InputError: The folder holds another sweep, a job in it still runs, there is no job, or
+            two jobs have one folder.
+    """
+    jobs = _planned_jobs(config)
+    before = Plan.read(folder) if resume else None
+    if before is None:
+        _refuse_used(folder)
+    elif before.jobs != jobs:
+        raise InputError(
+            f"sweep.resume={folder}: the same overrides now give other jobs than {PLAN} lists; "
+            "start a new sweep"
+        )
+    _refuse_common_folders(config, jobs or [])
+    for job in (file.parent for file in folder.rglob(LOCK)):
+        if job != folder:
+            with locked(job):  # not while somebody else runs it
+                pass
+    if before is not None:  # its jobs may still wait in a queue
+        request_stop(folder, before.attempt, signal.SIGTERM)
+    return Plan(
+        command=shlex.join(["python", *sys.argv]) if before is None else before.command,
+        # What a resumed sweep is given besides, such as another launcher, is for this time.
+        arguments=lasting_arguments(sys.argv[1:]) if before is None else before.arguments,
+        jobs=jobs,
+        attempt=1 if before is None else before.attempt + 1,
+    )
+
+
+def _parse(texts: Sequence[str]) -> list[Override]:
+    hydra = GlobalHydra.instance()
+    loader = hydra.config_loader() if hydra.is_initialized() else None  # for glob(*)
+    return OverridesParser.create(config_loader=loader).parse_overrides(list(texts))
+
+
+def _planned_jobs(config: DictConfig) -> list[list[str]] | None:
+    """Return the overrides of all jobs, or `None` if the sweeper makes them up as it goes."""
+    target = str(OmegaConf.select(config, "hydra.sweeper._target_"))
+    if not target.endswith(f".{BasicSweeper.__name__}"):
+        return None
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    try:
+        overrides = _parse([*params, *unresolved(config.hydra.overrides.task)])
+        jobs = BasicSweeper.split_arguments(overrides, None)[0]
+    except HydraException:  # the sweeper will say it
+        return None
+    if not jobs:
+        swept = [str(o.input_line) for o in overrides if o.is_sweep_override()]
+        raise InputError(f"{' '.join(swept)}: there is no such value, hence no job")
+    return jobs
+
+
+def _refuse_common_folders(config: DictConfig, jobs: Sequence[list[str]]) -> None:
+    sweep = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    assert isinstance(sweep, dict)
+    subdir = str(sweep["subdir"])
+    # Composing takes 0.1 s per job. What is left is found when the second job comes to its folder.
+    if any(number in subdir for number in (_NUMBER, "${hydra:job.num}")):
+        return
+    first: dict[str, int] = {}
+    try:
+        for number, overrides in enumerate(jobs):
+            folder = os.path.normpath(_subdir(config, number, overrides))
+            if folder in first:
+                raise InputError(
+                    f"hydra.sweep.subdir={subdir} gives jobs {first[folder]} and {number} one "
+                    f"folder, {folder}; name each swept key in it, or {_NUMBER}"
+                )
+            first[folder] = number
+    except (HydraException, OmegaConfBaseException):  # the sweeper or the job will say it
+        return
+
+
+def _subdir(config: DictConfig, number: int, overrides: list[str]) -> str:
+    """Compose the configuration of a job, as its launcher will do."""
+    job = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
+    with open_dict(job):
+        job.hydra.job.num = number
+        job.hydra.job.id = str(number)
+    with _hydra_config(job):
+        return str(job.hydra.sweep.subdir)
+
+
+@contextmanager
+def _hydra_config(job: DictConfig) -> Iterator[None]:
+    """Let `${hydra:...}` mean the job."""
+    instance = HydraConfig.instance()
+    before = instance.cfg
+    instance.set_config(job)
+    try:
+        yield
+    finally:
+        instance.cfg = before
+
+
+def _refuse_used(folder: Path) -> None:
+    if read_notes(folder):
+        if Plan.read(folder) is None:
+            raise InputError(
+                f"{_FOLDER}={folder} holds a sweep whose {PLAN} is missing or damaged; "
+                "choose another folder"
+            )
+        again = shlex.join(["-m", resume_override(folder)])
+        raise InputError(
+            f"{_FOLDER}={folder} holds a sweep; run what is missing in it with "
+            f"{again}, or choose another folder"
+        )
+    for file in folder.rglob(RESULT):
+        refuse_used_folder(file.parent, _FOLDER)
