@@ -64,7 +64,9 @@ def external_launch(environment: Mapping[str, str]) -> ExternalLaunch | None:
             f"this SLURM job has {num_tasks} tasks: start each with `srun python train.py ...`, "
             "or ask for one task (see scripts/train_slurm.sh)"
         )
-    num_nodes = int(environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES", "1")))
+    num_nodes = int(
+        environment.get("SLURM_STEP_NUM_NODES") or environment.get("SLURM_NNODES") or "1"
+    )
     per_node, rest = divmod(num_tasks, num_nodes)
     if rest:
         raise InputError(
