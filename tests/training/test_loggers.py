@@ -62,7 +62,7 @@ def test_tensorboard_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise ModuleNotFoundError("No module named 'tensorboard'")
 
     monkeypatch.setattr("memfold.training.loggers._TensorBoardFiles", missing)
-    with pytest.raises(InputError, match=r"memfold\[tensorboard\]"):
+    with pytest.raises(InputError, match=r"'\.\[tensorboard\]'"):
         tensorboard_logger(tmp_path, "name", [])
 
 

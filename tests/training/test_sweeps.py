@@ -27,7 +27,7 @@ def test_failures_are_recorded_and_resumed(tmp_path: Path) -> None:
     status, out, err = sweep(folder, *JOBS)
     assert status == 1
     assert err == (
-        f"error: 2 of 4 jobs failed; run them again with: python {STAND_IN} "
+        f"error: 2 of 4 jobs failed; run them again with: python {shlex.quote(str(STAND_IN))} "
         f"-m sweep.resume={folder}\n"
     )
     lines = out.splitlines()

@@ -26,7 +26,7 @@ RUN = (
     "data.batch_size=50",
 )
 
-SRUN = """#!{python}
+SRUN = """#!/usr/bin/env python
 import os, pathlib, subprocess, sys
 options = dict(text[2:].split("=") for text in sys.argv[1:] if text.startswith("--"))
 command = [text for text in sys.argv[1:] if not text.startswith("--")]
@@ -40,7 +40,7 @@ for rank in range(num_tasks):
         SLURM_PROCID=rank, SLURM_LOCALID=rank % per_node, SLURM_NODEID=rank // per_node,
         SLURM_NODELIST="127.0.0.1",
     )
-    environment = os.environ | {{key: str(value) for key, value in variables.items()}}
+    environment = os.environ | {key: str(value) for key, value in variables.items()}
     tasks.append(subprocess.Popen(command, env=environment))
 pathlib.Path("started").write_text(" ".join([*(str(task.pid) for task in tasks), *command]))
 sys.exit(max(task.wait() for task in tasks))
@@ -51,7 +51,7 @@ sys.exit(max(task.wait() for task in tasks))
 def cluster(tmp_path: Path) -> Path:
     """Return a folder to submit in, whose `bin` has stand-ins for SLURM's programs."""
     programs = {
-        "srun": SRUN.format(python=sys.executable),
+        "srun": SRUN,
         "squeue": "#!/bin/sh\ncat state\n",
         "scontrol": '#!/bin/sh\necho "$@" >>scontrol.log\n',
     }

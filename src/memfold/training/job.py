@@ -181,7 +181,7 @@ def _fit(experiment: Experiment, cfg: DictConfig, termination: Termination) -> N
             raise KeyboardInterrupt from None
         raise
     # What Lightning does where max_epochs is reached, and not where a run had stopped early.
-    progress = experiment.trainer.fit_loop.epoch_progress.current
+    progress: Any = experiment.trainer.fit_loop.epoch_progress.current
     progress.completed = progress.processed
     if cfg.resume is not None:  # nothing may have been left to train
         _record_overrides(cfg, experiment.folder)
