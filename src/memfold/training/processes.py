@@ -25,7 +25,12 @@ LAUNCHER_VARIABLES = (
     "MASTER_PORT",
     "PL_GLOBAL_SEED",
 )
-"""Set by Lightning's launcher and left behind: the next job would take itself for a child."""
+"""Set by launchers and left behind: the next job would take itself for a child."""
+
+_PARENT = "MEMFOLD_PARENT_PID"
+_SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_TO_END = 20.0
+"""From SIGTERM to SIGKILL: time to save a checkpoint; one that takes longer is left unfinished."""
 
 
 def is_rank_zero() -> bool:
@@ -59,12 +64,6 @@ def refuse_leftover_rank(environment: Mapping[str, str]) -> None:
                 f"the environment has {name}={environment[name]}, but torchrun has not started "
                 f"this process: `unset {name}` if another program has left it behind"
             )
-
-
-_PARENT = "MEMFOLD_PARENT_PID"
-_SECONDS_BETWEEN_LOOKS = 0.5
-_SECONDS_TO_END = 20.0
-"""From SIGTERM to SIGKILL: time to save a checkpoint; one that takes longer is left unfinished."""
 
 
 def declare_parent(environment: MutableMapping[str, str]) -> None:
