@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from memfold.launching.run import Launcher
 from memfold.tuning.command_line import main
-from memfold.tuning.run import Launcher
 from tuning.studies import CONF, STAND_IN, arguments, num_starts
 
 ONE_RUN = {"tuning_seeds": [1], "test_seeds": [11]}

@@ -17,7 +17,7 @@ from memfold.training.build import build_backbone, build_network, read_run_check
 from memfold.training.instantiate import instantiate
 from memfold.training.run_folder import ARTIFACT, HYDRA_FOLDER, LAST_CHECKPOINT
 
-__all__ = ["load_model"]
+__all__ = ["fresh_network", "load_model", "read_data"]
 
 _FILES = {
     "artifact": Path(ARTIFACT),
@@ -63,6 +63,27 @@ def load_model(
             return memfold.load(file, build_backbone(config, data)).eval()
         net, *_ = build_network(config, data)
     return _with_checkpoint(net, file).eval()
+
+
+def read_data(run_dir: str | os.PathLike[str]) -> tuple[dict[str, Any], ImageDataModule]:
+    """Build the data module of a run, and return it after its configuration.
+
+    Raises:
+        InputError: The folder is no run folder.
+    """
+    config = _read_config(Path(run_dir))["data"]
+    return config, instantiate(config, "data")
+
+
+def fresh_network(run_dir: str | os.PathLike[str]) -> nn.Module:
+    """Build the dense backbone of a run with new initial weights.
+
+    Raises:
+        InputError: The folder is no run folder.
+    """
+    config = _read_config(Path(run_dir))
+    with torch.random.fork_rng():
+        return build_backbone(config, instantiate(config["data"], "data"))
 
 
 def _with_checkpoint(net: nn.Module, file: Path) -> nn.Module:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from memfold.launching.run import Launcher, RunFailed
+from memfold.launching.workers import work_in_parallel
 from memfold.training.run_folder import writing
 from memfold.tuning.configuration import Configuration
-from memfold.tuning.run import Launcher, RunFailed
 from memfold.tuning.study import Study, Trial
-from memfold.tuning.workers import work_in_parallel
 
 __all__ = ["TestRun", "best_trial", "run_tests"]
 

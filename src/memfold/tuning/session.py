@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from memfold.errors import InputError
+from memfold.launching.locks import try_lock
+from memfold.launching.run import Launcher, Stopped
+from memfold.launching.workers import StopSignal, launchers, work_in_parallel
 from memfold.tuning.best import TestRun, best_trial, run_tests
 from memfold.tuning.configuration import Configuration
 from memfold.tuning.experiment import ExperimentFiles
-from memfold.tuning.locks import try_lock
 from memfold.tuning.report import describe, write_report
-from memfold.tuning.run import Launcher, Stopped
 from memfold.tuning.space import Space
 from memfold.tuning.study import Study, Trial, database_errors
-from memfold.tuning.workers import StopSignal, launchers, run_trials, work_in_parallel
+from memfold.tuning.workers import run_trials
 
 __all__ = ["Session"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
+from memfold.launching.locks import try_lock
+from memfold.launching.run import Launcher, RunFailed, Stopped, read_metric
 from memfold.tuning.configuration import Configuration
-from memfold.tuning.locks import try_lock
-from memfold.tuning.run import Launcher, RunFailed, Stopped, read_metric
 from memfold.tuning.study import REASON, SECONDS, VALUES, Study
 
 __all__ = ["Objective", "TakenOver"]

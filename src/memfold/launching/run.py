@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from memfold.errors import InputError
+from memfold.launching.locks import is_held
 from memfold.training.resume import quote_value
 from memfold.training.run_folder import (
     LAST_CHECKPOINT,
@@ -26,7 +27,6 @@ from memfold.training.run_folder import (
     writing,
 )
 from memfold.training.sweeps.isolation import job_environment
-from memfold.tuning.locks import is_held
 
 __all__ = ["Launcher", "RunFailed", "Stopped", "read_metric"]
 

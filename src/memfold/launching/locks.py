@@ -56,7 +56,7 @@ def _lock(file: TextIO, operation: int) -> bool:
         return False
     except OSError as error:  # SQLite would not work there, either
         raise InputError(
-            f"{file.name} cannot be locked ({error.strerror}); put the study on a file system "
+            f"{file.name} cannot be locked ({error.strerror}); put the folder on a file system "
             "that has locks"
         ) from error
     return True

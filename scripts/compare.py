@@ -1,0 +1,19 @@
+#!/usr/bin/env python
+"""Compare methods by a plan: each chooses on validation, then runs with all seeds; resumable.
+
+python scripts/compare.py comparisons/fashion_mnist.yaml --out outputs/fashion_mnist
+
+docs/comparison.md says how.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from memfold.comparison.command_line import main
+
+ROOT = Path(__file__).resolve().parents[1]
+
+if __name__ == "__main__":
+    # A relative path, because every run records its command.
+    sys.exit(main(sys.argv[1:], program=Path(os.path.relpath(ROOT / "train.py"))))

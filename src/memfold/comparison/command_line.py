@@ -1,0 +1,79 @@
+"""The command line of `scripts/compare.py`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from memfold.comparison.packing import pack_runs
+from memfold.comparison.plan import read_plan
+from memfold.comparison.running import RUNS, run_plan
+from memfold.errors import InputError
+from memfold.launching.run import Stopped
+from memfold.launching.workers import StopSignal, launchers
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str], program: Path) -> int:
+    """Run a plan, or what is left of it, and pack the artifacts.
+
+    Args:
+        arguments: The command line after the program's name.
+        program: `train.py`.
+
+    Returns:
+        The exit status: 0, also when runs failed, which the report lists; 1 after a user's mistake
+        or when no run was completed (one line on stderr); 128 + the signal after Ctrl-C or SIGTERM.
+    """
+    options = _parser().parse_args(arguments)
+    stop = StopSignal()
+    try:
+        plan = read_plan(options.plan)
+        with stop.caught():
+            workers = launchers(program, options.jobs, stop.event, os.environ)
+            progress = run_plan(plan, options.out, workers)
+            packed = pack_runs([options.out / RUNS], plan.bits, stop.event)
+    except Stopped:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 128 + (stop.number or 0)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if len(progress.failed) == progress.num_runs:
+        print(f"error: all runs failed, the last: {progress.failed[-1]}", file=sys.stderr)
+        return 1
+    num_completed = progress.num_runs - len(progress.failed)
+    print(f"{num_completed} runs completed, {len(progress.failed)} failed, {packed} packed files")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Compare methods by a plan: choices on validation, then runs with all seeds.",
+        epilog="The same command goes on after an interruption.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "plan", type=Path, metavar="PLAN", help="such as comparisons/fashion_mnist.yaml"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="where the run folders are kept"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=_positive,
+        default=psutil.cpu_count(logical=False) or 1,
+        metavar="N",
+        help="runs at a time; cores and GPUs are divided (default: one per core)",
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text}")
+    return int(text)

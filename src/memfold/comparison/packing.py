@@ -1,0 +1,134 @@
+"""The artifacts of completed runs in fewer bits: how small they get, and what that costs."""
+
+import json
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import memfold
+from memfold.data.base import ImageDataModule
+from memfold.errors import InputError
+from memfold.launching.run import Stopped
+from memfold.training.load import fresh_network, load_model, read_data
+from memfold.training.run_folder import (
+    ARTIFACT,
+    RESULT,
+    read_result,
+    write_text_atomically,
+    writing,
+)
+
+__all__ = ["PACKED", "pack_runs"]
+
+PACKED = "packed"
+"""Folder in a run folder: `packed/<bits>/{model.safetensors,result.json}`."""
+
+
+def pack_runs(
+    folders: Iterable[Path], bits: Sequence[int], stop: threading.Event | None = None
+) -> int:
+    """Pack all completed runs below `folders`, and evaluate what was packed.
+
+    `packed/<bits>/result.json` is the run's result with the bytes of the packed file and the
+    accuracies of its contents as `packed/val/acc` and `packed/test/acc`. What is packed already
+    stays.
+
+    Args:
+        folders: Run folders, and folders that have some at any depth.
+        bits: Per stored value: 16, 8 or 4.
+        stop: Set when the work shall end.
+
+    Returns:
+        The number of packed files that are new.
+
+    Raises:
+        InputError: A run cannot be read, or a file cannot be written.
+        Stopped: `stop` was set.
+    """
+    data = _DataSets()
+    num_packed = 0
+    for run in _completed_runs(folders):
+        for number in bits:
+            if stop is not None and stop.is_set():
+                raise Stopped
+            if read_result(run / PACKED / str(number)).get("status") != "completed":
+                _pack(run, number, data)
+                num_packed += 1
+    return num_packed
+
+
+def _completed_runs(folders: Iterable[Path]) -> list[Path]:
+    runs = set()
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder} is no folder")
+        runs |= {file.parent for file in folder.rglob(RESULT) if PACKED not in file.parts}
+    return sorted(run for run in runs if read_result(run).get("status") == "completed")
+
+
+def _pack(run: Path, bits: int, data: "_DataSets") -> None:
+    result: dict[str, Any] = read_result(run)
+    if result["compression"]["bits"] != 32:
+        raise InputError(f"{run} was trained for artifact.bits={result['compression']['bits']}")
+    target = run / PACKED / str(bits)
+    with writing(target):
+        target.mkdir(parents=True, exist_ok=True)
+    artifact_bytes = memfold.save(load_model(run), target / ARTIFACT, bits=bits)
+    net = memfold.load(target / ARTIFACT, fresh_network(run)).eval()
+    counts = memfold.footprint(net)
+    memory = {
+        **result["memory"],
+        "value_bytes": counts.value_bytes,
+        "index_bytes": counts.index_bytes,
+        "stored_bytes": counts.stored_bytes,
+        "stored_ratio": counts.stored_ratio,
+        "artifact_bytes": artifact_bytes,
+    }
+    metrics = {**result["metrics"], **_evaluate(net, data.of(run))}
+    packed = {
+        **result,
+        "compression": {**result["compression"], "bits": bits},
+        "metrics": metrics,
+        "memory": memory,
+    }
+    write_text_atomically(target / RESULT, json.dumps(packed, indent=2) + "\n")
+
+
+class _DataSets:
+    """The data set that was read last: one comparison has one."""
+
+    def __init__(self) -> None:
+        self._config: dict[str, Any] | None = None
+        self._data: ImageDataModule | None = None
+
+    def of(self, run: Path) -> ImageDataModule:
+        """Return the data of a run, ready to be evaluated on."""
+        config, data = read_data(run)
+        config = {key: value for key, value in config.items() if key != "seed"}  # of training
+        if self._data is None or config != self._config:
+            data.prepare_data()
+            data.setup("fit")
+            data.setup("test")
+            self._config, self._data = config, data
+        return self._data
+
+
+@torch.inference_mode()
+def _evaluate(net: nn.Module, data: ImageDataModule) -> dict[str, float]:
+    metrics = {}
+    for split, batches in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
+        num_samples, num_right, loss = 0, 0, 0.0
+        for batch in batches:
+            images, labels = data.on_after_batch_transfer(batch)
+            logits: Tensor = net(images)
+            loss += F.cross_entropy(logits, labels, reduction="sum").item()
+            num_right += int((logits.argmax(dim=1) == labels).sum())
+            num_samples += len(labels)
+        metrics[f"packed/{split}/loss"] = loss / num_samples
+        metrics[f"packed/{split}/acc"] = num_right / num_samples
+    return metrics

@@ -1,0 +1,93 @@
+"""Threads that start runs, what each may use of the machine, and the signals that end them."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from memfold.launching.run import Launcher
+
+__all__ = ["StopSignal", "launchers", "work_in_parallel"]
+
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+@dataclass
+class StopSignal:
+    """Ctrl-C or SIGTERM, once it has come."""
+
+    event: threading.Event = field(default_factory=threading.Event)
+    number: int | None = None
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Note the signals instead of dying of them. For the main thread."""
+
+        def note(number: int, *_: object) -> None:
+            self.number = number
+            self.event.set()
+
+        before = {one: signal.signal(one, note) for one in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+
+
+def launchers(
+    program: Path, num_workers: int, stop: threading.Event, environment: Mapping[str, str]
+) -> list[Launcher]:
+    """Divide the cores and the GPUs of this machine among the workers.
+
+    Args:
+        program: `train.py`.
+        num_workers: At least 1; one alone gets everything.
+        stop: Set when the runs shall stop.
+        environment: Of this process. What it sets for threads stays.
+    """
+    devices = _visible_gpus(environment)
+    made = []
+    for index in range(num_workers):
+        variables = {}
+        if num_workers > 1 and "OMP_NUM_THREADS" not in environment:
+            num_cores = len(os.sched_getaffinity(0))
+            variables["OMP_NUM_THREADS"] = str(max(1, num_cores // num_workers))
+        if num_workers > 1 and len(devices) > 1:
+            own = devices[index::num_workers] or [devices[index % len(devices)]]
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+        made.append(Launcher(program, variables, stop))
+    return made
+
+
+def work_in_parallel(tasks: Sequence[Callable[[], None]], stop: threading.Event) -> None:
+    """Run each task in a thread; when one fails, stop the others and raise what it raised."""
+    errors: list[BaseException] = []
+
+    def run(task: Callable[[], None]) -> None:
+        try:
+            task()
+        except BaseException as error:
+            errors.append(error)
+            stop.set()
+
+    threads = [threading.Thread(target=run, args=(task,)) for task in tasks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():  # a signal's handler runs between two waits
+            thread.join(_SECONDS_BETWEEN_LOOKS)
+    if errors:
+        raise errors[0]
+
+
+def _visible_gpus(environment: Mapping[str, str]) -> list[str]:
+    named = environment.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name]
+    return [str(index) for index in range(torch.cuda.device_count())]
