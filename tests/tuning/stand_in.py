@@ -11,9 +11,10 @@ import math
 import os
 import sys
 import time
+import types
 from pathlib import Path
 
-PROCESSES = Path(__file__).parents[2] / "src" / "memfold" / "training" / "processes.py"
+MEMFOLD = Path(__file__).parents[2] / "src" / "memfold"
 
 
 def main() -> None:
@@ -77,8 +78,11 @@ def write_result(folder: Path, result: dict) -> None:
 
 
 def end_with_parent() -> None:
-    """Call memfold's own function without importing memfold, which would import torch."""
-    spec = importlib.util.spec_from_file_location("processes", PROCESSES)
+    """Call memfold's own function without running memfold's `__init__`, which imports torch."""
+    sys.modules["memfold"] = package = types.ModuleType("memfold")
+    package.__path__ = [str(MEMFOLD)]
+    file = MEMFOLD / "training" / "processes.py"
+    spec = importlib.util.spec_from_file_location("processes", file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

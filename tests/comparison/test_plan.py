@@ -1,0 +1,100 @@
+"""What a plan says is run, and what is wrong with one is said in one line."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from comparison.plans import REPOSITORY, write_plan
+from memfold.comparison.plan import Plan, read_plan
+from memfold.errors import InputError
+from memfold.strategies import strategy_names
+
+
+def groups(plan: Plan) -> list[tuple[str, float | None]]:
+    return [(method, place) for method in plan.methods for place in plan.places(method)]
+
+
+def test_every_method_tries_as_many_values_with_another_seed(tmp_path: Path) -> None:
+    plan = read_plan(write_plan(tmp_path))
+    assert groups(plan) == [
+        ("dense", None),
+        ("synflow", 0.1),
+        ("synflow", 0.01),
+        ("projection", 0.1),
+        ("projection", 0.01),
+    ]
+    for group in groups(plan):
+        tried = plan.tried_runs(*group)
+        assert [run.value for run in tried] == [0.01, 0.1, 1.0]
+        assert all("seed=11" in run.overrides for run in tried)
+    (first, *_) = plan.tried_runs("projection", 0.01)
+    assert first.overrides == (
+        "trainer.max_epochs=2",
+        "compression=stable_rps",
+        "compression.gradient_scale=projection",
+        "ratio=0.01",
+        "optimizer.lr=0.01",
+        "seed=11",
+    )
+
+
+def test_the_compared_runs_are_all_ratios_and_seeds_once(tmp_path: Path) -> None:
+    plan = read_plan(write_plan(tmp_path))
+    runs = [run for group in groups(plan) for run in plan.compared_runs(*group, 0.1)]
+    assert len({run.name for run in runs}) == len(runs) == 2 + 2 * 3 * 2
+    found = {(run.method, run.ratio) for run in runs}
+    ratios = (0.3, 0.1, 0.01)
+    assert found == {("dense", None)} | {(m, r) for m in ("synflow", "projection") for r in ratios}
+    assert not any("ratio=" in text for run in runs if run.ratio is None for text in run.overrides)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": None}, "seeds is missing"),
+        ({"epochs": 3}, "epochs is unknown; there are bits, choose"),
+        ({"seeds": [1, 1]}, "seeds names something twice"),
+        ({"seeds": [-1]}, "seeds must be integers of at least 0, got -1"),
+        ({"seeds": 1}, "seeds must be a list with at least one entry, got 1"),
+        ({"bits": [5]}, "bits must be of 16, 8, 4, got 5"),
+        ({"methods": {}}, "methods must be a mapping with at least one entry"),
+        ({"methods": {"a/b": ["compression=mag"]}}, "'a/b' must be a name of letters"),
+        ({"choose": {"values": ["fast"]}}, "choose.values must be numbers, got 'fast'"),
+        ({"choose": {"at": {0.1: [2.0]}}}, "choose.at.0.1: a ratio must be in (0, 1], got 2"),
+        ({"choose": {"at": {0: [0.1]}}}, "choose.at: a ratio must be in (0, 1], got 0"),
+        ({"choose": {"trials": 3}}, "choose.trials is unknown"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as error:
+        read_plan(write_plan(tmp_path, **changes))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("a: [", "is no YAML"), ("- 1", "must be a mapping"), (None, "cannot")]
+)
+def test_a_file_that_is_no_plan_is_refused(
+    content: str | None, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "plan.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_plan(file)
+
+
+@pytest.mark.parametrize(
+    "file", sorted((REPOSITORY / "comparisons").glob("*.yaml")), ids=lambda file: file.stem
+)
+def test_plans_of_the_repository_compose(file: Path) -> None:
+    plan = read_plan(file)
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3", job_name="train"):
+        for method in plan.methods:
+            (run, *_) = plan.compared_runs(method, plan.places(method)[0], plan.values[0])
+            name = compose("train", list(run.overrides)).compression._target_.split(".")[-2]
+            assert name in strategy_names()

@@ -1,0 +1,114 @@
+"""A plan is run, interrupted and gone on with; its runs are those of a stand-in for train.py."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from comparison.plans import REPOSITORY, STAND_IN, write_plan
+from memfold.comparison.command_line import main
+
+# The stand-in is best at 0.1, to which 0.03 is nearer than 1.
+SMALL = {
+    "methods": {"dense": ["compression=dense"], "mag": ["compression=mag"]},
+    "choose": {"values": [0.03, 1.0], "at": {0.1: [0.3, 0.1]}},
+}
+NUM_RUNS = 2 * 2 + 2 + 2 * 2
+
+
+def compare(folder: Path, **changes: object) -> int:
+    plan = write_plan(folder, **(SMALL | changes))
+    return main([str(plan), "--out", str(folder / "out"), "--jobs", "2"], STAND_IN)
+
+
+def read_choices(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "out" / "choices.csv").read_text().splitlines()))
+
+
+def starts(folder: Path) -> list[str]:
+    """What each start of the stand-in has noted, over all runs."""
+    files = sorted((folder / "out").rglob("starts"))
+    return [line for file in files for line in file.read_text().splitlines()]
+
+
+def test_each_method_runs_with_what_was_best_on_validation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare(tmp_path) == 0
+    assert f"{NUM_RUNS} runs completed, 0 failed" in capsys.readouterr().out
+    choices = read_choices(tmp_path)
+    assert [(row["value"], row["chosen"]) for row in choices] == [("0.03", "yes"), ("1", "")] * 2
+    assert all(float(row["val/acc"]) > 0 for row in choices)
+    runs = sorted(path.name for path in (tmp_path / "out" / "runs").iterdir() if path.is_dir())
+    assert len(runs) == 6
+    assert "dense-lr0.03-s1" in runs
+    assert "mag-0.3-lr0.03-s2" in runs
+
+    assert compare(tmp_path) == 0  # nothing is left to do
+    assert starts(tmp_path) == ["new"] * NUM_RUNS
+
+
+def test_failures_are_recorded_and_the_others_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN_LARGEST_LR", "0.5")
+    assert compare(tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert f"{NUM_RUNS - 2} runs completed, 2 failed" in printed
+    assert "dense-lr1-s11: failed: the loss is nan at step 3" in printed
+    failed = [row for row in read_choices(tmp_path) if row["value"] == "1"]
+    assert {(row["val/acc"], row["chosen"], row["error"]) for row in failed} == {
+        ("", "", "the loss is nan at step 3")
+    }
+
+
+def test_one_line_when_every_run_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN_LARGEST_LR", "0.001")
+    assert compare(tmp_path) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: all runs failed, the last: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_what_was_interrupted_loses_the_runs_in_flight_at_most(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    plan = write_plan(tmp_path, **SMALL)
+    code = "import sys; from pathlib import Path; from memfold.comparison.command_line import main;"
+    command = [sys.executable, "-c", f"{code} sys.exit(main(sys.argv[2:], Path(sys.argv[1])))"]
+    command += [str(STAND_IN), str(plan), "--out", str(tmp_path / "out"), "--jobs", "2"]
+    process = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, "STAND_IN_SECONDS": "0.3"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "out").rglob("starts"))) < 5 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    if number is signal.SIGKILL:
+        assert process.returncode == -number
+    else:
+        assert process.returncode == 128 + number
+        assert error == "interrupted; the same command goes on\n"
+    assert len(starts(tmp_path)) < NUM_RUNS
+    results = [json.loads(file.read_text()) for file in (tmp_path / "out").rglob("result.json")]
+    num_completed = sum(result["status"] == "completed" for result in results)
+    assert num_completed >= 3
+
+    assert main(command[4:], STAND_IN) == 0
+    again = len(starts(tmp_path)) - NUM_RUNS
+    assert 0 <= again <= 2  # one for each job
