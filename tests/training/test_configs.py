@@ -38,6 +38,7 @@ def test_groups_are_those_of_the_contract() -> None:
     }
     assert {"cpu", "gpu", "ddp", "ddp_cpu", "fsdp", "auto"} == set(options("trainer"))
     assert {"csv", "wandb", "tensorboard"} == set(options("logger"))
+    assert {"open_lth"} == set(options("experiment/protocol"))
 
 
 @pytest.mark.parametrize("name", options("scheduler"))

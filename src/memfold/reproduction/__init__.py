@@ -1,0 +1,1 @@
+"""The comparison of the STABLE-RPS paper: every method, ratio and seed on every experiment."""
