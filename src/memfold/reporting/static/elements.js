@@ -1,0 +1,133 @@
+// Small building blocks: elements, formats, and text that plotly shows as it is.
+
+/** Make an element; `children` are nodes or text, never markup. */
+function element(tag, properties = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.startsWith("aria-") || name === "role" || name === "scope" || name === "data-key") {
+      node.setAttribute(name, value);
+    } else {
+      node[name] = value;
+    }
+  }
+  node.append(...children);
+  return node;
+}
+
+const byId = (id) => document.getElementById(id);
+
+/** Fill a select, keeping the reader's choice where it is still there. */
+function fillSelect(select, options, wanted) {
+  select.replaceChildren(
+    ...options.map(([value, text]) => element("option", { value }, text)),
+  );
+  const values = options.map(([value]) => value);
+  select.value = values.includes(wanted) ? wanted : (values[0] ?? "");
+  select.disabled = values.length < 2;
+  return select.value;
+}
+
+const MISSING = "\u2013";
+const PLUS_MINUS = "\u00b1";
+const LINE_LENGTH = 44;
+
+const percent = (value) => (100 * value).toFixed(1);
+const integer = (value) => Math.round(value).toLocaleString("en-US");
+const significant = (value) => String(Number(value.toPrecision(3)));
+const orMissing = (format) => (value) => (value === null ? MISSING : format(value));
+
+function spread(mean, std) {
+  return std === null ? percent(mean) : `${percent(mean)} ${PLUS_MINUS} ${percent(std)}`;
+}
+
+function bytes(value) {
+  if (value < 1e4) return `${integer(value)} B`;
+  const [size, unit] = value < 1e6 ? [1e3, "kB"] : value < 1e9 ? [1e6, "MB"] : [1e9, "GB"];
+  return `${significant(value / size)} ${unit}`;
+}
+
+const plural = (count, word) => `${integer(count)} ${word}${count === 1 ? "" : "s"}`;
+
+/** Plotly reads tags and entities in texts: show names as they are, broken into short lines. */
+function plain(text, length = LINE_LENGTH) {
+  const atDelimiter = `.{0,${length - 1}}(?:[ /,=]|.$)`;
+  const lines = String(text).match(new RegExp(`${atDelimiter}|.{1,${length}}`, "gsu")) ?? [""];
+  const escaped = lines.map((line) =>
+    line.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;"),
+  );
+  return escaped.join("<br>");
+}
+
+/** A name that breaks after its delimiters, if it must break. */
+function breakable(name) {
+  const parts = name.split(/(?<=[=,/])/u);
+  return element("span", {}, ...parts.flatMap((part, i) => (i ? [element("wbr"), part] : [part])));
+}
+
+const isNarrow = () => window.innerWidth < 600;
+const isTouched = () => window.matchMedia("(pointer: coarse)").matches;
+
+/** What all plots share. */
+function baseLayout(height) {
+  return {
+    autosize: true,
+    height,
+    margin: { l: 56, r: 12, t: 12, b: 52 },
+    font: { family: "system-ui, sans-serif", size: 13, color: "#1b1f24" },
+    paper_bgcolor: "#fff",
+    plot_bgcolor: "#fff",
+    showlegend: false,
+    hovermode: "closest",
+    hoverlabel: { align: "left", bgcolor: "#fff", font: { color: "#1b1f24", size: 12 } },
+    // A finger that moves over a plot scrolls the page.
+    dragmode: isTouched() ? false : "zoom",
+  };
+}
+
+const axisStyle = {
+  automargin: true,
+  gridcolor: "#e6e9ed",
+  linecolor: "#8c959f",
+  zeroline: false,
+  ticks: "outside",
+  tickcolor: "#8c959f",
+  showline: true,
+};
+
+/** Ticks at round numbers of a logarithmic axis, each with its whole label; plotly's where it is short. */
+function logTicks(values, format) {
+  const [low, high] = [Math.log10(Math.min(...values)), Math.log10(Math.max(...values))];
+  const span = high - low;
+  if (span < 0.7) return {};
+  const inside = span > 4 ? [1] : span < 1.3 ? [1, 2, 3, 5] : isNarrow() ? [1, 3] : [1, 2, 5];
+  const decades = Math.ceil(high) - Math.floor(low) + 1;
+  const tickvals = Array.from({ length: decades }, (_, i) => Math.floor(low) + i).flatMap((power) =>
+    inside.map((digit) => Number(`${digit}e${power}`)),
+  );
+  return { tickvals, ticktext: tickvals.map(format) };
+}
+
+/** 20000 as 20k. */
+function short(value) {
+  const [size, unit] = [[1e9, "G"], [1e6, "M"], [1e3, "k"], [1, ""]].find(([one]) => value >= one) ?? [1, ""];
+  return `${significant(value / size)}${unit}`;
+}
+
+/** Draw, or say why there is nothing to draw. */
+function draw(id, traces, layout, label, whenEmpty) {
+  const node = byId(id);
+  node.setAttribute("aria-label", traces.length ? label : whenEmpty);
+  if (!traces.length) {
+    Plotly.purge(node);
+    node.replaceChildren(element("p", { className: "empty" }, whenEmpty));
+    return;
+  }
+  if (node.querySelector(".empty")) node.replaceChildren();
+  Plotly.react(node, traces, layout, {
+    responsive: true,
+    displaylogo: false,
+    displayModeBar: isTouched() ? false : "hover",
+    // These and no others: plotly's own set can send the data to its maker's site.
+    modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
+  });
+}

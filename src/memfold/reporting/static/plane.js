@@ -1,0 +1,186 @@
+// The plane: accuracy over bytes, ratio, memory or time.
+
+const INK = "#1b1f24";
+const REFERENCE = "#57606a";
+
+function describeRun(run, lines = []) {
+  const { stored_bytes: stored, peak_bytes: peak, fit_seconds: time } = run.x;
+  return [
+    ...lines,
+    `seed ${run.seed}, ratio ${significant(run.ratio)}, ${run.bits} bits`,
+    `stored ${integer(stored)} bytes`,
+    `peak of training ${orMissing(bytes)(peak)}, time ${time === null ? MISSING : `${significant(time)} s`}`,
+    plain(run.folder),
+  ].join("<br>");
+}
+
+/** What a mean says when it is pointed at: the mean, then its runs. */
+function describePoint(point, runs) {
+  const members = point.runs.map((number) => runs[number]);
+  const mean = (key) => {
+    const known = members.map((run) => run.x[key]).filter((value) => value !== null);
+    return known.length ? known.reduce((sum, value) => sum + value, 0) / known.length : null;
+  };
+  const time = mean("fit_seconds");
+  return [
+    `<b>${plain(point.method)}</b>`,
+    `ratio ${point.ratio}, ${point.bits} bits`,
+    `accuracy ${spread(point.y, point.yStd)} % (${plural(members.length, "seed")}: ${members.map((run) => run.seed).join(", ")})`,
+    `stored ${integer(mean("stored_bytes"))} bytes`,
+    `peak of training ${orMissing(bytes)(mean("peak_bytes"))}, time ${time === null ? MISSING : `${significant(time)} s`}`,
+    ...members.slice(0, 3).map((run) => plain(run.folder)),
+    ...(members.length > 3 ? [`and ${members.length - 3} more`] : []),
+  ].join("<br>");
+}
+
+/** Of all points, those that none beats: no higher x and no lower accuracy, one of them better. */
+function paretoFront(points) {
+  const front = [];
+  for (const point of [...points].sort((a, b) => a.x - b.x || b.y - a.y)) {
+    const last = front.at(-1);
+    if (!last || point.y > last.y || (point.x === last.x && point.y === last.y)) front.push(point);
+  }
+  return front;
+}
+
+function methodTrace(method, points, runs) {
+  return {
+    type: "scatter",
+    mode: "lines+markers",
+    name: plain(method.name),
+    meta: { role: "method", method: method.name },
+    x: points.map((point) => point.x),
+    y: points.map((point) => 100 * point.y),
+    error_y: {
+      type: "data",
+      array: points.map((point) => 100 * (point.yStd ?? 0)),
+      visible: points.some((point) => point.yStd !== null),
+      color: method.colour,
+      thickness: 1.2,
+      width: 3,
+    },
+    line: { color: method.colour, dash: method.dash, width: 2 },
+    marker: { color: method.colour, symbol: method.symbol, size: 9 },
+    hoverinfo: "text",
+    hovertext: points.map((point) => describePoint(point, runs)),
+  };
+}
+
+function singleRunsTrace(method, points, runs, axis) {
+  const members = points.flatMap((point) => (point.runs.length > 1 ? point.runs : []));
+  const shown = members.map((number) => runs[number]);
+  return {
+    type: "scatter",
+    mode: "markers",
+    meta: { role: "runs", method: method.name },
+    x: shown.map((run) => run.x[axis.key]),
+    y: shown.map((run) => 100 * run.y),
+    marker: { color: method.colour, symbol: method.symbol, size: 6 },
+    opacity: 0.4,
+    hoverinfo: "text",
+    hovertext: shown.map((run) =>
+      describeRun(run, [`<b>${plain(method.name)}</b>, one run`, `accuracy ${percent(run.y)} %`]),
+    ),
+  };
+}
+
+function frontTrace(points) {
+  return {
+    type: "scatter",
+    mode: "markers",
+    meta: { role: "front" },
+    x: points.map((point) => point.x),
+    y: points.map((point) => 100 * point.y),
+    marker: { symbol: "circle-open", size: 17, color: INK, line: { width: 1.6 } },
+    hoverinfo: "skip",
+  };
+}
+
+function publishedTrace(reference) {
+  return {
+    type: "scatter",
+    mode: "lines+markers",
+    meta: { role: "published", method: reference.name },
+    x: reference.x,
+    y: reference.y.map((value) => 100 * value),
+    line: { color: reference.colour, dash: "dash", width: 1.5 },
+    marker: { color: reference.colour, symbol: `${reference.symbol}-open`, size: 8 },
+    hoverinfo: "text",
+    hovertext: reference.x.map(
+      (ratio, i) =>
+        `<b>${plain(reference.name)}</b>, published<br>ratio ${significant(ratio)}<br>accuracy ${percent(reference.y[i])} %`,
+    ),
+  };
+}
+
+/** The dense model's accuracy, with its values at the most bits shown: what there is to lose. */
+function denseAccuracy(setting, bits, isShown) {
+  const dense = setting.methods.filter((method) => method.isDense && isShown(method.name));
+  const rows = setting.rows.filter((row) => dense.some((method) => method.name === row.method));
+  const chosen = rows.filter((row) => String(row.bits) === bits);
+  return (chosen.length ? chosen : rows).sort((a, b) => b.bits - a.bits)[0] ?? null;
+}
+
+function denseLine(row) {
+  return {
+    type: "line",
+    xref: "paper",
+    x0: 0,
+    x1: 1,
+    y0: 100 * row.y,
+    y1: 100 * row.y,
+    line: { color: REFERENCE, width: 1.2, dash: "dash" },
+    label: {
+      text: `${plain(row.method)} ${percent(row.y)} %`,
+      textposition: "start",
+      yanchor: "bottom",
+      font: { size: 12, color: REFERENCE },
+    },
+    layer: "below",
+  };
+}
+
+function planeAxis(axis, isLog, points) {
+  const style = {
+    ...axisStyle,
+    title: { text: axis.title, standoff: 8 },
+    type: isLog ? "log" : "linear",
+    exponentformat: axis.key === "ratio" ? "none" : "SI",
+  };
+  const values = [...new Set(points.map((point) => point.x))].sort((a, b) => a - b);
+  if (!isLog || !values.length) return style;
+  if (axis.key !== "ratio") return { ...style, ...logTicks(values, short) };
+  // The ratios that were asked for are few: each has its own tick.
+  if (values.length <= 8) return { ...style, tickvals: values, ticktext: values.map(significant) };
+  return { ...style, ...logTicks(values, significant) };
+}
+
+/** Draw the plane of one setting; return what a reader must know besides. */
+function drawPlane(setting, axis, choice) {
+  const runs = setting.runs;
+  const points = (setting.planes[axis.key][choice.bits] ?? []).filter((p) => choice.isShown(p.method));
+  const methods = setting.methods.filter((method) => choice.isShown(method.name));
+  const drawn = methods
+    .map((method) => [method, points.filter((point) => point.method === method.name)])
+    .filter(([, own]) => own.length);
+  const published =
+    axis.key === "ratio" ? setting.references.filter((r) => choice.isShown(r.name, true)) : [];
+  const front = paretoFront(points);
+  const traces = [
+    ...(choice.single ? drawn.map(([method, own]) => singleRunsTrace(method, own, runs, axis)) : []),
+    ...published.map(publishedTrace),
+    ...drawn.map(([method, own]) => methodTrace(method, own, runs)),
+    ...(front.length ? [frontTrace(front)] : []),
+  ];
+  const dense = denseAccuracy(setting, choice.bits, choice.isShown);
+  const layout = {
+    ...baseLayout(isNarrow() ? 400 : 520),
+    xaxis: planeAxis(axis, choice.isLog, points),
+    yaxis: { ...axisStyle, title: { text: "test accuracy, %", standoff: 6 } },
+    shapes: dense ? [denseLine(dense)] : [],
+  };
+  const label = `Test accuracy over ${axis.title}: ${plural(drawn.length, "method")}. The numbers are in the table below.`;
+  draw("plane", traces, layout, label, "No method that is shown has a point here.");
+  const absent = methods.filter((method) => !drawn.some(([other]) => other === method));
+  return { absent: absent.map((method) => method.name) };
+}

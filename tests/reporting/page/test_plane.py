@@ -1,0 +1,151 @@
+"""The plane, and the switches that change it."""
+
+from dataclasses import replace
+from statistics import fmean
+
+import pytest
+
+from memfold.reporting.records import Comparison, Reference
+from memfold.reporting.statistics import AXES, at_best_bits, pareto_front, points
+from reporting.page.comparisons import DIGITS, FASHION, NAMES, SMALL, realistic
+from reporting.page.looking import (
+    by_method,
+    column,
+    drawn,
+    expected,
+    front,
+    hover,
+    scale,
+    toggle,
+    traces,
+)
+
+
+def test_a_line_of_means_for_each_method(small_page):
+    assert drawn(small_page) == expected(SMALL, "stored_bytes")
+    assert set(drawn(small_page)) == NAMES
+    singles = traces(small_page, "plane", "runs")
+    numbers = {trace["method"]: len(trace["x"]) for trace in singles}
+    assert numbers == {"dense": 3, "stable_rps": 6, "hashednet": 6, "snip": 6}
+    small_page.uncheck("#single")
+    assert traces(small_page, "plane", "runs") == []
+
+
+def test_the_dense_accuracy_is_a_line_with_its_number(small_page):
+    mean = fmean(run.accuracy for run in SMALL.runs if run.is_dense and run.bits == 32)
+    label = small_page.locator("#plane .shape-label")
+    assert label.text_content() == f"dense {100 * mean:.1f} %"
+    toggle(small_page, "dense")
+    assert label.text_content() == ""
+
+
+def test_a_click_hides_a_method_everywhere(small_page):
+    assert small_page.locator("#shown").inner_text() == "(4 of 4 shown)"
+    toggle(small_page, "snip")
+    assert set(drawn(small_page)) == NAMES - {"snip"}
+    for plot, role in (("plane", "runs"), ("curves", "curve"), ("densities", "density")):
+        assert "snip" not in {trace["method"] for trace in traces(small_page, plot, role)}
+    assert all("snip" not in trace["y"] for trace in traces(small_page, "memory", "bars"))
+    assert set(column(small_page, "method")) == NAMES - {"snip"}
+    assert "snip" not in small_page.locator("#wins .duels").inner_text()
+    button = small_page.locator("#methods button", has_text="snip")
+    assert button.get_attribute("aria-pressed") == "false"
+    assert small_page.locator("#shown").inner_text() == "(3 of 4 shown)"
+    button.focus()
+    small_page.keyboard.press("Space")
+    assert button.get_attribute("aria-pressed") == "true"
+    assert set(drawn(small_page)) == NAMES
+    assert "snip" in small_page.locator("#wins .duels").inner_text()
+    assert len(traces(small_page, "curves", "curve")) == 4
+
+
+def test_all_hidden_says_so_and_comes_back(small_page):
+    small_page.click("#hide-all")
+    assert "No method that is shown" in small_page.locator("#plane").inner_text()
+    assert column(small_page, "method") == []
+    small_page.click("#show-all")
+    assert set(drawn(small_page)) == NAMES
+    assert small_page.locator("#plane .empty").count() == 0
+
+
+def test_the_front_is_that_of_the_methods_shown(small_page):
+    shown = [run for run in SMALL.runs if run.bits == 32]
+    for hidden in (None, "stable_rps"):
+        if hidden:
+            toggle(small_page, hidden)
+            shown = [run for run in shown if run.method != hidden]
+        best = pareto_front(points(shown, AXES["stored_bytes"]))
+        assert front(small_page) == [(p.x, pytest.approx(100 * p.y)) for p in best]
+
+
+@pytest.mark.parametrize("axis", list(AXES))
+def test_switching_the_axis_changes_the_data_and_its_scale(small_page, axis):
+    small_page.select_option("#axis", axis)
+    assert drawn(small_page) == expected(SMALL, axis)
+    assert scale(small_page) == ("log" if AXES[axis].is_log else "linear")
+    small_page.locator("#log").click()
+    assert scale(small_page) == ("linear" if AXES[axis].is_log else "log")
+    assert drawn(small_page) == expected(SMALL, axis)
+
+
+def test_switching_the_bits_changes_plot_and_table(small_page):
+    options = small_page.locator("#bits option").all_inner_texts()
+    assert options == ["32", "8", "best of all"]
+    small_page.select_option("#bits", "8")
+    assert drawn(small_page) == expected(SMALL, "stored_bytes", bits=8)
+    assert set(column(small_page, "bits")) == {"8"}
+    small_page.select_option("#bits", "best")
+    best = at_best_bits(points(SMALL.runs, AXES["stored_bytes"]))
+    assert drawn(small_page) == by_method(best)
+    assert sorted(column(small_page, "bits")) == sorted(str(point.bits) for point in best)
+
+
+def test_pointing_at_a_mean_tells_its_runs(small_page):
+    of_snip = [run for run in SMALL.runs if run.method == "snip" and run.bits == 32]
+    point = points(of_snip, AXES["stored_bytes"])[0]
+    said = hover(small_page, "snip")
+    for part in (
+        "snip",
+        "ratio 0.01, 32 bits",
+        f"accuracy {100 * point.y:.1f} \u00b1 {100 * point.y_std:.1f} % (3 seeds: 1, 2, 3)",
+        f"stored {point.runs[0].stored_bytes:,} bytes",
+        *(run.folder for run in point.runs),
+    ):
+        assert part in said
+
+
+def test_an_axis_that_nothing_was_measured_on_is_not_offered(open_page):
+    runs = tuple(replace(run, peak_bytes=None, train_state_bytes=None) for run in SMALL.runs)
+    page = open_page(Comparison(runs))
+    options = page.locator("#axis option").evaluate_all("nodes => nodes.map((n) => n.value)")
+    assert options == ["stored_bytes", "ratio", "fit_seconds"]
+    assert "measured memory" in page.locator("#memory").inner_text()
+
+
+def test_settings_are_never_in_one_picture(open_page):
+    other = realistic(methods=("roast",), ratios=(0.1,), setting=DIGITS, all_bits=(32,))
+    page = open_page(Comparison(SMALL.runs + other.runs))
+    tabs = page.get_by_role("tab")
+    assert tabs.all_inner_texts() == ["fashion_mnist \u00b7 cnn", "digits \u00b7 resnet20"]
+    assert drawn(page) == expected(SMALL, "stored_bytes")
+    tabs.first.focus()
+    page.keyboard.press("ArrowRight")
+    assert tabs.nth(1).get_attribute("aria-selected") == "true"
+    assert drawn(page) == expected(other, "stored_bytes")
+    assert set(column(page, "method")) == {"dense", "roast"}
+    assert page.locator("#methods button").all_inner_texts() == ["dense", "roast"]
+    assert page.locator("#wins").inner_text() == ""
+
+
+def test_published_curves_are_dashed_and_over_the_ratio_only(open_page):
+    published = tuple(Reference(FASHION, "snip", ratio, 0.8 + ratio) for ratio in (0.1, 0.01))
+    page = open_page(Comparison(SMALL.runs, references=published))
+    assert traces(page, "plane", "published") == []
+    assert "over the ratio only" in page.inner_text("#plane-note")
+    page.select_option("#axis", "ratio")
+    (curve,) = traces(page, "plane", "published")
+    assert (curve["x"], curve["dash"]) == ([0.01, 0.1], "dash")
+    assert curve["y"] == [pytest.approx(81), pytest.approx(90)]
+    toggle(page, "snip, published")
+    assert traces(page, "plane", "published") == []
+    assert set(drawn(page)) == NAMES

@@ -1,0 +1,116 @@
+"""Tables, and the plots at one ratio."""
+
+from statistics import fmean, stdev
+
+import pytest
+
+from memfold.reporting.records import Comparison, Curve
+from reporting.page.comparisons import NAMES, SMALL, one_run
+from reporting.page.looking import column, drawn, rows, toggle, traces
+
+DASH = "\u2013"
+
+
+def test_the_table_has_mean_spread_and_seeds_and_says_what_is_missing(open_page):
+    accuracies = ((1, 0.91), (2, 0.92), (3, 0.94))
+    dense = [one_run(seed=seed, accuracy=a, peak_bytes=7) for seed, a in accuracies]
+    snip = one_run("snip", ratio=0.1, accuracy=0.85, peak_bytes=None)
+    mag = one_run("mag", ratio=0.1, accuracy=0.8, peak_bytes=5)
+    page = open_page(Comparison((*dense, snip, mag)))
+    assert column(page, "method") == ["dense", "snip", "mag"]
+    spread = 100 * stdev(accuracy for _, accuracy in accuracies)
+    assert column(page, "y") == [f"92.3 \u00b1 {spread:.1f}", "85.0", "80.0"]
+    assert column(page, "seeds") == ["3", "1", "1"]
+    assert column(page, "order") == ["1", "0.1", "0.1"]
+    assert column(page, "stored_bytes")[0] == f"{dense[0].stored_bytes:,}"
+    # What is missing comes last, whatever the direction.
+    button = page.locator("#table th[data-key=peak_bytes] button")
+    button.click()
+    assert column(page, "peak_bytes") == ["7 B", "5 B", DASH]
+    button.click()
+    assert column(page, "peak_bytes") == ["5 B", "7 B", DASH]
+    page.select_option("#axis", "peak_bytes")
+    assert set(drawn(page)) == {"dense", "mag"}
+    assert "Without a value here: snip." in page.locator("#plane-note").inner_text()
+
+
+def test_a_click_on_a_header_sorts(small_page):
+    header = small_page.locator("#table th[data-key=stored_bytes]")
+    accuracy = small_page.locator("#table th[data-key=y]")
+
+    def values():
+        return [int(cell.replace(",", "")) for cell in column(small_page, "stored_bytes")]
+
+    assert accuracy.get_attribute("aria-sort") == "descending"
+    header.get_by_role("button").click()
+    assert values() == sorted(values(), reverse=True)
+    assert header.get_attribute("aria-sort") == "descending"
+    assert accuracy.get_attribute("aria-sort") == "none"
+    small_page.keyboard.press("Enter")  # the header keeps the focus
+    assert values() == sorted(values())
+    assert header.get_attribute("aria-sort") == "ascending"
+    small_page.locator("#table th[data-key=method] button").click()
+    assert column(small_page, "method") == sorted(column(small_page, "method"))
+    accuracy.get_by_role("button").click()
+
+
+def test_wins_and_ties(open_page):
+    accuracies = {"snip": (0.80, 0.81), "mag": (0.805, 0.806), "rand": (0.5, 0.501)}
+    runs = tuple(
+        one_run(method, ratio=0.1, seed=seed, accuracy=accuracy)
+        for method, values in accuracies.items()
+        for seed, accuracy in enumerate(values)
+    )
+    page = open_page(Comparison(runs))
+    assert rows(page, "#wins .best")[0][:2] == ["0.1", "tie of 2"]
+    assert rows(page, "#wins .duels") == [
+        ["mag", DASH, "1 / 0 / 0", "0 / 1 / 0"],
+        ["rand", "0 / 0 / 1", DASH, "0 / 0 / 1"],
+        ["snip", "0 / 1 / 0", "1 / 0 / 0", DASH],
+    ]
+    toggle(page, "mag")
+    assert "1 hidden" in page.locator("#wins .best").inner_text()
+    assert rows(page, "#wins .duels") == [
+        ["rand", DASH, "0 / 0 / 1"],
+        ["snip", "1 / 0 / 0", DASH],
+    ]
+
+
+def test_curves_and_densities_are_means_over_seeds_at_the_ratio_that_is_chosen(open_page):
+    curves = [
+        {"val/acc": Curve((10, 20, 30), (0.1, 0.3, 0.5)), "train/loss": Curve((10,), (2.0,))},
+        {"val/acc": Curve((10, 30), (0.2, float("nan")))},
+    ]
+    kept = [{"a.weight": 0.2, "b.weight": 0.0}, {"a.weight": 0.4, "b.weight": 0.0}]
+    snip = [
+        one_run("snip", ratio=0.1, seed=seed, curves=curves[seed], densities=kept[seed])
+        for seed in (0, 1)
+    ]
+    low = one_run("snip", ratio=0.01, curves={"val/acc": Curve((10,), (0.4,))})
+    packed = one_run("snip", ratio=0.01, bits=8)
+    dense = one_run(curves={"val/acc": Curve((10, 20), (0.6, 0.7))})
+    page = open_page(Comparison((*snip, low, packed, dense)))
+
+    def found():
+        return {trace["method"]: trace["y"] for trace in traces(page, "curves", "curve")}
+
+    assert found() == {"snip": [pytest.approx(15), None, None], "dense": [60, 70]}
+    (density,) = traces(page, "densities", "density")
+    assert (density["x"], density["y"]) == (["a", "b"], [pytest.approx(30), None])
+    assert "Nothing at all is kept of b.weight (snip)" in page.inner_text("#densities-note")
+    page.select_option("#ratio", "0.01")
+    assert found() == {"snip": [40], "dense": [60, 70]}
+    assert "No pruned method" in page.inner_text("#densities")
+    page.select_option("#ratio", "0.1")
+    page.select_option("#metric", "train/loss")
+    assert found() == {"snip": [2]}
+
+
+def test_memory_bars_carry_their_numbers(small_page):
+    peak, state = traces(small_page, "memory", "bars")
+    assert (peak["key"], state["key"]) == ("peak_bytes", "train_state_bytes")
+    assert set(peak["y"]) == NAMES
+    snip = [run for run in SMALL.runs if (run.method, run.requested_ratio) == ("snip", 0.1)]
+    mean = fmean(run.peak_bytes for run in snip if run.bits == 32)
+    assert dict(zip(peak["y"], peak["x"], strict=True))["snip"] == mean
+    assert f"{mean / 1e6:.3g} MB" in small_page.locator("#memory").text_content()
