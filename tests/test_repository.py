@@ -19,6 +19,7 @@ FORBIDDEN = {
     "artifact.py": {"lightning", "hydra", "omegaconf", "wandb", "sklearn"},
     "data": {"hydra", "omegaconf", "wandb"},
     "tasks": {"hydra", "omegaconf", "wandb"},
+    "reporting": {"torch", "lightning", "hydra", "omegaconf", "sklearn"},
 }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from memfold.reporting.records import Comparison, Curve, Reference, Run, Setting
 from memfold.reporting.statistics import (
     AXES,
+    NEGLIGIBLE_COST,
     TIE_ERRORS,
     Point,
     WinMatrix,
@@ -45,6 +46,7 @@ def page_data(comparison: Comparison) -> dict[str, object]:
             {"key": axis.key, "title": axis.title, "isLog": axis.is_log} for axis in AXES.values()
         ],
         "tieErrors": TIE_ERRORS,
+        "negligibleCost": NEGLIGIBLE_COST,
         "settings": [
             _setting(setting, runs, comparison.references, looks)
             for setting, runs in sorted(by_setting.items(), key=_largest_first)

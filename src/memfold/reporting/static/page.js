@@ -93,7 +93,7 @@ function drawMethods() {
   );
   byId("key").textContent =
     "Lines join means over seeds, bars are \u00b1 one standard deviation, faint points single runs. " +
-    "A ring marks the Pareto front: no method that is shown has more accuracy for less." +
+    "A ring marks the Pareto front: no method that is shown has more accuracy for less (up to 1 % counts as equal)." +
     (references.length ? " Published curves are dashed, with open markers." : "");
 }
 

@@ -33,14 +33,16 @@ function describePoint(point, runs) {
   ].join("<br>");
 }
 
-/** Of all points, those that none beats: no higher x and no lower accuracy, one of them better. */
-function paretoFront(points) {
-  const front = [];
-  for (const point of [...points].sort((a, b) => a.x - b.x || b.y - a.y)) {
-    const last = front.at(-1);
-    if (!last || point.y > last.y || (point.x === last.x && point.y === last.y)) front.push(point);
-  }
-  return front;
+/**
+ * Of all points, those that none beats: its x no higher, but for a negligible part, its accuracy no
+ * lower, and one of them better.
+ */
+function paretoFront(points, negligible) {
+  const beats = (one, other) =>
+    one.x <= other.x * (1 + negligible) && one.y >= other.y && (one.x < other.x || one.y > other.y);
+  return [...points]
+    .sort((a, b) => a.x - b.x || b.y - a.y)
+    .filter((point) => !points.some((other) => beats(other, point)));
 }
 
 function methodTrace(method, points, runs) {
@@ -165,7 +167,7 @@ function drawPlane(setting, axis, choice) {
     .filter(([, own]) => own.length);
   const published =
     axis.key === "ratio" ? setting.references.filter((r) => choice.isShown(r.name, true)) : [];
-  const front = paretoFront(points);
+  const front = paretoFront(points, report.negligibleCost);
   const traces = [
     ...(choice.single ? drawn.map(([method, own]) => singleRunsTrace(method, own, runs, axis)) : []),
     ...published.map(publishedTrace),

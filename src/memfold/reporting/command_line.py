@@ -1,0 +1,130 @@
+"""What `scripts/report.py` does."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from memfold.errors import InputError
+from memfold.reporting.checks import sort_problems
+from memfold.reporting.reading import read
+from memfold.reporting.records import Comparison
+from memfold.reporting.references import read_references
+from memfold.reporting.run_lines import RUN_LINES, to_run_lines
+from memfold.reporting.tables import to_csv, to_markdown
+from memfold.training.run_folder import write_text_atomically, writing
+
+__all__ = ["main", "write_report"]
+
+_PAGE = "index.html"
+_PLOTS = "plots"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read runs, write a report, and say what was drawn and what was not.
+
+    Args:
+        arguments: Of the command line; those of the process if `None`.
+
+    Returns:
+        The exit status: 0 if anything was drawn.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        comparison = _compare(options.runs, options.reference)
+        plots = write_report(comparison, options.out, title=options.title)
+    except InputError as error:
+        _print(f"error: {error}", file=sys.stderr)
+        return 1
+    runs = comparison.runs
+    _print(
+        f"{len(runs)} runs of {len({run.method for run in runs})} methods in "
+        f"{len({run.setting for run in runs})} settings (data, backbone), "
+        f"{len(comparison.problems)} problems"
+    )
+    _print(f"{plots} figures in {options.out / _PLOTS}, as PNG and PDF")
+    _print(f"tables and runs: {options.out}/table.md, table.csv, {RUN_LINES}")
+    _print(f"report: {options.out / _PAGE}")
+    return 0
+
+
+def write_report(comparison: Comparison, folder: Path, *, title: str) -> int:
+    """Write all files of a report; others in the folder stay.
+
+    Args:
+        comparison: One run at least.
+        folder: Is made if need be.
+        title: Of the page and the tables.
+
+    Returns:
+        The number of figures.
+
+    Raises:
+        InputError: A file cannot be written.
+    """
+    # Not before there is something to draw: both take a while to import.
+    from memfold.reporting.page import write_page
+    from memfold.reporting.plots import draw
+
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, text in (
+        (RUN_LINES, to_run_lines(comparison)),
+        ("table.csv", to_csv(comparison)),
+        ("table.md", to_markdown(comparison, title)),
+    ):
+        write_text_atomically(folder / name, _as_utf8(text))
+    plots = draw(comparison, folder / _PLOTS)
+    write_page(comparison, folder / _PAGE, title=title)
+    return len(plots) // 2
+
+
+def _compare(paths: Sequence[Path], reference_files: Sequence[Path]) -> Comparison:
+    """Read everything, and print what is wrong with it.
+
+    Raises:
+        InputError: There is nothing to draw, or published curves cannot be read.
+    """
+    runs, problems = read(paths)
+    references, unknown = read_references(reference_files, {run.setting for run in runs})
+    problems = sort_problems([*problems, *unknown])
+    for problem in problems:
+        _print(f"{problem.folder}: {problem.reason}", file=sys.stderr)
+    if not runs:
+        given = ", ".join(map(str, paths))
+        raise InputError(f"nothing to draw: no completed run in {given}")
+    return Comparison(tuple(runs), tuple(problems), tuple(references))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="report.py",
+        description="Compare runs: a page to look at, plots, tables, and all of it as data.",
+    )
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUNS",
+        help=f"run folders, sweep folders, folders of such, or the {RUN_LINES} of a report",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="of the report")
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="published curves: a CSV of method,dataset,model,ratio,accuracy; may be repeated",
+    )
+    parser.add_argument("--title", default="Comparison of runs", help="of the page")
+    return parser
+
+
+def _print(line: str, file: object = None) -> None:
+    print(_as_utf8(line), file=file)  # type: ignore[call-overload]
+
+
+def _as_utf8(text: str) -> str:
+    """Show what no UTF-8 file can hold, as the name of a folder may have."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

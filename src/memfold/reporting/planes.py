@@ -1,0 +1,135 @@
+"""Accuracy over what it costs: a line for each method."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from memfold.reporting.drawing import (
+    FRONT,
+    GREY,
+    add_legend,
+    new_figure,
+    set_accuracy_axis,
+    set_bytes_axis,
+    set_ratio_axis,
+    title_of,
+)
+from memfold.reporting.records import Reference
+from memfold.reporting.statistics import Axis, Point, pareto_front
+from memfold.reporting.styles import Style
+
+__all__ = ["draw_plane"]
+
+
+def draw_plane(
+    points: Sequence[Point],
+    axis: Axis,
+    styles: Mapping[str, Style],
+    *,
+    note: str,
+    references: Sequence[Reference] = (),
+) -> Figure:
+    """Draw the points of one setting.
+
+    Dense is a point and a horizontal line; the points that no other one beats have a ring.
+
+    Args:
+        points: On `axis`.
+        axis: Its x axis.
+        styles: Of every method, and of every reference's.
+        note: What the points have in common, for the title.
+        references: Published curves; only the axis of ratios has a place for them.
+    """
+    setting = points[0].setting
+    what = re.split("[:,]", axis.title)[0]
+    title = f"{title_of(setting)}: test accuracy over {what} ({note})"
+    figure, (axes,) = new_figure(1, 4.9, title)
+    lines: dict[str, list[Point]] = defaultdict(list)
+    for point in points:
+        lines[point.method].append(point)
+    for method in sorted(lines, key=lambda name: (lines[name][0].strategy != "dense", name)):
+        _draw_line(axes, lines[method], axis, styles[method])
+    _draw_references(axes, references, styles)
+    front = pareto_front(points)
+    axes.plot(
+        [point.x for point in front],
+        [point.y for point in front],
+        linestyle="none",
+        marker="o",
+        markersize=12,
+        markerfacecolor="none",
+        markeredgecolor=GREY,
+        markeredgewidth=1,
+        label=FRONT,
+    )
+    axes.set_xlabel(axis.title)
+    set_accuracy_axis(axes)
+    _scale(axes, points, references, axis)
+    add_legend(figure, [axes])
+    return figure
+
+
+def _draw_line(axes: Axes, points: Sequence[Point], axis: Axis, style: Style) -> None:
+    """Join the points of a method: by x, or by ratio where x hardly depends on it."""
+    is_cost_of_storing = axis.key in ("stored_bytes", "ratio")
+    if not is_cost_of_storing:
+        points = sorted(points, key=lambda point: (-point.bits, point.runs[0].request))
+    is_dense = points[0].strategy == "dense"
+    if is_dense:
+        height = max(points, key=lambda point: point.bits).y
+        axes.axhline(height, color=GREY, linewidth=1, linestyle="--", zorder=1)
+    xs, ys = [point.x for point in points], [point.y for point in points]
+    if not is_cost_of_storing:
+        spread = [point.x_std or 0 for point in points]
+        axes.errorbar(xs, ys, xerr=spread, color=style.colour, fmt="none", alpha=0.3, zorder=2)
+    axes.errorbar(
+        xs,
+        ys,
+        yerr=[point.y_std or 0 for point in points],
+        color=style.colour,
+        linestyle="none" if is_dense else style.linestyle,
+        marker=style.marker,
+        markersize=7 if style.marker in "*PX" else 5.5,
+        linewidth=1.3,
+        elinewidth=0.9,
+        capsize=2,
+        label=points[0].method,
+        zorder=3,
+    )
+
+
+def _draw_references(
+    axes: Axes, references: Sequence[Reference], styles: Mapping[str, Style]
+) -> None:
+    curves: dict[str, list[Reference]] = defaultdict(list)
+    for reference in references:
+        curves[reference.method].append(reference)
+    for method, curve in sorted(curves.items()):
+        curve = sorted(curve, key=lambda reference: reference.ratio)
+        axes.plot(
+            [reference.ratio for reference in curve],
+            [reference.accuracy for reference in curve],
+            color=styles[method].colour,
+            linestyle="--",
+            marker=styles[method].marker,
+            markersize=4,
+            markerfacecolor="white",
+            linewidth=1,
+            alpha=0.8,
+            label=f"{method}, published",
+        )
+
+
+def _scale(
+    axes: Axes, points: Sequence[Point], references: Sequence[Reference], axis: Axis
+) -> None:
+    if axis.key == "ratio":
+        ratios = {p.x for p in points if p.requested_ratio is not None or p.strategy == "dense"}
+        set_ratio_axis(axes, sorted(ratios) if ratios else [r.ratio for r in references])
+    elif axis.key.endswith("_bytes"):
+        set_bytes_axis(axes, is_log=axis.is_log)
+    elif axis.is_log:
+        axes.set_xscale("log")

@@ -1,0 +1,112 @@
+"""From folders on the disk to runs that can be compared."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from memfold.reporting.checks import keep_first, natural, sort_problems, warn_of_unequal_training
+from memfold.reporting.fields import UnusableError
+from memfold.reporting.labels import label_methods
+from memfold.reporting.records import Problem, Run
+from memfold.reporting.run_files import PACKED, read_run_folder
+from memfold.reporting.run_lines import read_run_lines
+from memfold.reporting.sweep_folders import PLAN, read_sweep_folder
+from memfold.training.run_folder import HYDRA_FOLDER, RESULT, ROUNDS
+
+__all__ = ["read"]
+
+_INSIDE_RUNS = {PACKED, ROUNDS, "checkpoints", "wandb"}
+_STUDY = "study.db"
+_TRIALS = "trials"
+
+
+def read(paths: Iterable[Path | str]) -> tuple[list[Run], list[Problem]]:
+    """Read every run that is found.
+
+    Args:
+        paths: Run folders, sweep folders, folders that contain such at any depth, and the
+            `runs.jsonl` of earlier reports. Of a tuning study, the runs of its test are read, not
+            those of its trials.
+
+    Returns:
+        The runs, with their methods named; and what is wrong: runs that are left out (without a
+        usable result, failed, missing from a sweep, a seed twice), and runs that are not what a
+        reader would expect. The same folder given twice is read once.
+    """
+    runs: list[Run] = []
+    problems: list[Problem] = []
+    seen: set[Path] = set()
+    for path in map(Path, paths):
+        if path.is_file():
+            found, wrong = read_run_lines(path, _name(path))
+            fresh = [run for run in found if Path(run.folder).resolve() not in seen]
+            seen.update(Path(run.folder).resolve() for run in fresh)
+        elif path.is_dir():
+            fresh, wrong = _read_folder(path, seen)
+        else:
+            fresh, wrong = [], [Problem(_name(path), "does not exist")]
+        runs += fresh
+        problems += wrong
+    runs, repeated = keep_first(label_methods(sorted(runs, key=_by_folder)))
+    problems += [*repeated, *warn_of_unequal_training(runs)]
+    return sorted(runs, key=_by_method), sort_problems(problems)
+
+
+def _read_folder(root: Path, seen: set[Path]) -> tuple[list[Run], list[Problem]]:
+    runs: list[Run] = []
+    problems: list[Problem] = []
+    folders: list[Path] = []
+    for path, subfolders, files in os.walk(root):
+        folder = Path(path)
+        is_run = RESULT in files or HYDRA_FOLDER in subfolders
+        if is_run:
+            folders.append(folder)
+        if PLAN in files:
+            started, wrong = _read_plan(folder)
+            folders += started
+            problems += wrong
+        subfolders[:] = sorted(
+            name
+            for name in subfolders
+            if not name.startswith(".")
+            and not (is_run and name in _INSIDE_RUNS)
+            and not (name == _TRIALS and _STUDY in files)
+        )
+    if not folders and not problems:
+        problems.append(Problem(_name(root), "holds no run"))
+    for folder in folders:
+        resolved = folder.resolve()
+        if resolved not in seen:
+            seen.add(resolved)
+            found, wrong = read_run_folder(folder, _name(folder))
+            runs += found
+            problems += wrong
+    return runs, problems
+
+
+def _read_plan(sweep: Path) -> tuple[Sequence[Path], list[Problem]]:
+    try:
+        jobs = read_sweep_folder(sweep)
+    except UnusableError as error:
+        reason = f"{error}: jobs that never started are not known"
+        return (), [Problem(_name(sweep), reason)]
+    return jobs.folders, [
+        Problem(_name(sweep), f"missing: job {number} never started ({overrides})")
+        for number, overrides in jobs.never_started.items()
+    ]
+
+
+def _name(path: Path) -> str:
+    """Name a path as a reader of the report would find it: from here, if it is below."""
+    path = Path(os.path.abspath(path))
+    here = Path.cwd()
+    return path.relative_to(here).as_posix() if path.is_relative_to(here) else path.as_posix()
+
+
+def _by_folder(run: Run) -> tuple[object, ...]:
+    return natural(run.folder), -run.bits
+
+
+def _by_method(run: Run) -> tuple[object, ...]:
+    kind, value = run.request
+    return run.setting, run.method, -run.bits, kind, -value, run.seed, natural(run.folder)

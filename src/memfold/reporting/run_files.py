@@ -1,0 +1,221 @@
+"""One run folder: its `result.json`, the packed ones below it, and its `metrics.csv`."""
+
+import csv
+import json
+import math
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path, PurePath
+
+from memfold.reporting.checks import natural
+from memfold.reporting.fields import SMALLEST_RATIO, Fields, UnusableError
+from memfold.reporting.records import Curve, Problem, Run, Setting
+from memfold.training.run_folder import METRICS, RESULT
+
+__all__ = ["MAX_POINTS", "PACKED", "load_json", "read_run_folder"]
+
+PACKED = "packed"
+"""Below a run: a folder for each number of bits that its values were packed into later."""
+MAX_POINTS = 200
+"""Of a curve: more than a plot can show."""
+_BITS = (32, 16, 8, 4)
+_NO_OPTIONS = (
+    "name",
+    "ratio",
+    "requested_ratio",
+    "budget_bytes",
+    "bits",
+    "seed",
+    "index_format",
+)
+_CURVES = ("train/", "val/")
+_DENSITY = "density/"
+# What a sweep adds to the command of a job, and where a run is.
+_OF_ONE_START = ("hydra.mode=", "hydra.run.dir=", "hydra.job.num=")
+_OF_HYDRA = ("--config-name", "--config-path")
+
+
+def read_run_folder(folder: Path, name: str) -> tuple[list[Run], list[Problem]]:
+    """Read a run, and the same with its values packed into fewer bits, if there is any.
+
+    Args:
+        folder: The run folder.
+        name: What it is called in a report.
+    """
+    try:
+        run = _parse(load_json(folder / RESULT), name)
+    except UnusableError as error:
+        return [], [Problem(name, str(error))]
+    problems = []
+    try:
+        curves, densities = _read_metrics(folder / METRICS)
+        run = replace(run, curves=curves, densities=densities)
+    except UnusableError as error:
+        problems.append(Problem(name, f"{METRICS}: {error}; drawn without curves"))
+    runs = [run]
+    for packed in sorted((folder / PACKED).glob("*/")):
+        try:
+            further = _parse(load_json(packed / RESULT), name)
+            if any(other.bits == further.bits for other in runs):
+                raise UnusableError(f"{further.bits} bits are there already")
+            runs.append(further)
+        except UnusableError as error:
+            problems.append(Problem(f"{name}/{PACKED}/{packed.name}", str(error)))
+    return runs, problems
+
+
+def load_json(path: Path) -> object:
+    """Read a JSON file.
+
+    Raises:
+        UnusableError: There is none, or it is damaged.
+    """
+    if not path.is_file():
+        raise UnusableError(f"no {path.name}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = error.strerror or error
+        raise UnusableError(f"{path.name} cannot be read: {reason}") from error
+    except (ValueError, RecursionError) as error:
+        raise UnusableError(f"{path.name} is truncated or no JSON ({error})") from error
+
+
+def _parse(result: object, name: str) -> Run:
+    """Turn the contents of a result.json into a run, without curves.
+
+    Raises:
+        UnusableError: The run was not completed, or a value is missing or cannot be right.
+    """
+    fields = Fields(result)
+    _refuse_unfinished(fields)
+    compression = fields.section("compression")
+    strategy, bits = compression.text("name"), compression.integer("bits", 1)
+    if bits not in _BITS:
+        raise UnusableError(f"compression.bits must be one of {_BITS}, not {bits}")
+    metrics, memory, time = map(fields.section, ("metrics", "memory", "time"))
+    prefix = "" if bits == 32 else "packed/"
+    is_dense = strategy == "dense"
+    is_best = not prefix and fields.values.get("test_checkpoint") == "best"
+    training = Fields(fields.values.get("training") or {}, "training")
+    return Run(
+        folder=name,
+        setting=Setting(fields.text("data"), fields.text("backbone")),
+        strategy=strategy,
+        method=strategy,
+        seed=fields.integer("seed", 0),
+        ratio=compression.number("ratio", SMALLEST_RATIO),
+        requested_ratio=None if is_dense else compression.number_or_none("requested_ratio", 0, 1),
+        budget_bytes=None if is_dense else compression.integer_or_none("budget_bytes", 1),
+        bits=bits,
+        accuracy=metrics.number(f"{prefix}test/acc", 0, 1),
+        val_accuracy=metrics.number_or_none(
+            "val/best_acc" if is_best else f"{prefix}val/acc", 0, 1
+        ),
+        stored_bytes=memory.integer("stored_bytes", 1),
+        index_bytes=memory.integer_or_none("index_bytes", 0),
+        dense_bytes=memory.integer("dense_bytes", 1),
+        train_state_bytes=memory.integer_or_none("train_state_bytes", 0),
+        peak_bytes=memory.integer_or_none("peak_bytes", 0),
+        fit_seconds=time.number_or_none("fit_seconds", 0),
+        step_seconds=time.number_or_none("step_seconds", 0),
+        epochs=training.number_or_none("epochs", 0),
+        steps=training.integer_or_none("steps", 0),
+        options=_options(compression.values, fields.values.get("distill")),
+        environment=dict(Fields(fields.values.get("environment") or {}, "environment").values),
+        command=_shorten(str(fields.values.get("command") or "")),
+    )
+
+
+def _refuse_unfinished(fields: Fields) -> None:
+    status = fields.text("status")
+    if status == "completed":
+        return
+    compression = fields.values.get("compression")
+    values = dict(compression) if isinstance(compression, dict) else {}
+    ratio, seed = values.get("requested_ratio") or values.get("ratio"), fields.values.get("seed")
+    given = [
+        f"{name} {value}" for name, value in (("ratio", ratio), ("seed", seed)) if value is not None
+    ]
+    job = ", ".join([str(values.get("name", "unknown")), *given])
+    raise UnusableError(f"{status}: {fields.values.get('error', 'no reason is given')} ({job})")
+
+
+def _options(compression: Mapping[str, object], distill: object) -> dict[str, object]:
+    options = {key: value for key, value in compression.items() if key not in _NO_OPTIONS}
+    if isinstance(distill, dict):
+        teacher = distill.get("teacher")
+        teacher = teacher if isinstance(teacher, dict) else {}
+        of_teacher = teacher.get("compression")
+        strategy = of_teacher.get("name") if isinstance(of_teacher, dict) else None
+        options["distill"] = f"{teacher.get('backbone')} {strategy}"
+        for key in ("temperature", "weight"):
+            options[f"distill.{key}"] = distill.get(key)
+    return options
+
+
+def _shorten(command: str) -> str:
+    """Leave what to type again: no folder, and nothing that a sweep adds for its own use."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return command
+    kept = []
+    for before, word in zip(["", *words], words, strict=False):
+        if before in _OF_HYDRA or word in _OF_HYDRA or word.startswith(_OF_ONE_START):
+            continue
+        kept.append(PurePath(word).name if word.endswith(".py") else word)
+    return shlex.join(kept)
+
+
+def _read_metrics(path: Path) -> tuple[dict[str, Curve], dict[str, float]]:
+    """Read the curves, and the last densities, of a metrics.csv; both empty without one."""
+    if not path.is_file():
+        return {}, {}
+    curves: dict[str, dict[int, float]] = {}
+    densities: dict[str, float] = {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.reader(file)
+            names = next(reader, [])
+            if "step" not in names:
+                raise UnusableError("no column 'step'")
+            for row in reader:
+                if len(row) != len(names):
+                    raise UnusableError(f"line {reader.line_num} is not complete")
+                _read_row(dict(zip(names, row, strict=True)), curves, densities)
+    except OSError as error:
+        raise UnusableError(f"cannot be read: {error.strerror or error}") from error
+    except (ValueError, csv.Error) as error:
+        raise UnusableError(f"damaged ({error})") from error
+    return {name: _thin(values) for name, values in sorted(curves.items())}, {
+        name: densities[name] for name in sorted(densities, key=natural)
+    }
+
+
+def _read_row(
+    row: Mapping[str, str], curves: dict[str, dict[int, float]], densities: dict[str, float]
+) -> None:
+    """Take what a row says. Where a step comes twice, as after a resume, the later row counts."""
+    for name, text in row.items():
+        if not text or not name.startswith((*_CURVES, _DENSITY)):
+            continue
+        value = float(text)
+        if not math.isfinite(value):  # no plot has a place for it
+            continue
+        if name.startswith(_DENSITY):
+            densities[name.removeprefix(_DENSITY)] = value
+        else:
+            curves.setdefault(name, {})[int(row["step"])] = value
+
+
+def _thin(values: Mapping[int, float]) -> Curve:
+    """Keep the first, the last, and evenly many between; six digits, as a plot needs no more."""
+    steps = sorted(values)
+    last = len(steps) - 1
+    kept: Iterable[int] = range(len(steps))
+    if len(steps) > MAX_POINTS:
+        kept = (round(number * last / (MAX_POINTS - 1)) for number in range(MAX_POINTS))
+    chosen = [steps[place] for place in kept]
+    return Curve(tuple(chosen), tuple(float(f"{values[step]:.6g}") for step in chosen))

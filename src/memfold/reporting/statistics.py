@@ -1,0 +1,291 @@
+"""Means over seeds, the Pareto front, and who wins where.
+
+A tie: two means differ by no more than `TIE_ERRORS` standard errors of their difference, where the
+spread over seeds is pooled over both (see `is_tie`).
+"""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from memfold.reporting.records import Curve, Run, Setting
+
+__all__ = [
+    "AXES",
+    "NEGLIGIBLE_COST",
+    "TIE_ERRORS",
+    "Axis",
+    "Cell",
+    "Duel",
+    "Point",
+    "WinMatrix",
+    "at_best_bits",
+    "common_request",
+    "is_tie",
+    "mean_curve",
+    "pareto_front",
+    "points",
+    "win_matrix",
+]
+
+TIE_ERRORS = 2.0
+NEGLIGIBLE_COST = 0.01
+"""Relative difference in cost that saves nothing: some bytes of metadata, the noise of a clock."""
+_ROUNDING = 1e-9  # of accuracies that were averaged in another order
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What accuracy is drawn over."""
+
+    key: str
+    title: str
+    """With its unit."""
+    is_log: bool
+    value: Callable[[Run], float | None]
+    """`None` for a run in which it was not measured."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """The runs of one method that differ in nothing but their seed."""
+
+    setting: Setting
+    method: str
+    strategy: str
+    bits: int
+    requested_ratio: float | None
+    budget_bytes: int | None
+    x: float
+    """Mean on the axis."""
+    x_std: float | None
+    y: float
+    """Mean test accuracy, in [0, 1]."""
+    y_std: float | None
+    """Sample standard deviation over seeds; `None` for one seed."""
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """All methods at what was asked of them: a ratio, or a number of bytes."""
+
+    requested_ratio: float | None
+    budget_bytes: int | None
+    points: tuple[Point, ...]
+    """One of each method that was run, best mean first; on the axis of stored bytes."""
+    winners: tuple[str, ...]
+    """The method with the best mean, and those that tie with it."""
+
+    @property
+    def is_one_seed(self) -> bool:
+        """Whether no method has a second seed, so that nothing is known of the spread."""
+        return all(len(point.runs) == 1 for point in self.points)
+
+
+@dataclass(frozen=True)
+class Duel:
+    """One method against another, over the cells that both were run in."""
+
+    wins: int
+    ties: int
+    losses: int
+
+
+@dataclass(frozen=True)
+class WinMatrix:
+    """Which method wins where, in one setting and at one number of bits."""
+
+    setting: Setting
+    bits: int
+    methods: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    """Those with two methods or more; ratios first, the largest first, then bytes."""
+    duels: Mapping[tuple[str, str], Duel]
+    """(A, B) -> A against B; both orders are there."""
+
+
+def _requested_ratio(run: Run) -> float | None:
+    return run.ratio if run.requested_ratio is None else run.requested_ratio
+
+
+AXES: dict[str, Axis] = {
+    axis.key: axis
+    for axis in (
+        Axis("stored_bytes", "stored bytes", True, lambda run: run.stored_bytes),
+        Axis("ratio", "ratio: stored learned values / weights", True, _requested_ratio),
+        Axis("peak_bytes", "peak memory of training, bytes", False, lambda run: run.peak_bytes),
+        Axis("fit_seconds", "time of training, seconds", False, lambda run: run.fit_seconds),
+    )
+}
+
+
+def points(runs: Iterable[Run], axis: Axis) -> list[Point]:
+    """Average over seeds.
+
+    Args:
+        runs: Of any settings. Those without a value on the axis are left out.
+        axis: One of `AXES`.
+
+    Returns:
+        One point for each setting, method, bits and requested ratio (or requested bytes, or
+        else the ratio that came out, rounded), sorted by x.
+    """
+    groups: dict[object, list[tuple[float, Run]]] = defaultdict(list)
+    for run in runs:
+        x = axis.value(run)
+        if x is not None:
+            groups[run.setting, run.method, run.bits, run.request].append((x, run))
+    found = [_average(group) for group in groups.values()]
+    return sorted(found, key=lambda p: (p.x, p.setting, p.method, p.bits))
+
+
+def pareto_front(points: Iterable[Point]) -> list[Point]:
+    """Return the points of each setting that no other one beats, sorted by x.
+
+    One beats another when neither its x is higher, but for `NEGLIGIBLE_COST`, nor its accuracy
+    lower, and one of them is better.
+    """
+    points = sorted(points, key=lambda p: (p.x, -p.y))
+    return [point for point in points if not any(_beats(other, point) for other in points)]
+
+
+def at_best_bits(points: Iterable[Point]) -> list[Point]:
+    """Return the points of each method, at any bits, that none of its own beats, sorted by x."""
+    methods: dict[object, list[Point]] = defaultdict(list)
+    for point in points:
+        methods[point.setting, point.method].append(point)
+    fronts = [point for own in methods.values() for point in pareto_front(own)]
+    return sorted(fronts, key=lambda p: (p.x, -p.y))
+
+
+def common_request(runs: Iterable[Run]) -> tuple[str, float] | None:
+    """Return the request that most methods of a setting can be shown at; dense has none.
+
+    Of several, the one in the middle: at the largest, methods hardly differ, at the smallest most
+    have collapsed.
+    """
+    methods: dict[tuple[str, float], set[str]] = defaultdict(set)
+    for run in runs:
+        if not run.is_dense:
+            methods[run.request].add(run.method)
+    most = max(map(len, methods.values()), default=0)
+    common = sorted(request for request, names in methods.items() if len(names) == most)
+    return common[len(common) // 2] if common else None
+
+
+def mean_curve(runs: Iterable[Run], name: str) -> Curve | None:
+    """Average a metric over seeds, at the steps that all of them have; `None` without any."""
+    curves = [run.curves[name] for run in runs if name in run.curves]
+    if not curves:
+        return None
+    values = [dict(zip(curve.steps, curve.values, strict=True)) for curve in curves]
+    steps = sorted(set.intersection(*map(set, values)))
+    if not steps:
+        return None
+    return Curve(tuple(steps), tuple(statistics.fmean(v[step] for v in values) for step in steps))
+
+
+def is_tie(one: Point, other: Point) -> bool:
+    """Return whether the difference of two mean accuracies is lost in the noise of the seeds.
+
+    With the sample variances pooled over both, s^2, the standard error of the difference is
+    s sqrt(1/n + 1/m) for n and m seeds (Welch's, where n = m). It is a tie up to `TIE_ERRORS` of
+    them. That is a mild test: of two methods that are equally good, with three seeds each, one
+    "wins" in about every eighth cell. With one seed each, only equal accuracies tie.
+    """
+    difference = abs(one.y - other.y)
+    n, m = len(one.runs), len(other.runs)
+    if n + m == 2:
+        return difference <= _ROUNDING
+    squares = (n - 1) * (one.y_std or 0.0) ** 2 + (m - 1) * (other.y_std or 0.0) ** 2
+    error = math.sqrt(squares / (n + m - 2) * (1 / n + 1 / m))
+    return difference <= TIE_ERRORS * error + _ROUNDING
+
+
+def win_matrix(runs: Iterable[Run]) -> list[WinMatrix]:
+    """Compare the mean accuracies of all methods wherever the same was asked of them.
+
+    Equal ratios are equal numbers of learned values, not of bytes: sparse methods store indices
+    besides. Only runs of which bytes were asked (`budget_bytes`) compare at equal stored bytes.
+    The dense model, of which nothing is asked, is left out.
+
+    Returns:
+        One for each setting and number of bits in which two methods can be compared.
+    """
+    by_cell: dict[tuple[Setting, int], dict[object, list[Point]]] = {}
+    for point in points(runs, AXES["stored_bytes"]):
+        if point.requested_ratio is not None or point.budget_bytes is not None:
+            cells = by_cell.setdefault((point.setting, point.bits), defaultdict(list))
+            cells[point.requested_ratio, point.budget_bytes].append(point)
+    matrices = []
+    for (setting, bits), cells in sorted(by_cell.items(), key=lambda item: _by_bits(*item[0])):
+        shared = sorted((_cell(group) for group in cells.values()), key=_ratios_first)
+        shared = [cell for cell in shared if len(cell.points) > 1]
+        if shared:
+            methods = tuple(sorted({point.method for cell in shared for point in cell.points}))
+            matrices.append(WinMatrix(setting, bits, methods, tuple(shared), _duels(shared)))
+    return matrices
+
+
+def _average(group: list[tuple[float, Run]]) -> Point:
+    group = sorted(group, key=lambda item: (item[1].seed, item[1].folder))
+    runs = tuple(run for _, run in group)
+    x, x_std = _mean_and_std([x for x, _ in group])
+    y, y_std = _mean_and_std([run.accuracy for run in runs])
+    first = runs[0]
+    return Point(
+        first.setting,
+        first.method,
+        first.strategy,
+        first.bits,
+        first.requested_ratio,
+        first.budget_bytes if first.requested_ratio is None else None,
+        x,
+        x_std,
+        y,
+        y_std,
+        runs,
+    )
+
+
+def _mean_and_std(values: list[float]) -> tuple[float, float | None]:
+    # Exact, so that seeds at one ratio stand where a single one would: fmean((.1, .1, .1)) > .1.
+    mean = float(statistics.mean(values))
+    return mean, statistics.stdev(values) if len(values) > 1 else None
+
+
+def _beats(one: Point, other: Point) -> bool:
+    return (
+        one.setting == other.setting
+        and one.x <= other.x * (1 + NEGLIGIBLE_COST)
+        and one.y >= other.y
+        and (one.x < other.x or one.y > other.y)
+    )
+
+
+def _cell(group: list[Point]) -> Cell:
+    ranked = sorted(group, key=lambda p: (-p.y, p.method))
+    winners = tuple(p.method for p in ranked if p is ranked[0] or is_tie(ranked[0], p))
+    return Cell(ranked[0].requested_ratio, ranked[0].budget_bytes, tuple(ranked), winners)
+
+
+def _duels(cells: Iterable[Cell]) -> dict[tuple[str, str], Duel]:
+    counts: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+    for cell in cells:
+        for one in cell.points:
+            for other in cell.points:
+                if one is not other:
+                    outcome = 1 if is_tie(one, other) else 0 if one.y > other.y else 2
+                    counts[one.method, other.method][outcome] += 1
+    return {pair: Duel(*numbers) for pair, numbers in sorted(counts.items())}
+
+
+def _by_bits(setting: Setting, bits: int) -> tuple[Setting, int]:
+    return setting, -bits
+
+
+def _ratios_first(cell: Cell) -> tuple[bool, float, int]:
+    return cell.requested_ratio is None, -(cell.requested_ratio or 0), -(cell.budget_bytes or 0)

@@ -1,0 +1,112 @@
+"""One colour, dash and marker for each method, the same in every picture.
+
+The marker tells strategies apart where colours do not, the dash their kind: solid for shared
+vectors, dash-dotted for masks from before the training, dotted for masks that move, long dashes
+for networks that are smaller from the start. Plain dashes are left to published curves and
+reference lines.
+"""
+
+import colorsys
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+__all__ = ["Style", "styles"]
+
+
+@dataclass(frozen=True)
+class Style:
+    """How the line of a method looks, for plotly and for matplotlib."""
+
+    colour: str
+    """Hexadecimal, at least 3 : 1 against white."""
+    dash: str
+    """As plotly calls it."""
+    linestyle: str | tuple[int, tuple[int, ...]]
+    """The same for matplotlib."""
+    symbol: str
+    """The marker, as plotly calls it."""
+    marker: str
+    """The same for matplotlib."""
+
+
+_LINESTYLES: dict[str, str | tuple[int, tuple[int, ...]]] = {
+    "solid": "-",
+    "dashdot": "-.",
+    "dot": ":",
+    "longdash": (0, (8, 3)),
+    "longdashdot": (0, (8, 3, 2, 3)),
+}
+_DASHES = tuple(_LINESTYLES)
+_MARKERS = {
+    "circle": "o",
+    "square": "s",
+    "triangle-up": "^",
+    "diamond": "D",
+    "triangle-down": "v",
+    "cross": "P",
+    "x": "X",
+    "star": "*",
+    "pentagon": "p",
+    "hexagon": "h",
+    "triangle-left": "<",
+    "triangle-right": ">",
+    "diamond-tall": "d",
+    "octagon": "8",
+    "hexagon2": "H",
+}
+_SYMBOLS = tuple(_MARKERS)
+# Strategy -> colour, dash, symbol. The three most used have the colours of Okabe and Ito (2008).
+_KNOWN = {
+    "dense": ("#000000", "solid", "star"),
+    "stable_rps": ("#0072B2", "solid", "circle"),
+    "roast": ("#D55E00", "solid", "square"),
+    "hashednet": ("#009E73", "solid", "triangle-up"),
+    "rand": ("#7F7F7F", "dashdot", "diamond"),
+    "mag": ("#AA4499", "dashdot", "triangle-down"),
+    "snip": ("#8C6D00", "dashdot", "cross"),
+    "grasp": ("#5B8C00", "dashdot", "x"),
+    "synflow": ("#C2185B", "dashdot", "pentagon"),
+    "ltr": ("#6B3E26", "dot", "hexagon"),
+    "set": ("#E0559A", "dot", "triangle-left"),
+    "rigl": ("#332288", "dot", "triangle-right"),
+    "supermask": ("#1A9CB0", "longdashdot", "octagon"),
+    "small": ("#00564A", "longdash", "diamond-tall"),
+    "low_rank": ("#8F1D1D", "longdash", "hexagon2"),
+}
+
+
+def styles(methods: Iterable[str]) -> dict[str, Style]:
+    """Choose a style for each method.
+
+    Args:
+        methods: A strategy, or one followed by options: `stable_rps (gradient_scale=projection)`.
+
+    Returns:
+        The colour depends on the strategy alone, also for one that is not memfold's. Variants of
+        a strategy share it; the further ones, by name, have another dash and marker.
+    """
+    variants: dict[str, list[str]] = defaultdict(list)
+    for method in sorted(set(methods)):
+        variants[method.partition(" (")[0]].append(method)
+    return {
+        method: _style(strategy, number)
+        for strategy, names in variants.items()
+        for number, method in enumerate(names)
+    }
+
+
+def _style(strategy: str, variant: int) -> Style:
+    colour, dash, symbol = _KNOWN.get(strategy) or _from_name(strategy)
+    dash = _DASHES[(_DASHES.index(dash) + variant) % len(_DASHES)]
+    symbol = _SYMBOLS[(_SYMBOLS.index(symbol) + 4 * variant) % len(_SYMBOLS)]
+    return Style(colour, dash, _LINESTYLES[dash], symbol, _MARKERS[symbol])
+
+
+def _from_name(strategy: str) -> tuple[str, str, str]:
+    """Derive a style that no run of Python and no other method changes."""
+    number = zlib.crc32(strategy.encode())
+    rgb = colorsys.hls_to_rgb(number % 360 / 360, 0.34, 0.6)
+    colour = "#" + "".join(f"{round(255 * part):02X}" for part in rgb)
+    return colour, _DASHES[number // 360 % len(_DASHES)], _SYMBOLS[number // 7 % len(_SYMBOLS)]

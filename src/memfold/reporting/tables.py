@@ -1,0 +1,207 @@
+"""The comparison as text: `table.md` to read, `table.csv` to compute with."""
+
+import csv
+import io
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+
+from memfold.reporting.records import Comparison, Problem, Reference, Run, Setting
+from memfold.reporting.statistics import AXES, Cell, Point, WinMatrix, points, win_matrix
+
+__all__ = ["to_csv", "to_markdown"]
+
+_PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
+_TIE = """\
+A tie: two means differ by at most two standard errors of their difference, from the spread over
+seeds pooled over both. With three seeds, one of about eight cells between equally good methods is
+not a tie by this rule. With one seed each, nothing is known of the spread, and only equal
+accuracies tie. Equal ratios are equal numbers of learned values, not equal bytes: sparse methods
+store indices besides."""
+
+_Value = Callable[[Run], float | None]
+_NUMBERS: tuple[tuple[str, _Value], ...] = (
+    ("ratio", lambda run: run.ratio),
+    ("val_accuracy", lambda run: run.val_accuracy),
+    ("stored_bytes", lambda run: run.stored_bytes),
+    ("stored_ratio", lambda run: run.stored_ratio),
+    ("index_bytes", lambda run: run.index_bytes),
+    ("train_state_bytes", lambda run: run.train_state_bytes),
+    ("peak_bytes", lambda run: run.peak_bytes),
+    ("step_seconds", lambda run: run.step_seconds),
+    ("fit_seconds", lambda run: run.fit_seconds),
+    ("epochs", lambda run: run.epochs),
+    ("steps", lambda run: run.steps),
+)
+_HEADS = (
+    "method",
+    "bits",
+    "ratio",
+    "n",
+    "test accuracy, %",
+    "stored bytes",
+    "of them indices",
+    "train state, bytes",
+    "peak, bytes",
+    "step, ms",
+    "training, s",
+)
+
+
+def to_csv(comparison: Comparison) -> str:
+    """Write a row for each method, bits and ratio of each setting: plain numbers, no rounding."""
+    heads = ("data", "backbone", "method", "strategy", "bits", "requested_ratio", "budget_bytes")
+    heads += ("num_seeds", "seeds", "accuracy", "accuracy_std", *(name for name, _ in _NUMBERS))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(heads)
+    for point in _rows(comparison.runs):
+        seeds = " ".join(str(run.seed) for run in point.runs)
+        writer.writerow(
+            [
+                point.setting.data,
+                point.setting.backbone,
+                point.method,
+                point.strategy,
+                point.bits,
+                point.requested_ratio,
+                point.budget_bytes,
+                len(point.runs),
+                seeds,
+                point.y,
+                point.y_std,
+                *(_mean(point, value) for _, value in _NUMBERS),
+            ]
+        )
+    return text.getvalue()
+
+
+def to_markdown(comparison: Comparison, title: str) -> str:
+    """Write the tables, the win matrices and the problems.
+
+    Args:
+        comparison: What to show.
+        title: Of the page.
+    """
+    lines = [
+        f"# {_escape(title)}",
+        "",
+        f"{_count(len(comparison.runs), 'run')}. Means over seeds; {_PLUS_MINUS} is their sample "
+        "standard deviation.",
+    ]
+    matrices = win_matrix(comparison.runs)
+    for setting in sorted({run.setting for run in comparison.runs}):
+        rows = [p for p in _rows(comparison.runs) if p.setting == setting]
+        lines += ["", f"## {_escape(_name(setting))}", "", *_table(_HEADS, map(_cells, rows))]
+        for matrix in matrices:
+            if matrix.setting == setting:
+                lines += _matrix(matrix)
+        lines += _published([r for r in comparison.references if r.setting == setting])
+    if matrices:
+        lines += ["", "## What is a tie", "", *_TIE.splitlines()]
+    return "\n".join([*lines, *_problems(comparison.problems)]) + "\n"
+
+
+def _rows(runs: Iterable[Run]) -> list[Point]:
+    def order(point: Point) -> tuple[object, ...]:
+        kind, value = point.runs[0].request
+        is_dense = point.strategy == "dense"
+        return point.setting, not is_dense, point.method, -point.bits, kind, -value
+
+    return sorted(points(runs, AXES["stored_bytes"]), key=order)
+
+
+def _cells(point: Point) -> list[str]:
+    values = {name: _mean(point, value) for name, value in _NUMBERS}
+    step = values["step_seconds"]
+    fit = values["fit_seconds"]
+    return [
+        _escape(point.method),
+        str(point.bits),
+        _request(point),
+        str(len(point.runs)),
+        _accuracy(point),
+        *(
+            "-" if values[name] is None else f"{values[name]:,.0f}"
+            for name in ("stored_bytes", "index_bytes", "train_state_bytes", "peak_bytes")
+        ),
+        "-" if step is None else f"{1000 * step:.3g}",
+        "-" if fit is None else f"{fit:.1f}",
+    ]
+
+
+def _matrix(matrix: WinMatrix) -> list[str]:
+    """List who is best where, then every method against every other one."""
+    lines = ["", f"### Who wins, at {matrix.bits} bits", ""]
+    lines += _table(("asked for", "best", "ties with it"), map(_outcome, matrix.cells))
+    lines += ["", "Wins, ties and losses of the row against the column:", ""]
+    body = []
+    for one in matrix.methods:
+        duels = [matrix.duels.get((one, other)) for other in matrix.methods]
+        cells = [
+            "-" if duel is None else f"{duel.wins}-{duel.ties}-{duel.losses}" for duel in duels
+        ]
+        body.append([_escape(one), *cells])
+    return lines + _table(["", *map(_escape, matrix.methods)], body)
+
+
+def _outcome(cell: Cell) -> list[str]:
+    best = cell.points[0]
+    ties = ", ".join(_escape(method) for method in cell.winners[1:])
+    note = " (one seed each)" if cell.is_one_seed else ""
+    return [_request(best), f"{_escape(best.method)}: {_accuracy(best)} %{note}", ties or "-"]
+
+
+def _published(references: Sequence[Reference]) -> list[str]:
+    if not references:
+        return []
+    rows = [
+        [_escape(r.method), f"{r.ratio:g}", f"{100 * r.accuracy:.2f}"]
+        for r in sorted(references, key=lambda r: (r.method, -r.ratio))
+    ]
+    return ["", "### Published", "", *_table(("method", "ratio", "accuracy, %"), rows)]
+
+
+def _problems(problems: Sequence[Problem]) -> list[str]:
+    if not problems:
+        return []
+    lines = [f"- {_escape(p.folder)}: {_escape(p.reason)}" for p in problems]
+    return ["", f"## {_count(len(problems), 'problem')}", "", *lines]
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Align numbers to the right, the first column to the left."""
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    return [f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows)]
+
+
+def _request(point: Point) -> str:
+    if point.requested_ratio is not None:
+        return f"{point.requested_ratio:g}"
+    if point.budget_bytes is not None:
+        return f"{point.budget_bytes:,} bytes"
+    return f"{statistics.fmean(run.ratio for run in point.runs):.2g}"
+
+
+def _accuracy(point: Point) -> str:
+    mean = f"{100 * point.y:.2f}"
+    return mean if point.y_std is None else f"{mean} {_PLUS_MINUS} {100 * point.y_std:.2f}"
+
+
+def _mean(point: Point, value: _Value) -> float | None:
+    known = [number for run in point.runs if (number := value(run)) is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _name(setting: Setting) -> str:
+    return f"{setting.data}, {setting.backbone}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _escape(text: str) -> str:
+    """Keep what a folder or an error says from being read as Markdown or HTML."""
+    for mark in "\\`*[]<>|":
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.split())

@@ -1,0 +1,72 @@
+import pytest
+from PIL import Image
+
+from memfold.reporting.drawing import house_style
+from memfold.reporting.planes import draw_plane
+from memfold.reporting.plots import draw
+from memfold.reporting.reading import read
+from memfold.reporting.records import Comparison, Reference, Setting
+from memfold.reporting.statistics import AXES, pareto_front, points
+from memfold.reporting.styles import styles
+from reporting.fabricated import packed, result, write_run
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    rows = [{"step": n, "val/acc": 0.1 * n, "density/a": 0.1, "density/b": 0} for n in range(5)]
+    for name, quality in (("stable_rps", 0.8), ("mag", 0.6)):
+        for ratio in (0.1, 0.01):
+            for seed in (1, 2):
+                accuracy = quality + 0.1 * ratio + 0.01 * seed
+                one = result(name, ratio, seed, accuracy)
+                run = write_run(folder / f"{name}-{ratio}-{seed}", one, rows)
+                write_run(run / "packed" / "8", packed(one, 8, accuracy))
+    write_run(folder / "dense", result("dense", accuracy=0.95))
+    write_run(folder / "other", result("dense", backbone="pkg.mod.Net", memory__peak_bytes=None))
+    runs, problems = read([folder])
+    assert problems == []
+    references = (Reference(Setting("digits", "mlp"), "snip", 0.1, 0.7),)
+    return Comparison(tuple(runs), (), references)
+
+
+def test_every_setting_gets_the_figures_that_it_has_values_for(comparison, tmp_path):
+    (tmp_path / "mine.txt").write_text("kept")
+    files = draw(comparison, tmp_path)
+    names = {file.name for file in files}
+    figures = ("stored_bytes", "ratio", "peak_bytes", "fit_seconds", "stored_bytes-best_bits")
+    figures += ("memory", "curves", "density")
+    others = ("stored_bytes", "ratio", "fit_seconds", "memory")
+    expected = [f"digits-mlp-{name}" for name in figures]
+    expected += [f"digits-pkg.mod.Net-{name}" for name in others]
+    assert names == {f"{name}.{suffix}" for name in expected for suffix in ("png", "pdf")}
+    assert {p.name for p in tmp_path.iterdir()} == names | {"mine.txt"}
+    for file in tmp_path.glob("*.png"):
+        with Image.open(file) as picture:
+            assert picture.width >= 1200
+    assert all(file.read_bytes().startswith(b"%PDF") for file in tmp_path.glob("*.pdf"))
+
+
+def test_a_plane_has_a_line_per_method_and_a_ring_per_point_of_the_front(comparison):
+    runs = [run for run in comparison.runs if run.setting.backbone == "mlp" and run.bits == 32]
+    axis = AXES["ratio"]
+    found = points(runs, axis)
+    with house_style():
+        looks = styles(["dense", "stable_rps", "mag", "snip"])
+        figure = draw_plane(
+            found, axis, looks, note="32 bits a value", references=comparison.references
+        )
+    (axes,) = figure.axes
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    containers = {container.get_label(): container for container in axes.containers}
+    assert set(containers) == {"dense", "stable_rps", "mag"}
+    for method, container in containers.items():
+        line = container.lines[0]
+        assert line.get_color() == looks[method].colour
+        assert list(line.get_xdata()) == [p.x for p in found if p.method == method]
+        assert list(line.get_ydata()) == [p.y for p in found if p.method == method]
+    assert list(lines["Pareto front"].get_xdata()) == [p.x for p in pareto_front(found)]
+    assert lines["snip, published"].get_linestyle() == "--"
+    assert axes.get_xscale() == "log"
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["dense", "mag", "snip, published", "stable_rps", "Pareto front"]

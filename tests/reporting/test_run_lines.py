@@ -1,0 +1,84 @@
+import json
+
+import pytest
+
+from memfold.reporting.reading import read
+from memfold.reporting.records import Comparison
+from memfold.reporting.run_lines import to_run_lines
+from reporting.fabricated import packed, result, write_run, write_sweep
+
+
+def write_everything(folder):
+    contents = result("rigl", compression__fraction=0.3, compression__decay=None)
+    rows = [{"step": n, "train/loss": 1 / 3 / (n + 1), "density/a": 0.1} for n in range(500)]
+    one = write_run(folder / "one", contents, rows)
+    write_run(one / "packed" / "8", packed(contents, 8, 1 / 3))
+    write_run(folder / "two", result("rigl", seed=2, compression__fraction=0.5))
+    write_run(folder / "dense", result("dense"))
+    write_run(folder / "again", result("dense"))
+    write_run(folder / "short", result("dense", seed=3, training={"epochs": 1.0, "steps": 30}))
+    write_run(folder / "failed", result(status="failed", error="a | b"))
+    write_sweep(folder / "sweep", [["seed=1"]], started=[])
+
+
+def test_what_was_written_is_read_back_without_loss(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_everything(tmp_path / "runs")
+    runs, problems = read(["runs"])
+    assert len(runs) == 5
+    assert len(problems) == 5
+    comparison = Comparison(tuple(runs), tuple(problems))
+    (tmp_path / "runs.jsonl").write_text(to_run_lines(comparison))
+    again = read(["runs.jsonl"])
+    assert Comparison(tuple(again[0]), tuple(again[1])) == comparison
+    both = read(["runs", "runs.jsonl", "runs.jsonl"])
+    assert Comparison(tuple(both[0]), tuple(both[1])) == comparison
+
+
+def test_methods_are_named_anew_when_other_runs_join(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "a", result(compression__gradient_scale="length"))
+    write_run(tmp_path / "b", result(compression__gradient_scale="projection"))
+    runs, _ = read(["a"])
+    (tmp_path / "old.jsonl").write_text(to_run_lines(Comparison(tuple(runs))))
+    runs, _ = read(["old.jsonl", "b"])
+    assert [run.method for run in runs] == [
+        "stable_rps (gradient_scale=length)",
+        "stable_rps (gradient_scale=projection)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"accuracy": 2}, "accuracy must be at least 0 and at most 1, not 2"),
+        ({"kind": "walk"}, "kind must be run or problem, not 'walk'"),
+        ({"setting": "digits"}, "setting must be an object, not a text"),
+        ({"curves": {"val/acc": {"steps": [1], "values": []}}}, "as many steps as values"),
+        ({"curves": {"val/acc": {"steps": [1.5], "values": [1]}}}, "must be whole numbers"),
+        ({"curves": {"val/acc": {"steps": [1], "values": [None]}}}, "must be finite numbers"),
+        ({"densities": {"a": 3}}, "densities.a must be at least 0 and at most 1"),
+    ],
+)
+def test_a_bad_line_is_named_and_the_others_are_read(tmp_path, monkeypatch, change, reason):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "a", result())
+    write_run(tmp_path / "b", result(seed=2))
+    runs, _ = read(["a", "b"])
+    good, bad = to_run_lines(Comparison(tuple(runs))).splitlines()
+    bad = json.dumps({**json.loads(bad), **change})
+    (tmp_path / "runs.jsonl").write_text(f"{good}\n\n{bad}\n{good[:50]}\n[]\n")
+    found, problems = read(["runs.jsonl"])
+    assert [run.folder for run in found] == ["a"]
+    assert [problem.folder for problem in problems] == [
+        f"runs.jsonl line {number}" for number in (3, 4, 5)
+    ]
+    assert reason in problems[0].reason
+
+
+def test_a_file_that_holds_something_else_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff\xfe")
+    runs, (problem,) = read(["picture.png"])
+    assert runs == []
+    assert (problem.folder, problem.reason) == ("picture.png", "is no text")
