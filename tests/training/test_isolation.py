@@ -72,6 +72,7 @@ def test_job_gets_its_overrides_its_folder_and_a_clean_environment(
         "seed=3",
         "logger=wandb",
         "logger.group='sweep'",
+        "logger.job_type=sweep",
         "hydra.verbose=x",
         "hydra.mode=RUN",
         f"hydra.run.dir='{folder}'",

@@ -10,6 +10,7 @@ import torch
 
 from training.jobs import SMALL, start_training, train
 from training.sweeps import finish, processes_of, statuses, wait_until
+from training.wandb_files import offline_runs
 
 pytestmark = [pytest.mark.ddp, pytest.mark.slow]
 
@@ -192,7 +193,7 @@ def test_jobs_without_isolation(tmp_path: Path) -> None:
 
 def test_wandb_runs_have_own_names_and_one_group(tmp_path: Path) -> None:
     arguments = [text for text in SMALL if not text.startswith("logger")]
-    status, _, err = train(
+    status, out, err = train(
         "-m",
         *arguments,
         "logger=wandb",
@@ -203,8 +204,8 @@ def test_wandb_runs_have_own_names_and_one_group(tmp_path: Path) -> None:
     )
     assert (status, err) == (0, "")
     for job, seed in enumerate((1, 2)):
-        [file] = (tmp_path / str(job)).rglob("run-*.wandb")
-        contents = file.read_bytes()
-        assert f"mlp-dense-s{seed}".encode() in contents
-        assert f"mlp-dense-s{3 - seed}".encode() not in contents
-        assert tmp_path.name.encode() in contents
+        [one] = offline_runs(tmp_path / str(job))
+        assert one.run.display_name == f"mlp-dense-s{seed}"
+        assert (one.run.run_group, one.run.job_type) == (tmp_path.name, "sweep")
+    [line] = [line for line in out.splitlines() if "wandb sync" in line]  # for all jobs
+    assert line.endswith(f"wandb sync {tmp_path}/*/wandb/offline-run-*")

@@ -91,6 +91,11 @@ def test_the_experiment_file_is_the_setting(tmp_path: Path) -> None:
 
 
 def test_a_study_is_one_group_unless_the_user_named_one(tmp_path: Path) -> None:
-    assert configuration(tmp_path, ["logger=wandb"]).group("a") == ["logger.group='a'"]
-    assert configuration(tmp_path, ["logger=wandb", "logger.group=b"]).group("a") == []
+    assert configuration(tmp_path, ["logger=wandb"]).group("a") == [
+        "logger.group='a'",
+        "logger.job_type=tune",
+    ]
+    assert configuration(tmp_path, ["logger=wandb", "logger.group=b"]).group("a") == [
+        "logger.job_type=tune"
+    ]
     assert configuration(tmp_path, ["logger=csv"]).group("a") == []

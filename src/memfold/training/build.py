@@ -50,6 +50,7 @@ from memfold.training.processes import is_rank_zero
 from memfold.training.resume import StartingPoint, read_checkpoint
 from memfold.training.rounds import RoundFolder, RoundTracker
 from memfold.training.run_folder import LAST_CHECKPOINT, read_result
+from memfold.training.run_labels import RunLabels, label_run
 from memfold.training.same_experiment import refuse_other_total_batch
 from memfold.training.structure import Structure
 from memfold.training.teacher import (
@@ -91,6 +92,8 @@ class Experiment:
     start: StartingPoint
     rounds: RoundTracker | None
     """`None` for a run of one round."""
+    labels: RunLabels
+    """What loggers call the run."""
     distill: dict[str, Any] | None
     """The teacher and its weight, for the result."""
 
@@ -148,7 +151,8 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
     counts = memfold.footprint(net)
     if start.is_new_round:
         _clear_when_all_have_started(trainer, RoundFolder(folder))
-    trainer.loggers = _build_loggers(config, folder, strategy, counts, start.step)
+    labels = label_run(config, HydraConfig.get().runtime.choices, strategy, counts)
+    trainer.loggers = _build_loggers(config, folder, labels, start.step)
     return Experiment(
         config=config,
         folder=folder,
@@ -162,6 +166,7 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
         footprint=counts,
         start=start,
         rounds=rounds,
+        labels=labels,
         distill=describe_distillation(config),
     )
 
@@ -344,16 +349,12 @@ def _newest_start(folder: Path, task: LightningModule) -> StartingPoint:
 
 
 def _build_loggers(
-    config: dict[str, Any],
-    folder: Path,
-    strategy: Strategy,
-    counts: Footprint,
-    first_step: int,
+    config: dict[str, Any], folder: Path, labels: RunLabels, first_step: int
 ) -> list[Logger]:
-    # A run of several rounds starts dense: its name says what was asked for.
-    ratio = counts.ratio if counts.ratio < 1 or strategy.ratio is None else strategy.ratio
-    ratio = [] if strategy.name == "dense" else [f"{ratio:.3g}"]
-    backbone = HydraConfig.get().runtime.choices["backbone"]
-    name = "-".join([backbone, strategy.name, *ratio, f"s{config['seed']}"])
-    further = instantiate({"tags": [], **config["logger"]}, "logger", folder=folder, run_name=name)
+    options = config["logger"]
+    tags = options.get("tags") or []
+    if not isinstance(tags, list):
+        raise InputError(f"logger.tags must be a list such as [first,second], got {tags!r}")
+    options = {**options, "tags": [*labels.tags, *tags]}
+    further = instantiate(options, "logger", folder=folder, run_name=labels.name)
     return [MetricsFile(folder, keep_before_step=first_step), *([further] if further else [])]

@@ -4,6 +4,7 @@ import logging
 import os
 import traceback
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ from memfold.training.build import (
     read_run_checkpoint,
 )
 from memfold.training.checks import check_config
-from memfold.training.loggers import close_wandb
 from memfold.training.preemption import (
     Preemption,
     Termination,
@@ -51,6 +51,7 @@ from memfold.training.run_folder import (
 )
 from memfold.training.same_experiment import refuse_other_experiment
 from memfold.training.summary import print_summary
+from memfold.training.wandb_run import WandbRun, close_wandb
 
 __all__ = ["run_job"]
 
@@ -98,12 +99,16 @@ def _run_locked(cfg: DictConfig, folder: Path, termination: Termination) -> dict
         if is_rank_zero():
             log.info("%s", facts["command"])
         experiment = build(cfg, folder)
-        result_file.add(_describe_built(experiment, facts))
-        _announce(experiment)
+        built = _describe_built(experiment, facts)
+        result_file.add(built)
+        _announce(experiment, {**facts, **built})
         result_file.add(_train(experiment, cfg, result_file, termination))
         result_file.add(_describe_built(experiment, facts))  # rounds change the counts
         result = result_file.complete()
         completed = True
+        for logger in experiment.trainer.loggers:
+            if isinstance(logger, WandbRun):
+                logger.conclude(result, folder / ARTIFACT)
     except SIGTERMException:
         reason = f"terminated (SIGTERM); continue with: {resume_command(folder)}"
         with suppress(InputError):
@@ -131,12 +136,16 @@ def _run_locked(cfg: DictConfig, folder: Path, termination: Termination) -> dict
     return result
 
 
-def _announce(experiment: Experiment) -> None:
+def _announce(experiment: Experiment, facts: dict[str, Any]) -> None:
     if is_rank_zero():
         log.info("%s: %s", experiment.folder, experiment.strategy.to_dict())
         log.info("%s", experiment.footprint)
     for logger in experiment.trainer.loggers:
         logger.log_hyperparams(experiment.config)
+        if isinstance(logger, WandbRun):
+            choices = HydraConfig.get().runtime.choices
+            more = {"memory": asdict(experiment.footprint), "labels": experiment.labels}
+            logger.describe({**facts, **more, "choices": dict(choices)})
 
 
 def _train(

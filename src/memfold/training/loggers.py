@@ -2,28 +2,21 @@
 
 import csv
 import io
-import os
-import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import wandb
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from wandb.sdk.lib import wbauth
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from memfold.errors import InputError
-from memfold.training.processes import is_rank_zero
 from memfold.training.run_folder import METRICS, write_text_atomically, writing
 
 __all__ = [
     "ContinuedSteps",
     "MetricsFile",
-    "close_wandb",
     "no_further_logger",
     "tensorboard_logger",
-    "wandb_logger",
 ]
 
 
@@ -37,10 +30,6 @@ class ContinuedSteps(Logger):
         """Log at the step of the whole run."""
         step = None if step is None else step + self.earlier_steps
         super().log_metrics(metrics, step)  # pyright: ignore[reportAbstractUsage]
-
-
-class _WandbRun(ContinuedSteps, WandbLogger):
-    pass
 
 
 class _TensorBoardFiles(ContinuedSteps, TensorBoardLogger):
@@ -149,94 +138,6 @@ def tensorboard_logger(folder: Path, run_name: str, tags: list[str]) -> Logger:
             "logger=tensorboard needs the extra tensorboard: "
             "pip install -c constraints.txt -e '.[tensorboard]'"
         ) from error
-
-
-def wandb_logger(
-    folder: Path,
-    run_name: str,
-    tags: list[str],
-    *,
-    project: str = "memfold",
-    mode: str | None = None,
-    name: str | None = None,
-    group: str | None = None,
-) -> Logger:
-    """Start a Weights & Biases run, which continues the one that `folder` holds already.
-
-    Args:
-        folder: The run folder; W&B makes `wandb/` in it.
-        run_name: The name of the run when `name` is `None`.
-        tags: Tags of the run.
-        project: W&B project.
-        mode: online, offline or disabled; `None`: WANDB_MODE, else online when W&B has
-            credentials, else offline.
-        name: The name of the run.
-        group: Groups the runs of a sweep.
-
-    Raises:
-        InputError: An option is wrong, or W&B cannot start.
-    """
-    modes = ("online", "offline", "disabled")
-    mode = mode or os.environ.get("WANDB_MODE") or _default_wandb_mode()
-    if mode not in modes:
-        raise InputError(f"logger.mode must be one of {', '.join(modes)} or null, got {mode!r}")
-    if not is_rank_zero():
-        return _WandbRun(project=project)  # a stand-in: only rank 0 starts a run
-    try:
-        run = wandb.init(
-            project=project,
-            name=name or run_name,
-            group=group,
-            tags=tags,
-            dir=folder,
-            mode=mode,  # type: ignore[arg-type]
-            id=_earlier_wandb_id(folder),
-            resume="allow",
-            settings=wandb.Settings(console="off", silent=mode != "online"),
-        )
-    except (wandb.Error, ValueError) as error:
-        raise InputError(
-            f"logger=wandb cannot start: {error}; logger.mode=offline or logger=csv needs no server"
-        ) from error
-    # The count of log calls, W&B's own x-axis, means nothing.
-    run.define_metric("trainer/global_step")
-    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return _WandbRun(experiment=run, save_dir=folder, project=project)
-
-
-def close_wandb(*, failed: bool) -> str | None:
-    """End the W&B run of this process, if there is one.
-
-    Returns:
-        The command that uploads the run, when it was written offline.
-    """
-    if not is_rank_zero():
-        return None
-    run = wandb.run
-    if run is None:
-        return None
-    # A resumed run has one folder for each time it was started; W&B joins them by the run's id.
-    folders = sorted(Path(run.dir).parents[1].glob(f"offline-run-*-{run.id}"))
-    is_offline = run.offline and not run.disabled
-    run.finish(exit_code=int(failed))
-    return shlex.join(["wandb", "sync", *map(str, folders)]) if is_offline else None
-
-
-def _default_wandb_mode() -> str:
-    # Environment, netrc and settings, as `wandb.init` looks for them, but without a prompt.
-    credentials = wbauth.authenticate_session(
-        host=wandb.setup().settings.base_url,
-        source="memfold",
-        prompt=False,
-        update_session=False,
-    )
-    return "offline" if credentials is None else "online"
-
-
-def _earlier_wandb_id(folder: Path) -> str | None:
-    """Read the id from `wandb/run-<time>-<id>` or `wandb/offline-run-<time>-<id>`."""
-    runs = sorted((folder / "wandb").glob("*run-*-*"), key=lambda run: run.stat().st_mtime)
-    return runs[-1].name.rpartition("-")[2] if runs else None
 
 
 def _step(row: Mapping[str, Any]) -> float:

@@ -71,7 +71,7 @@ def _run_test(
     given = [*overrides, f"seed={seed}"]
     command = shlex.join(["python", "train.py", *given])
     try:
-        result = launcher.run([*given, *configuration.group(study.name)], folder)
+        result = launcher.run([*given, *configuration.group(study.name, job_type=None)], folder)
     except RunFailed as error:
         print(f"test seed {seed}: failed: {error}", flush=True)
         return TestRun(seed, folder, command, None, None, str(error))

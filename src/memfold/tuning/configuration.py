@@ -46,7 +46,9 @@ class Configuration:
         _refuse_given_twice(_parse(common), space)
         base = self._compose(self.common)
         self._groups = frozenset(base.hydra.runtime.choices)
-        self._has_free_group = "group" in base.logger and base.logger.group is None
+        self._free_names = {
+            name for name in ("group", "job_type") if base.logger.get(name, "absent") is None
+        }
         examples = {key: one.examples() for key, one in space.parameters.items()}
         for key in sorted(self._groups & examples.keys()):
             if None in examples[key]:
@@ -54,9 +56,16 @@ class Configuration:
         first = {key: values[0] for key, values in examples.items()}
         self._refuse_unwritable(first, expected=self._compose_examples(first, examples))
 
-    def group(self, study_name: str) -> list[str]:
-        """Return the override that makes a study one group in W&B, unless the user named one."""
-        return [f"logger.group={quote_value(study_name)}"] if self._has_free_group else []
+    def group(self, study_name: str, *, job_type: str | None = "tune") -> list[str]:
+        """Return the overrides that make a study one group in W&B, unless the user named one.
+
+        Args:
+            study_name: Of the study.
+            job_type: What the run does there; `None` for an ordinary one.
+        """
+        names = {"group": quote_value(study_name), "job_type": job_type}
+        given = {key: value for key, value in names.items() if value is not None}
+        return [f"logger.{key}={given[key]}" for key in given if key in self._free_names]
 
     def overrides(self, setting: Setting) -> list[str]:
         """Return the overrides of a trial: the common ones, then its own."""

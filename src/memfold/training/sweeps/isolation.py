@@ -138,8 +138,12 @@ def _command(cfg: DictConfig, script: Path, folder: Path) -> list[str]:
         if not text.lstrip("+~").startswith(_OF_THE_SWEEP)
     ]
     # One sweep is one group in W&B, unless the user named another.
-    ungrouped = "group" in cfg.logger and OmegaConf.select(cfg, "logger.group") is None
-    group = [f"logger.group={quote_value(folder.parent.name)}"] if ungrouped else []
+    in_wandb = {"group": quote_value(folder.parent.name), "job_type": "sweep"}
+    named = [
+        f"logger.{key}={value}"
+        for key, value in in_wandb.items()
+        if key in cfg.logger and OmegaConf.select(cfg, f"logger.{key}") is None
+    ]
     return [
         sys.executable,
         str(script),
@@ -147,7 +151,7 @@ def _command(cfg: DictConfig, script: Path, folder: Path) -> list[str]:
         str(hydra.job.config_name),
         *sources,
         *_resolved(hydra.overrides.task),
-        *group,
+        *named,
         *own,
         "hydra.mode=RUN",
         f"hydra.run.dir={quote_value(str(folder))}",

@@ -1,5 +1,6 @@
 """What a sweep says: a line per job, and the table at the end."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from rich.table import Table
 from memfold.training.run_folder import read_result
 from memfold.training.sweeps.folder import Plan, read_notes
 
-__all__ = ["describe_end", "print_table"]
+__all__ = ["describe_end", "print_table", "upload_command"]
 
 _COMPLETED = "completed"
 _MISSING = "missing"
@@ -75,6 +76,29 @@ def print_table(sweep: Path, plan: Plan) -> tuple[int, int, int]:
     console.print(table)
     num_missing = statuses.count(_MISSING)
     return len(statuses), len(statuses) - statuses.count(_COMPLETED) - num_missing, num_missing
+
+
+def upload_command(sweep: Path) -> str | None:
+    """Return the command that uploads all W&B runs of the sweep that were written offline.
+
+    Args:
+        sweep: The sweep's folder.
+
+    Returns:
+        One line for a shell; `None` when there is nothing to upload.
+    """
+    folders = [note.folder for note in read_notes(sweep)]
+    is_waiting = {
+        len(Path(folder).parts)
+        for folder in folders
+        for run in (sweep / folder).glob("wandb/offline-run-*")
+        if not any(run.glob("*.wandb.synced"))
+    }
+    if not is_waiting:
+        return None
+    root = shlex.quote(str(sweep))
+    patterns = [f"{root}/{'*/' * depth}wandb/offline-run-*" for depth in sorted(is_waiting)]
+    return " ".join(["wandb", "sync", *patterns])
 
 
 def _by_key(overrides: Sequence[str]) -> dict[str, str]:

@@ -19,7 +19,7 @@ from memfold.training.sweeps.devices import name_visible_devices, num_parallel_j
 from memfold.training.sweeps.folder import read_notes, request_stop, unresolved
 from memfold.training.sweeps.isolation import CONSOLE, SECONDS_TO_STOP
 from memfold.training.sweeps.planning import admit, common_overrides, sweep_folder
-from memfold.training.sweeps.report import describe_end, print_table
+from memfold.training.sweeps.report import describe_end, print_table, upload_command
 
 __all__ = ["RunningSweep", "running_sweep"]
 
@@ -98,6 +98,9 @@ class RunningSweep:
         if status and not read_notes(self.folder):  # refused before any job was started
             return status if self._stopped_by is None else 128 + self._stopped_by
         num_jobs, num_failed, num_missing = print_table(self.folder, self._plan)
+        upload = upload_command(self.folder)
+        if upload is not None:
+            print(f"W&B was offline; upload with: {upload}")
         if num_failed or num_missing:
             missing = f" and {num_missing} left no result" if num_missing else ""
             again = shlex.join(["python", sys.argv[0], "-m", resume_override(self.folder)])

@@ -1,0 +1,123 @@
+"""Flat names for W&B: what can be searched, filtered and put into a column.
+
+A key of the configuration keeps its name on the command line, such as `optimizer.lr`: the agent
+of a W&B sweep logs its parameters under that name too.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+__all__ = ["flat_facts", "flat_settings", "flat_summary"]
+
+# Not what was trained, or told by the facts under a better name; `ratio` there is the one that
+# came out.
+_LEFT_OUT = (
+    "artifact",
+    "budget_bytes",
+    "checkpoint",
+    "compression.bits",
+    "compression.budget_bytes",
+    "compression.ratio",
+    "compression.seed",
+    "data.download",
+    "data.root",
+    "extras",
+    "logger",
+    "ratio",
+    "resume",
+    "sweep",
+)
+_GROUPS = (
+    "callbacks",
+    "compression",
+    "data",
+    "experiment",
+    "optimizer",
+    "scheduler",
+    "task",
+    "trainer",
+)
+_BYTES = (
+    "dense_bytes",
+    "value_bytes",
+    "index_bytes",
+    "untouched_bytes",
+    "stored_bytes",
+    "stored_ratio",
+)
+
+
+def flat_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration as `group.key` -> value.
+
+    Targets, places of files and what changes nothing in the training are left out.
+
+    Args:
+        config: The resolved configuration, plain values.
+    """
+    is_distilled = bool((config.get("distill") or {}).get("teacher"))
+    return {
+        key: value
+        for key, value in _leaves(config)
+        if not any(key == name or key.startswith(f"{name}.") for name in _LEFT_OUT)
+        and (is_distilled or not key.startswith("distill."))
+    }
+
+
+def flat_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run is, by short names.
+
+    Args:
+        facts: As in `result.json`, with `choices` of Hydra's groups and `labels` where they are
+            known. What is missing is left out.
+    """
+    compression, memory = facts["compression"], facts.get("memory") or {}
+    parameters, environment = facts.get("parameters") or {}, facts.get("environment") or {}
+    choices, labels = facts.get("choices") or {}, facts.get("labels")
+    named = {} if labels is None else {"method": labels.method, "setting": labels.setting}
+    return {
+        **{group: choices[group] for group in _GROUPS if choices.get(group) is not None},
+        **named,
+        "strategy": compression["name"],
+        "ratio": compression["ratio"],
+        "requested_ratio": compression["requested_ratio"],
+        "budget_bytes": compression["budget_bytes"],
+        "bits": compression["bits"],
+        "backbone": facts["backbone"],
+        "data": facts["data"],
+        "task": facts["task"],
+        "seed": facts["seed"],
+        **{key: memory[key] for key in _BYTES if key in memory},
+        **{f"parameters.{key}": value for key, value in parameters.items()},
+        **{f"environment.{key}": value for key, value in environment.items()},
+    }
+
+
+def flat_summary(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the final numbers of a completed run.
+
+    `accuracy` is the test accuracy of what is stored: with fewer than 32 bits, of the artifact.
+    """
+    metrics = result["metrics"]
+    accuracy = metrics.get("packed/test/acc", metrics.get("test/acc"))
+    groups = {key: result[key] for key in ("memory", "parameters", "time", "training")}
+    final = {
+        "accuracy": accuracy,
+        "ratio": result["compression"]["ratio"],
+        "epochs": result["epochs"],
+        **metrics,
+        **{f"{name}/{key}": item for name, group in groups.items() for key, item in group.items()},
+    }
+    return {key: value for key, value in final.items() if value is not None}
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if "dirpath" in config:  # it writes checkpoints
+        return
+    for key, value in config.items():
+        if str(key).startswith("_"):
+            continue
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
