@@ -1,4 +1,5 @@
 import csv
+import io
 import subprocess
 import sys
 import time
@@ -29,7 +30,9 @@ def test_the_script_writes_a_report_that_can_be_drawn_again(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == "runs/c: failed: out of memory (stable_rps, ratio 0.1, seed 1)\n"
-    assert done.stdout.splitlines()[0].startswith("4 runs of 2 methods in 1 setting")
+    assert done.stdout.splitlines()[0] == (
+        "4 runs of 2 methods in 1 setting (data, backbone), 1 problem"
+    )
     assert done.stdout.splitlines()[-1] == "report: report/index.html"
     files = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
     assert {"index.html", "table.md", "table.csv", "runs.jsonl", "notes.md"} < files
@@ -54,6 +57,19 @@ def test_nothing_to_draw_is_an_error_that_names_every_folder(tmp_path, monkeypat
         "error: nothing to draw: no completed run in a, nowhere",
     ]
     assert not (tmp_path / "report").exists()
+
+
+def test_each_problem_is_one_line_on_any_terminal(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "a\nb", result(status="failed", error="one\ntwo\x1b[31m \u00e9"))
+    stream = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert main(["a\nb", "--out", "report"]) == 1
+    stream.seek(0)
+    assert stream.read().splitlines() == [
+        "a b: failed: one two [31m \\xe9 (stable_rps, ratio 0.1, seed 1)",
+        "error: nothing to draw: no completed run in a b",
+    ]
 
 
 def test_bad_published_curves_stop_before_anything_is_written(tmp_path, monkeypatch, capsys):

@@ -1,3 +1,5 @@
+import io
+
 import pytest
 from PIL import Image
 
@@ -9,6 +11,7 @@ from memfold.reporting.records import Comparison, Reference, Setting
 from memfold.reporting.statistics import AXES, pareto_front, points
 from memfold.reporting.styles import styles
 from reporting.fabricated import packed, result, write_run
+from reporting.page.comparisons import one_run
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,24 @@ def test_every_setting_gets_the_figures_that_it_has_values_for(comparison, tmp_p
         with Image.open(file) as picture:
             assert picture.width >= 1200
     assert all(file.read_bytes().startswith(b"%PDF") for file in tmp_path.glob("*.pdf"))
+
+
+def test_there_is_no_accuracy_above_all_or_below_nothing():
+    runs = [one_run("mag", ratio=0.1, seed=seed, accuracy=seed - 1.0) for seed in (1, 2)]
+    axis = AXES["ratio"]
+    with house_style():
+        figure = draw_plane(points(runs, axis), axis, styles(["mag"]), note="one")
+    assert figure.axes[-1].get_ylim() == (-0.02, 1.02)
+
+
+def test_a_name_with_dollars_is_no_formula():
+    runs = [one_run("mag (note=$x_{)", ratio=0.1, setting=Setting("a$b", "c_{$"))]
+    axis = AXES["ratio"]
+    with house_style():
+        figure = draw_plane(points(runs, axis), axis, styles([runs[0].method]), note="one")
+        figure.savefig(io.BytesIO())
+    assert figure.get_suptitle().startswith("a$b, c_{$:")
+    assert figure.legends[0].get_texts()[0].get_text() == runs[0].method
 
 
 def test_a_plane_has_a_line_per_method_and_a_ring_per_point_of_the_front(comparison):

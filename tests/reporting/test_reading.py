@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -76,6 +78,22 @@ def test_a_run_trained_for_8_bits_is_judged_by_its_artifact(here):
     write_run(here / "one", packed(result(), 8, 0.75))
     (run,), _ = read(["one"])
     assert (run.bits, run.accuracy, run.val_accuracy) == (8, 0.75, 0.75)
+
+
+def test_bytes_were_asked_for_at_the_bits_of_the_training(here):
+    asked = {"requested_ratio": None, "budget_bytes": 10_100}
+    asked = {f"compression__{key}": value for key, value in asked.items()}
+    full = result(**asked)
+    folder = write_run(here / "a", full)
+    write_run(folder / "packed" / "8", packed(full, 8, 0.79))
+    write_run(here / "b", packed(result(ratio=0.4, **asked), 8, 0.9))
+    runs, problems = read([here])
+    assert problems == []
+    assert {(run.folder, run.bits): run.request for run in runs} == {
+        ("a", 32): ("budget_bytes", 10_100),
+        ("a", 8): ("found", 0.1),
+        ("b", 8): ("budget_bytes", 10_100),
+    }
 
 
 def test_a_damaged_packed_result_is_named(here):
@@ -167,6 +185,7 @@ BAD_VALUES = {
     "huge": ({"memory__stored_bytes": 10**400}, "memory.stored_bytes must be a whole number"),
     "huge time": ({"time__fit_seconds": 10**400}, "time.fit_seconds must be at least 0 and finite"),
     "ratio 0": ({"compression__ratio": 0}, "compression.ratio must be at least"),
+    "asked 0": ({"compression__requested_ratio": 0}, "compression.requested_ratio must be at"),
     "5 bits": ({"compression__bits": 5}, "compression.bits must be one of"),
     "no packed": ({"compression__bits": 8}, "metrics.packed/test/acc is missing"),
     "data": ({"data": {"name": "x"}}, "data must be a text"),
@@ -248,8 +267,15 @@ def test_other_training_data_in_one_setting_is_named(here):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "epoch,val/acc\n1,0.5\n", "step,val/acc\n1,0.5\n2\n", "step,val/acc\n1,high\n", "\xff\n"],
-    ids=["empty", "no step", "truncated", "no number", "no text"],
+    [
+        "",
+        "epoch,val/acc\n1,0.5\n",
+        "step,val/acc\n1,0.5\n2\n",
+        "step,val/acc\n1,high\n",
+        "step,density/a\n1,1.5\n",
+        "\xff\n",
+    ],
+    ids=["empty", "no step", "truncated", "no number", "density", "no text"],
 )
 def test_a_damaged_metrics_file_costs_the_curves_only(here, text):
     write_run(here / "a", result())
@@ -288,6 +314,33 @@ def test_a_link_to_a_run_is_the_same_run(here):
     (here / "b").symlink_to("a")
     assert len(read(["a", "b"])[0]) == 1
     assert read(["a", "b"])[1] == []
+
+
+def test_links_to_runs_are_followed_and_others_are_not(here):
+    write_run(here / "runs" / "b", result(seed=2))
+    write_run(here / "elsewhere" / "a", result())
+    for name, target in (("a", "elsewhere/a"), ("back", "runs"), ("far", "elsewhere")):
+        (here / "runs" / name).symlink_to(here / target)
+    (here / "runs" / "b" / "self").symlink_to(here / "runs" / "b")
+    runs, problems = read(["runs"])
+    assert [(run.folder, run.seed) for run in runs] == [("runs/a", 1), ("runs/b", 2)]
+    assert problems == []
+
+
+def test_a_folder_that_cannot_be_listed_is_named(here, monkeypatch):
+    write_run(here / "runs" / "a", result())
+    (here / "runs" / "locked").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    runs, problems = read(["runs"])
+    assert len(runs) == 1
+    assert problems == [Problem("runs/locked", "cannot be read: Permission denied")]
 
 
 def test_everything_can_be_read_from_a_copy_elsewhere(here):

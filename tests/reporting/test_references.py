@@ -33,6 +33,20 @@ def test_columns_may_come_in_any_order_with_others(tmp_path):
     assert [(r.method, r.ratio, r.accuracy) for r in references] == [("rand", 1.0, 0.9)]
 
 
+def test_a_point_that_is_published_twice_is_drawn_once(tmp_path):
+    text = HEAD + "".join(f"snip,cifar10,vgg11_bn,0.1,{share}\n" for share in (0.9, 0.9, 0.8))
+    references, (problem,) = read_text(tmp_path, text)
+    assert [reference.accuracy for reference in references] == [0.9]
+    assert problem.reason == (
+        "snip at ratio 0.1 of cifar10, vgg11_bn is published twice, as 0.9 and 0.8: "
+        "the first is drawn"
+    )
+
+
+def test_a_file_without_points_is_named(tmp_path):
+    assert read_text(tmp_path, HEAD)[1] == [Problem("published.csv", "holds no published accuracy")]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

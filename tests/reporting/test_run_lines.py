@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -48,10 +49,29 @@ def test_methods_are_named_anew_when_other_runs_join(tmp_path, monkeypatch):
     ]
 
 
+def test_runs_of_two_places_with_one_name_are_two_runs(tmp_path, monkeypatch):
+    for place, strategy in (("x", "mag"), ("y", "snip")):
+        write_run(tmp_path / place / "outputs" / "0", result(strategy))
+        write_run(tmp_path / place / "outputs" / "1", result("dense", accuracy=0.9))
+        monkeypatch.chdir(tmp_path / place)
+        runs, _ = read(["outputs"])
+        Path("runs.jsonl").write_text(to_run_lines(Comparison(tuple(runs))))
+    monkeypatch.chdir(tmp_path)
+    runs, problems = read(["x/runs.jsonl", "y/runs.jsonl"])
+    assert [(run.folder, run.method) for run in runs] == [
+        ("outputs/1", "dense"),
+        ("outputs/0", "mag"),
+        ("outputs/0", "snip"),
+    ]
+    assert problems == []
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"accuracy": 2}, "accuracy must be at least 0 and at most 1, not 2"),
+        ({"requested_ratio": 0}, "requested_ratio must be at least 1e-09"),
+        ({"folder": "a\0b"}, "folder must be a text, not 'a\\x00b'"),
         ({"kind": "walk"}, "kind must be run or problem, not 'walk'"),
         ({"setting": "digits"}, "setting must be an object, not a text"),
         ({"curves": {"val/acc": {"steps": [1], "values": []}}}, "as many steps as values"),

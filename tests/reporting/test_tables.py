@@ -1,10 +1,12 @@
 import csv
 import io
 
+from memfold.reporting.page_data import page_data
 from memfold.reporting.reading import read
 from memfold.reporting.records import Comparison, Problem
 from memfold.reporting.tables import to_csv, to_markdown
 from reporting.fabricated import packed, result, write_run
+from reporting.page.comparisons import one_run
 
 
 def compare(folder):
@@ -46,3 +48,12 @@ def test_csv_has_plain_numbers(tmp_path):
     assert (rows[2]["num_seeds"], rows[2]["seeds"]) == ("2", "1 2")
     assert abs(float(rows[2]["accuracy"]) - 0.81) < 1e-12
     assert float(rows[2]["stored_bytes"]) == 10_025
+
+
+def test_a_ratio_that_nobody_asked_for_is_no_cell_and_says_so():
+    runs = [one_run("mag", ratio=0.1), one_run("mag", ratio=0.1, requested_ratio=None, seed=2)]
+    table = to_markdown(Comparison(tuple(runs)), "x")
+    assert "| mag | 32 | 0.1 | 1 |" in table
+    assert "| mag | 32 | ~0.1 | 1 |" in table
+    (setting,) = page_data(Comparison(tuple(runs)))["settings"]
+    assert {row["ratio"] for row in setting["rows"]} == {"0.1", "~0.1"}

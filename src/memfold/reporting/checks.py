@@ -2,8 +2,10 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+from memfold.reporting.overrides import differences
 from memfold.reporting.records import Problem, Run, Setting
 
 __all__ = ["keep_first", "natural", "sort_problems", "warn_of_unequal_training"]
@@ -40,7 +42,7 @@ def keep_first(runs: Iterable[Run]) -> tuple[list[Run], list[Problem]]:
 
 
 def warn_of_unequal_training(runs: Iterable[Run]) -> list[Problem]:
-    """Name the points whose runs were trained for different times, and settings whose data differ.
+    """Name the points whose runs were trained differently, and settings whose data differ.
 
     A training set of another size, and another batch size, show in the steps of an epoch.
     """
@@ -66,14 +68,20 @@ def warn_of_unequal_training(runs: Iterable[Run]) -> list[Problem]:
                     )
                 )
                 break
+        problems += [
+            Problem(
+                _place(group[0].setting),
+                f"averaged seeds of {_describe(group[0])} differ in {name}: {_list(values)}",
+            )
+            for name, values in differences(group)
+        ]
     for setting, examples in settings.items():
         if len(examples) > 1:
-            listed = ", ".join(f"{n} in {run.folder}" for n, run in sorted(examples.items()))
             problems.append(
                 Problem(
                     _place(setting),
                     "runs differ in the optimizer steps of an epoch, so in training data or batch "
-                    f"size: {listed}",
+                    f"size: {_list(dict(sorted(examples.items())))}",
                 )
             )
     return problems
@@ -82,10 +90,18 @@ def warn_of_unequal_training(runs: Iterable[Run]) -> list[Problem]:
 def _compare(kept: Run, other: Run) -> str:
     if (kept.accuracy, kept.stored_bytes) == (other.accuracy, other.stored_bytes):
         return f"repeats {kept.folder}, with the same result"
-    return (
-        f"repeats {kept.folder}, with test accuracy {other.accuracy:.4f} "
-        f"where that has {kept.accuracy:.4f}"
-    )
+    told = [
+        f"test accuracy {other.accuracy:.4f} where that has {kept.accuracy:.4f}",
+        *(
+            f"{name} {second} where that has {first}"
+            for name, (first, second) in differences((kept, other))
+        ),
+    ]
+    return f"repeats {kept.folder}, with {' and '.join(told)}"
+
+
+def _list(examples: Mapping[Any, Run]) -> str:
+    return ", ".join(f"{value} in {run.folder}" for value, run in examples.items())
 
 
 def _describe(run: Run) -> str:

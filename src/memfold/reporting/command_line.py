@@ -1,9 +1,11 @@
 """What `scripts/report.py` does."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from memfold.errors import InputError
 from memfold.reporting.checks import sort_problems
@@ -38,9 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     runs = comparison.runs
     _print(
-        f"{len(runs)} runs of {len({run.method for run in runs})} methods in "
-        f"{len({run.setting for run in runs})} settings (data, backbone), "
-        f"{len(comparison.problems)} problems"
+        f"{_count(len(runs), 'run')} of {_count(len({run.method for run in runs}), 'method')} in "
+        f"{_count(len({run.setting for run in runs}), 'setting')} (data, backbone), "
+        f"{_count(len(comparison.problems), 'problem')}"
     )
     _print(f"{plots} figures in {options.out / _PLOTS}, as PNG and PDF")
     _print(f"tables and runs: {options.out}/table.md, table.csv, {RUN_LINES}")
@@ -121,8 +123,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _print(line: str, file: object = None) -> None:
-    print(_as_utf8(line), file=file)  # type: ignore[call-overload]
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _print(line: str, file: TextIO | None = None) -> None:
+    """Print on one line, whatever a name holds and the terminal can show."""
+    stream = sys.stdout if file is None else file
+    line = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", line)
+    encoding = stream.encoding or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream)
 
 
 def _as_utf8(text: str) -> str:

@@ -49,21 +49,26 @@ def house_style() -> AbstractContextManager[None]:
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.axisbelow": True,
+        "text.parse_math": False,  # names are the runs' own and may hold a dollar
     }
     return mpl.rc_context(settings)  # type: ignore[arg-type]
 
 
-def new_figure(num_panels: int, height: float, title: str) -> tuple[Figure, list[Axes]]:
-    """Make a figure with panels side by side.
+def new_figure(
+    num_panels: int, height: float, title: str, *, stacked: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """Make a figure with panels side by side, or one above the other.
 
     Args:
         num_panels: How many.
         height: Of the figure without a legend, in inches.
         title: Above all panels.
+        stacked: Whether the panels stand one above the other.
     """
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     figure.suptitle(title, fontsize=10.5)
-    panels = [figure.add_subplot(1, num_panels, number + 1) for number in range(num_panels)]
+    grid = (num_panels, 1) if stacked else (1, num_panels)
+    panels = [figure.add_subplot(*grid, number + 1) for number in range(num_panels)]
     for axes in panels:
         axes.grid(alpha=0.25, linewidth=0.6)
     return figure, panels
@@ -112,6 +117,8 @@ def wrap(label: str) -> str:
 
 def set_accuracy_axis(axes: Axes) -> None:
     """Show shares as percent."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -0.02), min(high, 1.02))  # a spread may reach where no accuracy is
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=None))
     axes.set_ylabel("test accuracy, %")
 

@@ -42,9 +42,9 @@ class Fields:
         return Fields(self._get(key), self._path(key))
 
     def text(self, key: str) -> str:
-        """Return a string that is not empty."""
+        """Return a string that is not empty, and that a path could be."""
         value = self._get(key)
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value or "\0" in value:
             raise self._wrong(key, "a text")
         return value
 

@@ -1,13 +1,13 @@
-"""What a method is called: its strategy, and the options that tell its runs apart."""
+"""What methods and settings are called, so that runs of one name belong on one line."""
 
 import json
 from collections import defaultdict
 from collections.abc import Container, Sequence
 from dataclasses import replace
 
-from memfold.reporting.records import Run
+from memfold.reporting.records import Run, Setting
 
-__all__ = ["label_methods"]
+__all__ = ["label_methods", "label_settings"]
 
 _ALWAYS_SHOWN = ("distill",)  # a teacher is no detail, even if all runs of a strategy have one
 
@@ -25,6 +25,33 @@ def label_methods(runs: Sequence[Run]) -> list[Run]:
             values[run.strategy, key].add(_show(value))
     shown = {pair for pair, found in values.items() if len(found) > 1 or pair[1] in _ALWAYS_SHOWN}
     return [replace(run, method=_label(run, shown)) for run in runs]
+
+
+def label_settings(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs with backbones told apart that share a name and differ in size.
+
+    Options of a backbone, and what the data ask of it, are no part of its name; `mlp` of other
+    widths is `mlp (1,066,440 bytes)`, after the bytes of its dense model.
+    """
+    plain = [replace(run, setting=_without_size(run)) for run in runs]
+    sizes: dict[Setting, set[int]] = defaultdict(set)
+    for run in plain:
+        sizes[run.setting].add(run.dense_bytes)
+    return [_with_size(run) if len(sizes[run.setting]) > 1 else run for run in plain]
+
+
+def _with_size(run: Run) -> Run:
+    backbone = run.setting.backbone + _size(run)
+    return replace(run, setting=replace(run.setting, backbone=backbone))
+
+
+def _without_size(run: Run) -> Setting:
+    """Undo what an earlier report added: other runs are compared now."""
+    return replace(run.setting, backbone=run.setting.backbone.removesuffix(_size(run)))
+
+
+def _size(run: Run) -> str:
+    return f" ({run.dense_bytes:,} bytes)"
 
 
 def _label(run: Run, shown: Container[tuple[str, str]]) -> str:

@@ -72,7 +72,7 @@ def _setting(
     return {
         "data": setting.data,
         "backbone": setting.backbone,
-        "numRuns": sum(len(point.runs) for point in at_ratios),
+        "numRuns": len({(run.folder, run.method, run.seed, run.command) for run in runs}),
         "methods": _methods(runs, looks),
         "bits": sorted({run.bits for run in runs}, reverse=True),
         "runs": [_run(run) for run in runs],
@@ -142,7 +142,9 @@ def _row(point: Point, numbers: Mapping[int, int]) -> dict[str, object]:
 def _label(point: Point) -> str:
     """Say what was asked of the runs; seeds and bits of one line agree in it."""
     kind, value = point.runs[0].request
-    return f"{value:,.0f} bytes" if kind == "budget_bytes" else f"{value:g}"
+    if kind == "budget_bytes":
+        return f"{value:,.0f} bytes"
+    return f"~{value:g}" if kind == "found" and point.strategy != "dense" else f"{value:g}"
 
 
 def _at_highest_bits(found: Iterable[Point]) -> list[Point]:

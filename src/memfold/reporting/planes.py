@@ -23,6 +23,9 @@ from memfold.reporting.styles import Style
 
 __all__ = ["draw_plane"]
 
+_NEAR = 0.1  # of accuracy below the best: what is shown once more where the rest is far below
+_FAR = 0.25
+
 
 def draw_plane(
     points: Sequence[Point],
@@ -34,7 +37,8 @@ def draw_plane(
 ) -> Figure:
     """Draw the points of one setting.
 
-    Dense is a point and a horizontal line; the points that no other one beats have a ring.
+    Dense is a point and a horizontal line; the points that no other one beats have a ring. Where
+    some methods have collapsed, those near the best have a panel of their own.
 
     Args:
         points: On `axis`.
@@ -46,7 +50,27 @@ def draw_plane(
     setting = points[0].setting
     what = re.split("[:,]", axis.title)[0]
     title = f"{title_of(setting)}: test accuracy over {what} ({note})"
-    figure, (axes,) = new_figure(1, 4.9, title)
+    best = max(point.y for point in points)
+    has_collapsed = min(point.y for point in points) < best - _FAR
+    figure, panels = (
+        new_figure(2, 7.6, title, stacked=True) if has_collapsed else new_figure(1, 4.9, title)
+    )
+    for axes in panels:
+        _draw_panel(axes, points, axis, styles, references)
+    if has_collapsed:
+        panels[0].set_ylim(best - _NEAR, best + _NEAR / 10)
+        panels[0].set_xlabel("")
+    add_legend(figure, panels)
+    return figure
+
+
+def _draw_panel(
+    axes: Axes,
+    points: Sequence[Point],
+    axis: Axis,
+    styles: Mapping[str, Style],
+    references: Sequence[Reference],
+) -> None:
     lines: dict[str, list[Point]] = defaultdict(list)
     for point in points:
         lines[point.method].append(point)
@@ -68,8 +92,6 @@ def draw_plane(
     axes.set_xlabel(axis.title)
     set_accuracy_axis(axes)
     _scale(axes, points, references, axis)
-    add_legend(figure, [axes])
-    return figure
 
 
 def _draw_line(axes: Axes, points: Sequence[Point], axis: Axis, style: Style) -> None:

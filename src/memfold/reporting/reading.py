@@ -6,7 +6,7 @@ from pathlib import Path
 
 from memfold.reporting.checks import keep_first, natural, sort_problems, warn_of_unequal_training
 from memfold.reporting.fields import UnusableError
-from memfold.reporting.labels import label_methods
+from memfold.reporting.labels import label_methods, label_settings
 from memfold.reporting.records import Problem, Run
 from memfold.reporting.run_files import PACKED, read_run_folder
 from memfold.reporting.run_lines import read_run_lines
@@ -33,31 +33,41 @@ def read(paths: Iterable[Path | str]) -> tuple[list[Run], list[Problem]]:
         usable result, failed, missing from a sweep, a seed twice), and runs that are not what a
         reader would expect. The same folder given twice is read once.
     """
-    runs: list[Run] = []
+    runs: dict[object, Run] = {}
     problems: list[Problem] = []
     seen: set[Path] = set()
     for path in map(Path, paths):
         if path.is_file():
             found, wrong = read_run_lines(path, _name(path))
-            fresh = [run for run in found if Path(run.folder).resolve() not in seen]
-            seen.update(Path(run.folder).resolve() for run in fresh)
         elif path.is_dir():
-            fresh, wrong = _read_folder(path, seen)
+            found, wrong = _read_folder(path, seen)
         else:
-            fresh, wrong = [], [Problem(_name(path), "does not exist")]
-        runs += fresh
+            found, wrong = [], [Problem(_name(path), "does not exist")]
+        for run in found:
+            runs.setdefault(_identity(run), run)
         problems += wrong
-    runs, repeated = keep_first(label_methods(sorted(runs, key=_by_folder)))
-    problems += [*repeated, *warn_of_unequal_training(runs)]
-    return sorted(runs, key=_by_method), sort_problems(problems)
+    labelled = label_methods(label_settings(sorted(runs.values(), key=_by_folder)))
+    kept, repeated = keep_first(labelled)
+    problems += [*repeated, *warn_of_unequal_training(kept)]
+    return sorted(kept, key=_by_method), sort_problems(problems)
 
 
 def _read_folder(root: Path, seen: set[Path]) -> tuple[list[Run], list[Problem]]:
     runs: list[Run] = []
     problems: list[Problem] = []
     folders: list[Path] = []
-    for path, subfolders, files in os.walk(root):
+
+    def report(error: OSError) -> None:
+        reason = f"cannot be read: {error.strerror or error}"
+        problems.append(Problem(_name(Path(error.filename)), reason))
+
+    walked: set[Path] = set()
+    for path, subfolders, files in os.walk(root, onerror=report, followlinks=True):
         folder = Path(path)
+        if folder.resolve() in walked:  # a link back
+            subfolders.clear()
+            continue
+        walked.add(folder.resolve())
         is_run = RESULT in files or HYDRA_FOLDER in subfolders
         if is_run:
             folders.append(folder)
@@ -71,6 +81,7 @@ def _read_folder(root: Path, seen: set[Path]) -> tuple[list[Run], list[Problem]]
             if not name.startswith(".")
             and not (is_run and name in _INSIDE_RUNS)
             and not (name == _TRIALS and _STUDY in files)
+            and not ((folder / name).is_symlink() and not _is_compared(folder / name))
         )
     if not folders and not problems:
         problems.append(Problem(_name(root), "holds no run"))
@@ -82,6 +93,11 @@ def _read_folder(root: Path, seen: set[Path]) -> tuple[list[Run], list[Problem]]
             runs += found
             problems += wrong
     return runs, problems
+
+
+def _is_compared(folder: Path) -> bool:
+    """Tell a link to a run or a sweep from one that may lead anywhere."""
+    return any((folder / name).exists() for name in (RESULT, HYDRA_FOLDER, PLAN))
 
 
 def _read_plan(sweep: Path) -> tuple[Sequence[Path], list[Problem]]:
@@ -101,6 +117,12 @@ def _name(path: Path) -> str:
     path = Path(os.path.abspath(path))
     here = Path.cwd()
     return path.relative_to(here).as_posix() if path.is_relative_to(here) else path.as_posix()
+
+
+def _identity(run: Run) -> object:
+    """Tell a run that was read before from another one of the same name, made elsewhere."""
+    place = Path(run.folder).resolve()
+    return place, run.strategy, run.seed, run.bits, run.accuracy, run.stored_bytes, run.fit_seconds
 
 
 def _by_folder(run: Run) -> tuple[object, ...]:

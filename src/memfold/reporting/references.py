@@ -25,17 +25,21 @@ def read_references(
     Raises:
         InputError: A file cannot be read, or a value is missing or out of range.
     """
-    references: list[Reference] = []
-    problems: dict[Setting, Problem] = {}
+    references: dict[object, Reference] = {}
+    problems: list[Problem] = []
     for file in files:
-        for reference in _read(file):
-            if reference.setting in settings:
-                references.append(reference)
-            else:
-                problems[reference.setting] = Problem(
-                    file.name, _describe_unknown(reference.setting, settings)
-                )
-    return references, list(problems.values())
+        found = _read(file)
+        if not found:
+            problems.append(Problem(file.name, "holds no published accuracy"))
+        for reference in found:
+            key = (reference.setting, reference.method, reference.ratio)
+            if reference.setting not in settings:
+                reason = _describe_unknown(reference.setting, settings)
+                problems.append(Problem(file.name, reason))
+            elif references.setdefault(key, reference) != reference:
+                reason = _describe_repeated(references[key], reference)
+                problems.append(Problem(file.name, reason))
+    return list(references.values()), list(dict.fromkeys(problems))
 
 
 def _describe_unknown(setting: Setting, settings: Collection[Setting]) -> str:
@@ -43,6 +47,14 @@ def _describe_unknown(setting: Setting, settings: Collection[Setting]) -> str:
     return (
         f"published curves for dataset {setting.data}, model {setting.backbone} are not drawn: "
         f"the runs are of {known or 'none'}"
+    )
+
+
+def _describe_repeated(kept: Reference, other: Reference) -> str:
+    setting = kept.setting
+    return (
+        f"{other.method} at ratio {other.ratio:g} of {setting.data}, {setting.backbone} is "
+        f"published twice, as {kept.accuracy:g} and {other.accuracy:g}: the first is drawn"
     )
 
 

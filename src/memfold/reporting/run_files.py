@@ -59,7 +59,8 @@ def read_run_folder(folder: Path, name: str) -> tuple[list[Run], list[Problem]]:
             further = _parse(load_json(packed / RESULT), name)
             if any(other.bits == further.bits for other in runs):
                 raise UnusableError(f"{further.bits} bits are there already")
-            runs.append(further)
+            # The bytes were asked for at the bits of the training.
+            runs.append(replace(further, budget_bytes=None))
         except UnusableError as error:
             problems.append(Problem(f"{name}/{PACKED}/{packed.name}", str(error)))
     return runs, problems
@@ -106,7 +107,9 @@ def _parse(result: object, name: str) -> Run:
         method=strategy,
         seed=fields.integer("seed", 0),
         ratio=compression.number("ratio", SMALLEST_RATIO),
-        requested_ratio=None if is_dense else compression.number_or_none("requested_ratio", 0, 1),
+        requested_ratio=None
+        if is_dense
+        else compression.number_or_none("requested_ratio", SMALLEST_RATIO, 1),
         budget_bytes=None if is_dense else compression.integer_or_none("budget_bytes", 1),
         bits=bits,
         accuracy=metrics.number(f"{prefix}test/acc", 0, 1),
@@ -205,6 +208,8 @@ def _read_row(
         if not math.isfinite(value):  # no plot has a place for it
             continue
         if name.startswith(_DENSITY):
+            if not 0 <= value <= 1:
+                raise UnusableError(f"{name} must be at least 0 and at most 1, not {text}")
             densities[name.removeprefix(_DENSITY)] = value
         else:
             curves.setdefault(name, {})[int(row["step"])] = value

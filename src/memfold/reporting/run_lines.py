@@ -30,7 +30,7 @@ def read_run_lines(path: Path, name: str) -> tuple[list[Run], list[Problem]]:
         name: What it is called in a report.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         return [], [Problem(name, f"cannot be read: {error.strerror or error}")]
     except ValueError:
@@ -71,7 +71,7 @@ def _run(fields: Fields) -> Run:
         method=fields.text("method"),
         seed=fields.integer("seed", 0),
         ratio=fields.number("ratio", SMALLEST_RATIO),
-        requested_ratio=fields.number_or_none("requested_ratio", 0, 1),
+        requested_ratio=fields.number_or_none("requested_ratio", SMALLEST_RATIO, 1),
         budget_bytes=fields.integer_or_none("budget_bytes", 1),
         bits=fields.integer("bits", 1),
         accuracy=fields.number("accuracy", 0, 1),

@@ -179,7 +179,8 @@ def _request(point: Point) -> str:
         return f"{point.requested_ratio:g}"
     if point.budget_bytes is not None:
         return f"{point.budget_bytes:,} bytes"
-    return f"{statistics.fmean(run.ratio for run in point.runs):.2g}"
+    ratio = f"{statistics.fmean(run.ratio for run in point.runs):.2g}"
+    return ratio if point.strategy == "dense" else f"~{ratio}"
 
 
 def _accuracy(point: Point) -> str:

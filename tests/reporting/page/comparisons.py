@@ -33,8 +33,7 @@ def one_run(method="dense", *, ratio=None, seed=1, bits=32, accuracy=0.9, **chan
     share = 1.0 if ratio is None else ratio
     indices = 1.4 if strategy in PRUNED else 1.0
     values = dict(
-        folder=f"multirun/first/{method}-{ratio}-{seed}".replace(" ", "")
-        + f"/{bits}" * (bits < 32),
+        folder=f"multirun/first/{method}-{ratio}-{seed}".replace(" ", ""),
         setting=FASHION,
         strategy=strategy,
         method=method,

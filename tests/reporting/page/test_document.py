@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 
 from memfold.errors import InputError
 from memfold.reporting.page import write_page
-from memfold.reporting.records import Comparison, Curve, Problem, Reference
+from memfold.reporting.records import Comparison, Curve, Problem, Reference, Setting
 from reporting.page.comparisons import FASHION, METHODS, SMALL, one_run, realistic
 from reporting.page.looking import hover, rows
 
@@ -122,6 +122,19 @@ def test_a_phone_needs_no_sideways_scrolling_and_no_pointed_fingers(open_page):
     summary.tap()
     page.evaluate("window.scrollTo(0, 2000)")
     assert 0 <= summary.bounding_box()["y"] < 50
+
+
+def test_long_names_break_on_a_phone(open_page):
+    setting = Setting("company.data.sets.AVeryLongNameOfData", "company.models.AVeryLongBackbone")
+    runs = (
+        one_run("company.compression.methods.AVeryLongStrategy", ratio=0.1, setting=setting),
+        one_run("mag", ratio=0.1, setting=setting),
+    )
+    phone = {"viewport": {"width": 390, "height": 844}, "is_mobile": True}
+    page = open_page(Comparison(runs), **phone)
+    assert page.evaluate("window.innerWidth") == 390
+    cells = page.locator("#table tbody th")
+    assert cells.evaluate_all("all => all.every((n) => n.scrollWidth <= n.clientWidth)")
 
 
 def test_plots_follow_the_width_of_the_window(small_page):

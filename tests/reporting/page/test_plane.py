@@ -7,7 +7,7 @@ import pytest
 
 from memfold.reporting.records import Comparison, Reference
 from memfold.reporting.statistics import AXES, at_best_bits, pareto_front, points
-from reporting.page.comparisons import DIGITS, FASHION, NAMES, SMALL, realistic
+from reporting.page.comparisons import DIGITS, FASHION, NAMES, SMALL, one_run, realistic
 from reporting.page.looking import (
     by_method,
     column,
@@ -120,6 +120,30 @@ def test_an_axis_that_nothing_was_measured_on_is_not_offered(open_page):
     options = page.locator("#axis option").evaluate_all("nodes => nodes.map((n) => n.value)")
     assert options == ["stored_bytes", "ratio", "fit_seconds"]
     assert "measured memory" in page.locator("#memory").inner_text()
+
+
+def test_a_logarithm_has_no_place_for_what_took_nothing(open_page):
+    runs = tuple(replace(r, fit_seconds=0.0) if r.method == "snip" else r for r in SMALL.runs)
+    page = open_page(Comparison(runs))
+    page.uncheck("#log")
+    page.select_option("#axis", "fit_seconds")
+    assert set(drawn(page)) == NAMES
+    page.check("#log")
+    assert set(drawn(page)) == NAMES - {"snip"}
+    assert "Without a value here: snip." in page.inner_text("#plane-note")
+
+
+def test_there_is_no_accuracy_above_all_or_below_nothing(open_page):
+    runs = tuple(one_run("mag", ratio=0.1, seed=seed, accuracy=seed - 1.0) for seed in (1, 2))
+    page = open_page(Comparison(runs))
+    shown = page.evaluate("document.getElementById('plane').layout.yaxis.range")
+    assert shown == [-2, 102]
+
+
+def test_a_single_point_has_ticks_that_can_be_read(open_page):
+    page = open_page(Comparison((one_run(ratio=None, stored_bytes=12_345),)))
+    ticks = page.locator("#plane .xtick text").all_text_contents()
+    assert ticks == ["2k", "5k", "10k", "20k", "50k", "100k"]
 
 
 def test_settings_are_never_in_one_picture(open_page):

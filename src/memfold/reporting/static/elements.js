@@ -96,7 +96,8 @@ const axisStyle = {
 
 /** Ticks at round numbers of a logarithmic axis, each with its whole label; plotly's where it is short. */
 function logTicks(values, format) {
-  const [low, high] = [Math.log10(Math.min(...values)), Math.log10(Math.max(...values))];
+  let [low, high] = [Math.log10(Math.min(...values)), Math.log10(Math.max(...values))];
+  if (low === high) [low, high] = [low - 1, high + 1]; // what plotly shows around a single value
   const span = high - low;
   if (span < 0.7) return {};
   const inside = span > 4 ? [1] : span < 1.3 ? [1, 2, 3, 5] : isNarrow() ? [1, 3] : [1, 2, 5];

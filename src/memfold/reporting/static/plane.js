@@ -160,7 +160,9 @@ function planeAxis(axis, isLog, points) {
 /** Draw the plane of one setting; return what a reader must know besides. */
 function drawPlane(setting, axis, choice) {
   const runs = setting.runs;
-  const points = (setting.planes[axis.key][choice.bits] ?? []).filter((p) => choice.isShown(p.method));
+  const points = (setting.planes[axis.key][choice.bits] ?? []).filter(
+    (p) => choice.isShown(p.method) && (p.x > 0 || !choice.isLog), // a logarithm has no place for 0
+  );
   const methods = setting.methods.filter((method) => choice.isShown(method.name));
   const drawn = methods
     .map((method) => [method, points.filter((point) => point.method === method.name)])
@@ -178,7 +180,8 @@ function drawPlane(setting, axis, choice) {
   const layout = {
     ...baseLayout(isNarrow() ? 400 : 520),
     xaxis: planeAxis(axis, choice.isLog, points),
-    yaxis: { ...axisStyle, title: { text: "test accuracy, %", standoff: 6 } },
+    // The spread over seeds may reach beyond all and nothing; accuracies do not.
+    yaxis: { ...axisStyle, title: { text: "test accuracy, %", standoff: 6 }, autorangeoptions: { clipmin: -2, clipmax: 102 } },
     shapes: dense ? [denseLine(dense)] : [],
   };
   const label = `Test accuracy over ${axis.title}: ${plural(drawn.length, "method")}. The numbers are in the table below.`;
