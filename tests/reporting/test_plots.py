@@ -58,6 +58,18 @@ def test_there_is_no_accuracy_above_all_or_below_nothing():
     assert figure.axes[-1].get_ylim() == (-0.02, 1.02)
 
 
+def test_methods_near_the_best_have_a_panel_where_others_have_collapsed():
+    runs = [one_run("mag", ratio=r, accuracy=a) for r, a in ((0.1, 0.88), (0.01, 0.4))]
+    axis = AXES["ratio"]
+    for shown, num_panels in ((runs, 2), (runs[:1], 1)):
+        with house_style():
+            figure = draw_plane(points(shown, axis), axis, styles(["mag"]), note="one")
+        assert len(figure.axes) == num_panels
+        low, high = figure.axes[0].get_ylim()
+        assert low < 0.88 < high
+        assert num_panels == 1 or (low > 0.7 and high < 0.9)
+
+
 def test_a_name_with_dollars_is_no_formula():
     runs = [one_run("mag (note=$x_{)", ratio=0.1, setting=Setting("a$b", "c_{$"))]
     axis = AXES["ratio"]
@@ -77,7 +89,7 @@ def test_a_plane_has_a_line_per_method_and_a_ring_per_point_of_the_front(compari
         figure = draw_plane(
             found, axis, looks, note="32 bits a value", references=comparison.references
         )
-    (axes,) = figure.axes
+    *_, axes = figure.axes
     lines = {line.get_label(): line for line in axes.get_lines()}
     containers = {container.get_label(): container for container in axes.containers}
     assert set(containers) == {"dense", "stable_rps", "mag"}

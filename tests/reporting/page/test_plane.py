@@ -31,6 +31,17 @@ def test_a_line_of_means_for_each_method(small_page):
     assert traces(small_page, "plane", "runs") == []
 
 
+def test_the_plane_can_show_what_is_near_the_best(small_page):
+    read = "() => document.getElementById('plane')._fullLayout.yaxis.range"
+    whole = small_page.evaluate(read)
+    small_page.check("#near")
+    best = max(p.y for p in points(SMALL.runs, AXES["stored_bytes"]) if p.bits == 32)
+    assert small_page.evaluate(read) == pytest.approx([100 * best - 10, 100 * best + 1])
+    assert drawn(small_page) == expected(SMALL, "stored_bytes")
+    small_page.uncheck("#near")
+    assert small_page.evaluate(read) == pytest.approx(whole)
+
+
 def test_the_dense_accuracy_is_a_line_with_its_number(small_page):
     mean = fmean(run.accuracy for run in SMALL.runs if run.is_dense and run.bits == 32)
     label = small_page.locator("#plane .shape-label")

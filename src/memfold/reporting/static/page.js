@@ -7,6 +7,7 @@ const choice = {
   axis: report.axes[0].key,
   bits: "",
   isLog: report.axes[0].isLog,
+  isNear: false,
   single: true,
   ratio: "",
   metric: "val/acc",
@@ -216,6 +217,7 @@ function listen() {
   };
   byId("bits").onchange = (event) => { choice.bits = event.target.value; drawAccuracy(); };
   byId("log").onchange = (event) => { choice.isLog = event.target.checked; drawAccuracy(); };
+  byId("near").onchange = (event) => { choice.isNear = event.target.checked; drawAccuracy(); };
   byId("single").onchange = (event) => { choice.single = event.target.checked; drawAccuracy(); };
   byId("ratio").onchange = (event) => { choice.ratio = event.target.value; drawAtRatio(); };
   byId("metric").onchange = (event) => { choice.metric = event.target.value; drawAtRatio(); };

@@ -2,6 +2,7 @@
 
 const INK = "#1b1f24";
 const REFERENCE = "#57606a";
+const NEAR = 10; // points of accuracy
 
 function describeRun(run, lines = []) {
   const { stored_bytes: stored, peak_bytes: peak, fit_seconds: time } = run.x;
@@ -157,6 +158,17 @@ function planeAxis(axis, isLog, points) {
   return { ...style, ...logTicks(values, significant) };
 }
 
+/** All accuracies, or those near the best where others have collapsed. */
+function accuracyAxis(points, isNear) {
+  const style = { ...axisStyle, title: { text: "test accuracy, %", standoff: 6 } };
+  if (isNear && points.length) {
+    const best = 100 * Math.max(...points.map((point) => point.y));
+    return { ...style, range: [best - NEAR, best + NEAR / 10] };
+  }
+  // The spread over seeds may reach beyond all and nothing; accuracies do not.
+  return { ...style, autorangeoptions: { clipmin: -2, clipmax: 102 } };
+}
+
 /** Draw the plane of one setting; return what a reader must know besides. */
 function drawPlane(setting, axis, choice) {
   const runs = setting.runs;
@@ -180,8 +192,7 @@ function drawPlane(setting, axis, choice) {
   const layout = {
     ...baseLayout(isNarrow() ? 400 : 520),
     xaxis: planeAxis(axis, choice.isLog, points),
-    // The spread over seeds may reach beyond all and nothing; accuracies do not.
-    yaxis: { ...axisStyle, title: { text: "test accuracy, %", standoff: 6 }, autorangeoptions: { clipmin: -2, clipmax: 102 } },
+    yaxis: accuracyAxis(points, choice.isNear),
     shapes: dense ? [denseLine(dense)] : [],
   };
   const label = `Test accuracy over ${axis.title}: ${plural(drawn.length, "method")}. The numbers are in the table below.`;
