@@ -16,4 +16,5 @@ ROOT = Path(__file__).resolve().parents[1]
 
 if __name__ == "__main__":
     # A relative path, because every run records its command.
-    sys.exit(main(sys.argv[1:], program=Path(os.path.relpath(ROOT / "train.py"))))
+    program = Path(os.path.relpath(ROOT / "train.py"))
+    sys.exit(main(sys.argv[1:], program=program, conf=ROOT / "conf"))

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 REPOSITORY = Path(__file__).parents[2]
+CONF = REPOSITORY / "conf"
 STAND_IN = REPOSITORY / "tests" / "tuning" / "stand_in.py"
 
 PLAN: dict[str, Any] = {

@@ -36,6 +36,7 @@ def test_every_method_tries_as_many_values_with_another_seed(tmp_path: Path) -> 
         "ratio=0.01",
         "optimizer.lr=0.01",
         "seed=11",
+        "trainer.limit_test_batches=0",
     )
 
 
@@ -47,6 +48,7 @@ def test_the_compared_runs_are_all_ratios_and_seeds_once(tmp_path: Path) -> None
     ratios = (0.3, 0.1, 0.01)
     assert found == {("dense", None)} | {(m, r) for m in ("synflow", "projection") for r in ratios}
     assert not any("ratio=" in text for run in runs if run.ratio is None for text in run.overrides)
+    assert not any(text.startswith("trainer.limit") for run in runs for text in run.overrides)
 
 
 @pytest.mark.parametrize(

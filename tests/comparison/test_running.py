@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from comparison.plans import REPOSITORY, STAND_IN, write_plan
+from comparison.plans import CONF, REPOSITORY, STAND_IN, write_plan
 from memfold.comparison.command_line import main
 
 # The stand-in is best at 0.1, to which 0.03 is nearer than 1.
@@ -24,7 +24,29 @@ NUM_RUNS = 2 * 2 + 2 + 2 * 2
 
 def compare(folder: Path, **changes: object) -> int:
     plan = write_plan(folder, **(SMALL | changes))
-    return main([str(plan), "--out", str(folder / "out"), "--jobs", "2"], STAND_IN)
+    return main([str(plan), "--out", str(folder / "out"), "--jobs", "2"], STAND_IN, CONF)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": {"sparse": ["compression=magg"]}}, "compression=magg is unknown; available"),
+        ({"overrides": ["trainer.max_epoch=2"]}, "trainer.max_epoch is no key"),
+        ({"choose": SMALL["choose"] | {"key": "optimizer.rl"}}, "optimizer.rl is no key"),
+    ],
+)
+def test_what_train_does_not_know_is_refused_before_anything_runs(
+    changes: dict[str, object],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert compare(tmp_path, **changes) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: methods.")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def read_choices(folder: Path) -> list[dict[str, str]]:
@@ -84,7 +106,11 @@ def test_what_was_interrupted_loses_the_runs_in_flight_at_most(
 ) -> None:
     plan = write_plan(tmp_path, **SMALL)
     code = "import sys; from pathlib import Path; from memfold.comparison.command_line import main;"
-    command = [sys.executable, "-c", f"{code} sys.exit(main(sys.argv[2:], Path(sys.argv[1])))"]
+    command = [
+        sys.executable,
+        "-c",
+        f"{code} sys.exit(main(sys.argv[2:], Path(sys.argv[1]), Path('conf')))",
+    ]
     command += [str(STAND_IN), str(plan), "--out", str(tmp_path / "out"), "--jobs", "2"]
     process = subprocess.Popen(
         command,
@@ -109,6 +135,6 @@ def test_what_was_interrupted_loses_the_runs_in_flight_at_most(
     num_completed = sum(result["status"] == "completed" for result in results)
     assert num_completed >= 3
 
-    assert main(command[4:], STAND_IN) == 0
+    assert main(command[4:], STAND_IN, CONF) == 0
     again = len(starts(tmp_path)) - NUM_RUNS
     assert 0 <= again <= 2  # one for each job

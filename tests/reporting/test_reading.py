@@ -109,7 +109,33 @@ def test_dense_asks_for_nothing_even_in_a_sweep_over_ratios(here):
     write_run(here / "1", result("dense", ratio=0.01))
     (run,), problems = read([here])
     assert run.requested_ratio is None
-    assert problems == [Problem("1", "repeats 0, with the same result (dense, seed 1); left out")]
+    assert problems == []
+    write_run(here / "2", result("dense", ratio=0.1))
+    (run,), problems = read([here])
+    assert problems == [Problem("2", "repeats 0, with the same result (dense, seed 1); left out")]
+
+
+def test_what_was_only_tried_for_a_choice_is_no_result(here):
+    write_run(here / "runs" / "a", result("mag", ratio=0.1))
+    write_run(here / "choices" / "b", result("mag", ratio=0.1, seed=11))
+    runs, _ = read([here])
+    assert len(runs) == 2
+    (here / "choices.csv").write_text("method,ratio\n")
+    (run,), problems = read([here])
+    assert (run.folder, problems) == ("runs/a", [])
+
+
+def test_runs_that_failed_before_they_had_a_folder_are_named(here):
+    write_run(here / "a", result("mag", ratio=0.1))
+    for name in "abc":
+        (here / f"{name}.overrides.json").write_text("[]")
+    (here / "b.txt").write_text("warning\nerror: compression=magg is unknown\n")
+    (run,), problems = read([here])
+    assert run.folder == "a"
+    assert problems == [
+        Problem("b", "failed: compression=magg is unknown"),
+        Problem("c", "no run folder: not started, or failed at once"),
+    ]
 
 
 def test_methods_are_named_by_the_options_in_which_their_runs_differ(here):

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from training.jobs import TESTS
+from training.jobs import REPOSITORY, TESTS
 
 _SWEEP = f"""
 import runpy
@@ -43,6 +43,8 @@ def write_repository(root: Path, *, with_sweeps: bool = False) -> None:
         (root / folder).mkdir(parents=True, exist_ok=True)
     for experiment in ("cifar10_vgg11", "cifar100_vgg11"):
         (root / "results" / "published" / f"synflow_{experiment}.csv").touch()
+    if not (root / "conf").exists():
+        (root / "conf").symlink_to(REPOSITORY / "conf")
     (root / "train.py").write_text(_SWEEP if with_sweeps else _PROGRAM)
     (root / "scripts" / "report.py").write_text(_PROGRAM)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,21 +10,23 @@ from pathlib import Path
 import psutil
 
 from memfold.comparison.packing import pack_runs
-from memfold.comparison.plan import read_plan
+from memfold.comparison.plan import Plan, read_plan
 from memfold.comparison.running import RUNS, run_plan
 from memfold.errors import InputError
+from memfold.launching.composing import check_overrides
 from memfold.launching.run import Stopped
 from memfold.launching.workers import StopSignal, launchers
 
 __all__ = ["main"]
 
 
-def main(arguments: Sequence[str], program: Path) -> int:
+def main(arguments: Sequence[str], program: Path, conf: Path) -> int:
     """Run a plan, or what is left of it, and pack the artifacts.
 
     Args:
         arguments: The command line after the program's name.
         program: `train.py`.
+        conf: Its configuration folder.
 
     Returns:
         The exit status: 0, also when runs failed, which the report lists; 1 after a user's mistake
@@ -33,6 +36,7 @@ def main(arguments: Sequence[str], program: Path) -> int:
     stop = StopSignal()
     try:
         plan = read_plan(options.plan)
+        _check_methods(plan, conf)
         with stop.caught():
             workers = launchers(program, options.jobs, stop.event, os.environ)
             progress = run_plan(plan, options.out, workers)
@@ -48,7 +52,23 @@ def main(arguments: Sequence[str], program: Path) -> int:
         return 1
     num_completed = progress.num_runs - len(progress.failed)
     print(f"{num_completed} runs completed, {len(progress.failed)} failed, {packed} packed files")
+    runs, report = options.out / RUNS, options.out / "report"
+    print(shlex.join(["python", "scripts/report.py", str(runs), "--out", str(report)]))
     return 0
+
+
+def _check_methods(plan: Plan, conf: Path) -> None:
+    """Compose one run of each method.
+
+    Raises:
+        InputError: An override is unknown.
+    """
+    for method in plan.methods:
+        run, *_ = plan.compared_runs(method, plan.places(method)[0], plan.values[0])
+        try:
+            check_overrides(conf, run.overrides)
+        except InputError as error:
+            raise InputError(f"methods.{method}: {error}") from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,6 +17,7 @@ _KEYS = {"overrides", "methods", "seeds", "choose", "bits"}
 _CHOOSE_KEYS = {"key", "values", "seed", "at"}
 _BITS = (16, 8, 4)
 _DENSE = "compression=dense"
+_NO_TEST = "trainer.limit_test_batches=0"
 
 
 @dataclass(frozen=True)
@@ -63,16 +64,23 @@ class Plan:
         return (None,) if self.is_dense(method) else tuple(self.at)
 
     def tried_runs(self, method: str, place: float | None) -> list[PlannedRun]:
-        """List the runs among which a method chooses, one for each value."""
-        return [self._run(method, place, value, self.choice_seed) for value in self.values]
+        """List the runs among which a method chooses, one for each value.
+
+        They do not read the test set.
+        """
+        return [
+            self._run(method, place, value, self.choice_seed, _NO_TEST) for value in self.values
+        ]
 
     def compared_runs(self, method: str, place: float | None, value: float) -> list[PlannedRun]:
         """List the runs with a chosen value: every ratio of `place`, every seed."""
         ratios = (None,) if place is None else self.at[place]
         return [self._run(method, ratio, value, seed) for ratio in ratios for seed in self.seeds]
 
-    def _run(self, method: str, ratio: float | None, value: float, seed: int) -> PlannedRun:
-        own = [f"{self.key}={value:g}", f"seed={seed}"]
+    def _run(
+        self, method: str, ratio: float | None, value: float, seed: int, *more: str
+    ) -> PlannedRun:
+        own = [f"{self.key}={value:g}", f"seed={seed}", *more]
         names = [method, f"{self.key.rpartition('.')[2]}{value:g}", f"s{seed}"]
         if ratio is not None:
             own.insert(0, f"ratio={ratio:g}")

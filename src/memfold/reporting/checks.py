@@ -33,7 +33,7 @@ def keep_first(runs: Iterable[Run]) -> tuple[list[Run], list[Problem]]:
     for run in runs:
         key = (run.setting, run.method, run.request, run.bits, run.seed)
         other = first.setdefault(key, run)
-        if other is run or run.folder in problems:
+        if other is run or run.folder in problems or _is_the_same_dense_model(other, run):
             continue
         problems[run.folder] = Problem(
             run.folder, f"{_compare(other, run)} ({_describe(run)}, seed {run.seed}); left out"
@@ -85,6 +85,16 @@ def warn_of_unequal_training(runs: Iterable[Run]) -> list[Problem]:
                 )
             )
     return problems
+
+
+def _is_the_same_dense_model(one: Run, other: Run) -> bool:
+    """Tell whether a sweep over ratios has trained the dense model, which has none, once more."""
+    return (
+        one.is_dense
+        and (one.accuracy, one.stored_bytes) == (other.accuracy, other.stored_bytes)
+        and one.command != other.command
+        and not differences((one, other))
+    )
 
 
 def _compare(kept: Run, other: Run) -> str:

@@ -18,6 +18,8 @@ __all__ = ["read"]
 _INSIDE_RUNS = {PACKED, ROUNDS, "checkpoints", "wandb"}
 _STUDY = "study.db"
 _TRIALS = "trials"
+_CHOICES = "choices"
+_LAUNCHED = ".overrides.json"
 
 
 def read(paths: Iterable[Path | str]) -> tuple[list[Run], list[Problem]]:
@@ -26,7 +28,7 @@ def read(paths: Iterable[Path | str]) -> tuple[list[Run], list[Problem]]:
     Args:
         paths: Run folders, sweep folders, folders that contain such at any depth, and the
             `runs.jsonl` of earlier reports. Of a tuning study, the runs of its test are read, not
-            those of its trials.
+            those of its trials; of `scripts/compare.py`, not those that were tried for a choice.
 
     Returns:
         The runs, with their methods named; and what is wrong: runs that are left out (without a
@@ -75,12 +77,18 @@ def _read_folder(root: Path, seen: set[Path]) -> tuple[list[Run], list[Problem]]
             started, wrong = _read_plan(folder)
             folders += started
             problems += wrong
+        problems += [
+            Problem(_name(folder / name), _why_no_folder(folder / f"{name}.txt"))
+            for name in (file.removesuffix(_LAUNCHED) for file in files if _LAUNCHED in file)
+            if name not in subfolders
+        ]
         subfolders[:] = sorted(
             name
             for name in subfolders
             if not name.startswith(".")
             and not (is_run and name in _INSIDE_RUNS)
             and not (name == _TRIALS and _STUDY in files)
+            and not (name == _CHOICES and f"{_CHOICES}.csv" in files)
             and not ((folder / name).is_symlink() and not _is_compared(folder / name))
         )
     if not folders and not problems:
@@ -93,6 +101,16 @@ def _read_folder(root: Path, seen: set[Path]) -> tuple[list[Run], list[Problem]]
             runs += found
             problems += wrong
     return runs, problems
+
+
+def _why_no_folder(printed: Path) -> str:
+    """Say why a run that `memfold.launching` has started left no folder."""
+    try:
+        lines = printed.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return f"failed: {errors[-1]}" if errors else "no run folder: not started, or failed at once"
 
 
 def _is_compared(folder: Path) -> bool:

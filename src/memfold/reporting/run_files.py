@@ -33,6 +33,7 @@ _CURVES = ("train/", "val/")
 _DENSITY = "density/"
 # What a sweep adds to the command of a job, and where a run is.
 _OF_ONE_START = ("hydra.mode=", "hydra.run.dir=", "hydra.job.num=")
+_OF_ONE_START += ("logger.group=", "logger.job_type=")
 _OF_HYDRA = ("--config-name", "--config-path")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from memfold.errors import InputError
+from memfold.launching.composing import check_overrides
 from memfold.reproduction.grid import (
     EXPERIMENTS,
     METHODS,
@@ -54,6 +55,8 @@ def main(arguments: Sequence[str], root: Path) -> int:
     out: Path = options.out
     try:
         grid = _grid(options, arguments[end + 1 :])
+        for name in grid.experiments if grid.overrides else ():
+            check_overrides(root / "conf", [f"experiment={name}", *grid.overrides])
         refuse_other_grid(out, grid)
         jobs_per_device = _one("--jobs-per-device", options.jobs_per_device)
         num_parallel = _num_parallel(jobs_per_device, grid)
