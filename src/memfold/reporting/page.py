@@ -20,7 +20,7 @@ _IN_SCRIPT = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u
 
 
 def write_page(comparison: Comparison, path: Path, *, title: str) -> None:
-    """Write the page: plots that answer to clicks, tables, problems, and where it all comes from.
+    """Write the page: plots with switches, tables, problems, and where it all comes from.
 
     Names, reasons and commands are the runs' own and may hold anything: they reach the page as data
     and are shown as text.

@@ -7,6 +7,7 @@ from statistics import fmean
 
 import numpy as np
 
+from memfold.reporting.checks import natural
 from memfold.reporting.records import Comparison, Curve, Reference, Run, Setting
 from memfold.reporting.statistics import (
     AXES,
@@ -53,7 +54,10 @@ def page_data(comparison: Comparison) -> dict[str, object]:
         ],
         "problems": [{"folder": p.folder, "reason": p.reason} for p in comparison.problems],
         "environments": _environments(comparison.runs),
-        "commands": sorted({(run.folder, run.command) for run in comparison.runs}),
+        "commands": sorted(
+            {(run.folder, run.command) for run in comparison.runs},
+            key=lambda command: [natural(part) for part in command],
+        ),
     }
     return _finite(data)  # type: ignore[return-value]
 

@@ -56,13 +56,26 @@ def rows(page, table):
 
 
 def hover(page, method):
-    """Point at the leftmost point of a method's line; return what is said there."""
-    page.evaluate(
-        """(method) => {
+    """Move the mouse to the leftmost point of a method's line; return what is said there."""
+    page.locator("#plane").scroll_into_view_if_needed()
+    page.mouse.move(0, 0)
+    label = page.locator("#plane .hoverlayer .hovertext")
+    label.wait_for(state="detached")
+    page.mouse.move(*place(page, method))
+    label.wait_for()
+    return label.text_content()
+
+
+def place(page, method, role="method"):
+    """Where in the window the leftmost point of a method's line is."""
+    return page.evaluate(
+        """([method, role]) => {
           const plot = document.getElementById("plane");
-          const isIt = ({meta}) => meta.role === "method" && meta.method === method;
-          Plotly.Fx.hover(plot, [{curveNumber: plot.data.findIndex(isIt), pointNumber: 0}]);
+          const isIt = ({meta}) => meta.role === role && meta.method === method;
+          const {x, y} = plot.data.find(isIt);
+          const {xaxis, yaxis} = plot._fullLayout;
+          const {left, top} = plot.getBoundingClientRect();
+          return [left + xaxis._offset + xaxis.d2p(x[0]), top + yaxis._offset + yaxis.d2p(y[0])];
         }""",
-        method,
+        [method, role],
     )
-    return page.locator("#plane .hoverlayer").text_content()

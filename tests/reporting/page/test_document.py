@@ -72,6 +72,13 @@ def test_provenance(small_page):
     assert "python train.py compression=snip ratio=0.01 seed=2" in commands
 
 
+def test_commands_are_in_the_order_of_their_jobs(open_page):
+    runs = [one_run(folder=f"multirun/{job}", seed=job) for job in (10, 2, 0, 11, 1)]
+    page = open_page(Comparison(tuple(runs)))
+    folders = page.locator("#commands tbody td:first-child").all_text_contents()
+    assert folders == [f"multirun/{job}" for job in (0, 1, 2, 10, 11)]
+
+
 def test_hostile_names_are_text(open_page):
     method = f"snip (note={HOSTILE}\u2028)"
     run = one_run(
@@ -122,6 +129,13 @@ def test_a_phone_needs_no_sideways_scrolling_and_no_pointed_fingers(open_page):
     summary.tap()
     page.evaluate("window.scrollTo(0, 2000)")
     assert 0 <= summary.bounding_box()["y"] < 50
+
+
+def test_no_toolbar_covers_points_on_a_narrow_screen(open_page):
+    page = open_page(SMALL, viewport={"width": 390, "height": 844})
+    assert page.locator(".modebar-btn").count() == 0
+    page.set_viewport_size({"width": 1280, "height": 900})
+    expect(page.locator("#plane .modebar-btn")).to_have_count(4)
 
 
 def test_long_names_break_on_a_phone(open_page):

@@ -4,6 +4,7 @@ from dataclasses import replace
 from statistics import fmean
 
 import pytest
+from playwright.sync_api import expect
 
 from memfold.reporting.records import Comparison, Reference
 from memfold.reporting.statistics import AXES, at_best_bits, pareto_front, points
@@ -15,6 +16,7 @@ from reporting.page.looking import (
     expected,
     front,
     hover,
+    place,
     scale,
     toggle,
     traces,
@@ -44,10 +46,18 @@ def test_the_plane_can_show_what_is_near_the_best(small_page):
 
 def test_the_dense_accuracy_is_a_line_with_its_number(small_page):
     mean = fmean(run.accuracy for run in SMALL.runs if run.is_dense and run.bits == 32)
-    label = small_page.locator("#plane .shape-label")
-    assert label.text_content() == f"dense {100 * mean:.1f} %"
+    label = small_page.locator("#plane .annotation-text")
+    assert label.text_content() == f"dense{100 * mean:.1f} %"  # on two lines
     toggle(small_page, "dense")
-    assert label.text_content() == ""
+    assert label.count() == 0
+
+
+def test_the_dense_label_is_beside_the_points(small_page):
+    text = small_page.locator("#plane .annotation-text").bounding_box()
+    drawing = small_page.locator("#plane .main-svg").first.bounding_box()
+    area = small_page.locator("#plane .nsewdrag").bounding_box()
+    assert text["x"] >= area["x"] + area["width"]
+    assert text["x"] + text["width"] <= drawing["x"] + drawing["width"]
 
 
 def test_a_click_hides_a_method_everywhere(small_page):
@@ -118,11 +128,43 @@ def test_pointing_at_a_mean_tells_its_runs(small_page):
     for part in (
         "snip",
         "ratio 0.01, 32 bits",
-        f"accuracy {100 * point.y:.1f} \u00b1 {100 * point.y_std:.1f} % (3 seeds: 1, 2, 3)",
+        f"accuracy {100 * point.y:.1f} \u00b1 {100 * point.y_std:.1f} % (3 seeds)",
         f"stored {point.runs[0].stored_bytes:,} bytes",
-        *(run.folder for run in point.runs),
+        *(f"seed {r.seed}: {100 * r.accuracy:.1f} %, {r.folder}" for r in point.runs),
     ):
         assert part in said
+    assert "more" not in said
+
+
+def test_a_single_run_does_not_hide_its_mean(open_page):
+    accuracies = (0.801, 0.8, 0.8, 0.8, 0.8, 0.8, 0.799)
+    mags = [one_run("mag", ratio=0.1, seed=s, accuracy=a) for s, a in enumerate(accuracies)]
+    page = open_page(Comparison((one_run(accuracy=0.1), *mags)))
+    said = hover(page, "mag")
+    assert "accuracy 80.0 \u00b1 0.1 % (7 seeds)" in said
+    assert "seed 4: 80.0 %" in said
+    assert "seed 5" not in said
+    assert said.endswith("and 2 more")
+
+
+def test_a_single_run_far_from_its_mean_tells_of_itself(open_page):
+    mags = [one_run("mag", ratio=0.1, seed=s, accuracy=a) for s, a in ((1, 0.9), (2, 0.7))]
+    page = open_page(Comparison((one_run(accuracy=0.1), *mags)))
+    hover(page, "mag")
+    x, y = place(page, "mag")
+    scale = "(() => { const {yaxis} = document.getElementById('plane')._fullLayout;"
+    up = page.evaluate(scale + "return yaxis.d2p(90) - yaxis.d2p(80); })()")
+    page.mouse.move(x, y + up)
+    expect(page.locator("#plane .hovertext")).to_contain_text("one run")
+    assert "seed 1, ratio 0.1" in page.locator("#plane .hovertext").text_content()
+
+
+def test_published_points_answer(open_page):
+    page = open_page(Comparison(SMALL.runs, references=(Reference(FASHION, "snip", 0.5, 0.5),)))
+    page.select_option("#axis", "ratio")
+    page.locator("#plane").scroll_into_view_if_needed()
+    page.mouse.move(*place(page, "snip", "published"))
+    expect(page.locator("#plane .hovertext")).to_contain_text("snip, published")
 
 
 def test_an_axis_that_nothing_was_measured_on_is_not_offered(open_page):

@@ -5,7 +5,7 @@ from statistics import fmean, stdev
 import pytest
 
 from memfold.reporting.records import Comparison, Curve
-from reporting.page.comparisons import NAMES, SMALL, one_run
+from reporting.page.comparisons import NAMES, SMALL, one_run, realistic
 from reporting.page.looking import column, drawn, rows, toggle, traces
 
 DASH = "\u2013"
@@ -52,6 +52,13 @@ def test_a_click_on_a_header_sorts(small_page):
     small_page.locator("#table th[data-key=method] button").click()
     assert column(small_page, "method") == sorted(column(small_page, "method"))
     accuracy.get_by_role("button").click()
+
+
+def test_all_columns_fit_on_a_laptop(open_page):
+    # As wide as 1280 pixels without what two scroll bars take.
+    page = open_page(realistic(all_bits=(32,)), viewport={"width": 1250, "height": 800})
+    box = page.locator(".scroll", has=page.locator("#table"))
+    assert box.evaluate("node => node.scrollWidth <= node.clientWidth")
 
 
 def test_wins_and_ties(open_page):

@@ -127,7 +127,8 @@ function draw(id, traces, layout, label, whenEmpty) {
   Plotly.react(node, traces, layout, {
     responsive: true,
     displaylogo: false,
-    displayModeBar: isTouched() ? false : "hover",
+    // On a narrow screen it would cover points.
+    displayModeBar: isTouched() || isNarrow() ? false : "hover",
     // These and no others: plotly's own set can send the data to its maker's site.
     modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
   });

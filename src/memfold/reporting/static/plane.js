@@ -3,6 +3,9 @@
 const INK = "#1b1f24";
 const REFERENCE = "#57606a";
 const NEAR = 10; // points of accuracy
+const SINGLE_SIZE = 6;
+const MOST_LISTED = 5;
+const LABEL_LENGTH = 9; // characters of a line
 
 function describeRun(run, lines = []) {
   const { stored_bytes: stored, peak_bytes: peak, fit_seconds: time } = run.x;
@@ -26,11 +29,13 @@ function describePoint(point, runs) {
   return [
     `<b>${plain(point.method)}</b>`,
     `ratio ${point.ratio}, ${point.bits} bits`,
-    `accuracy ${spread(point.y, point.yStd)} % (${plural(members.length, "seed")}: ${members.map((run) => run.seed).join(", ")})`,
+    `accuracy ${spread(point.y, point.yStd)} % (${plural(members.length, "seed")})`,
     `stored ${integer(mean("stored_bytes"))} bytes`,
     `peak of training ${orMissing(bytes)(mean("peak_bytes"))}, time ${time === null ? MISSING : `${significant(time)} s`}`,
-    ...members.slice(0, 3).map((run) => plain(run.folder)),
-    ...(members.length > 3 ? [`and ${members.length - 3} more`] : []),
+    ...members
+      .slice(0, MOST_LISTED)
+      .map((run) => `seed ${run.seed}: ${percent(run.y)} %, ${plain(run.folder)}`),
+    ...(members.length > MOST_LISTED ? [`and ${members.length - MOST_LISTED} more`] : []),
   ].join("<br>");
 }
 
@@ -64,7 +69,7 @@ function methodTrace(method, points, runs) {
     },
     line: { color: method.colour, dash: method.dash, width: 2 },
     marker: { color: method.colour, symbol: method.symbol, size: 9 },
-    hoverinfo: "text",
+    hoverinfo: "skip", // its targets answer
     hovertext: points.map((point) => describePoint(point, runs)),
   };
 }
@@ -78,7 +83,7 @@ function singleRunsTrace(method, points, runs, axis) {
     meta: { role: "runs", method: method.name },
     x: shown.map((run) => run.x[axis.key]),
     y: shown.map((run) => 100 * run.y),
-    marker: { color: method.colour, symbol: method.symbol, size: 6 },
+    marker: { color: method.colour, symbol: method.symbol, size: SINGLE_SIZE },
     opacity: 0.4,
     hoverinfo: "text",
     hovertext: shown.map((run) =>
@@ -108,11 +113,32 @@ function publishedTrace(reference) {
     y: reference.y.map((value) => 100 * value),
     line: { color: reference.colour, dash: "dash", width: 1.5 },
     marker: { color: reference.colour, symbol: `${reference.symbol}-open`, size: 8 },
-    hoverinfo: "text",
+    hoverinfo: "skip", // its targets answer
     hovertext: reference.x.map(
       (ratio, i) =>
         `<b>${plain(reference.name)}</b>, published<br>ratio ${significant(ratio)}<br>accuracy ${percent(reference.y[i])} %`,
     ),
+  };
+}
+
+/**
+ * What answers when a mean is pointed at. Of markers that overlap, plotly chooses the smallest, so
+ * single runs would hide their mean; of equally small ones the last, so these come last of all.
+ */
+function targetsTrace(traces) {
+  return {
+    type: "scatter",
+    mode: "markers",
+    meta: { role: "targets" },
+    x: traces.flatMap((trace) => trace.x),
+    y: traces.flatMap((trace) => trace.y),
+    marker: {
+      color: traces.flatMap((trace) => trace.x.map(() => trace.marker.color)),
+      size: SINGLE_SIZE,
+      opacity: 0,
+    },
+    hoverinfo: "text",
+    hovertext: traces.flatMap((trace) => trace.hovertext),
   };
 }
 
@@ -133,13 +159,21 @@ function denseLine(row) {
     y0: 100 * row.y,
     y1: 100 * row.y,
     line: { color: REFERENCE, width: 1.2, dash: "dash" },
-    label: {
-      text: `${plain(row.method)} ${percent(row.y)} %`,
-      textposition: "start",
-      yanchor: "bottom",
-      font: { size: 12, color: REFERENCE },
-    },
     layer: "below",
+  };
+}
+
+/** The line's name stands in the margin: anywhere inside there may be points. */
+function denseLabel(row) {
+  return {
+    text: `${plain(row.method, LABEL_LENGTH)}<br>${percent(row.y)} %`,
+    xref: "paper",
+    x: 1,
+    xanchor: "left",
+    y: 100 * row.y,
+    align: "left",
+    showarrow: false,
+    font: { size: 12, color: REFERENCE },
   };
 }
 
@@ -182,18 +216,26 @@ function drawPlane(setting, axis, choice) {
   const published =
     axis.key === "ratio" ? setting.references.filter((r) => choice.isShown(r.name, true)) : [];
   const front = paretoFront(points, report.negligibleCost);
-  const traces = [
-    ...(choice.single ? drawn.map(([method, own]) => singleRunsTrace(method, own, runs, axis)) : []),
+  const means = [
     ...published.map(publishedTrace),
     ...drawn.map(([method, own]) => methodTrace(method, own, runs)),
+  ];
+  const traces = [
+    ...(choice.single ? drawn.map(([method, own]) => singleRunsTrace(method, own, runs, axis)) : []),
+    ...means,
     ...(front.length ? [frontTrace(front)] : []),
+    ...(means.length ? [targetsTrace(means)] : []),
   ];
   const dense = denseAccuracy(setting, choice.bits, choice.isShown);
+  const shared = baseLayout(isNarrow() ? 400 : 520);
+  const hasLongName = dense && dense.method.length > LABEL_LENGTH - 2;
   const layout = {
-    ...baseLayout(isNarrow() ? 400 : 520),
+    ...shared,
+    margin: dense ? { ...shared.margin, r: hasLongName ? 72 : 52 } : shared.margin,
     xaxis: planeAxis(axis, choice.isLog, points),
     yaxis: accuracyAxis(points, choice.isNear),
     shapes: dense ? [denseLine(dense)] : [],
+    annotations: dense ? [denseLabel(dense)] : [],
   };
   const label = `Test accuracy over ${axis.title}: ${plural(drawn.length, "method")}. The numbers are in the table below.`;
   draw("plane", traces, layout, label, "No method that is shown has a point here.");
