@@ -120,7 +120,7 @@ def test_a_signal_ends_it_and_it_says_how_to_go_on(name: str, reproduce: Run, ro
         (("--jobs-per-device", "none"), "error: --jobs-per-device none: expected a whole number"),
         (("--methods", "dens"), "error: --methods dens is unknown; available: "),
         ((" -- ", "seed=2"), "error: seed=2: use --seeds instead"),
-        ((" -- ", "optmizer.lr=3"), "error: optmizer is no key of the configuration"),
+        ((" -- ", "fantasy.lr=3"), "error: fantasy is no key of the configuration"),
         ((" -- ", "optimizer=sgdd"), "error: optimizer=sgdd is unknown; available: adamw, sgd"),
     ],
 )

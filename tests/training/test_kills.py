@@ -115,7 +115,11 @@ def test_full_disk_damages_nothing_and_the_run_goes_on_later(
     assert result["status"] == "failed"
     message = rf"cannot write {folder}/checkpoints/(best|last)\.ckpt: File too large"
     assert re.fullmatch(message, result["error"])
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["best.ckpt", "last.ckpt"]
+    saved = {path.name for path in (folder / "checkpoints").iterdir()}
+    # The disk may be full before an asynchronous save of the first epoch has come to its end.
+    assert saved == {"best.ckpt", "last.ckpt"} or (
+        asynchronous and saved < {"best.ckpt", "last.ckpt"}
+    )
     for path in (folder / "checkpoints").iterdir():
         assert torch.load(path, weights_only=True)["epoch"] == 0
     assert run_job(folder, *job, f"resume={folder}") == 0, output_of(folder)
