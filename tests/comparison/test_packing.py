@@ -99,6 +99,27 @@ def test_a_run_of_fewer_bits_and_a_missing_folder_are_refused(runs: Path) -> Non
         pack_runs([runs / "none"], [4])
 
 
+def test_the_place_of_the_runs_may_be_called_packed(runs: Path) -> None:
+    moved = shutil.copytree(runs, runs.parent / "packed" / "8")
+    assert pack_runs([moved], [8]) == 2
+
+
+def test_what_was_left_half_written_is_packed_again(runs: Path) -> None:
+    assert pack_runs([runs / "0"], [8]) == 1
+    packed = runs / "0" / "packed" / "8"
+    whole = (packed / "model.safetensors").read_bytes()
+    (packed / "result.json").write_text('{"status": "comp')
+    (packed / "model.safetensors").write_bytes(whole[:100])
+    assert pack_runs([runs / "0"], [8]) == 1
+    assert (packed / "model.safetensors").read_bytes() == whole
+
+
+def test_a_damaged_result_is_named(runs: Path) -> None:
+    (runs / "0" / "result.json").write_text('{"status": "completed"}')
+    with pytest.raises(InputError, match=r"0/result\.json is damaged: it has no compression"):
+        pack_runs([runs], [8])
+
+
 def test_packing_stops_when_it_is_told_to(runs: Path) -> None:
     stop = threading.Event()
     stop.set()

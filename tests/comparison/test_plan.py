@@ -51,6 +51,33 @@ def test_the_compared_runs_are_all_ratios_and_seeds_once(tmp_path: Path) -> None
     assert not any(text.startswith("trainer.limit") for run in runs for text in run.overrides)
 
 
+def test_numbers_are_run_as_they_stand(tmp_path: Path) -> None:
+    values = ["1e-5", 0.12345678, 0.12345679, 1]  # YAML takes the first for a text
+    plan = read_plan(write_plan(tmp_path, choose={"values": values}))
+    runs = plan.tried_runs("dense", None)
+    found = [text for run in runs for text in run.overrides if text.startswith("optimizer.lr=")]
+    assert [float(text.partition("=")[2]) for text in found] == [1e-5, 0.12345678, 0.12345679, 1]
+    assert len({run.name for run in runs}) == 4
+    assert runs[-1].name == "dense-lr1-s11"
+
+
+@pytest.mark.parametrize(
+    ("common", "own", "is_logged"),
+    [("wandb", "", True), ("csv", "wandb", True), ("wandb", "csv", False), ("csv", "", False)],
+)
+def test_runs_in_wandb_have_a_group_and_those_only_tried_are_told_apart(
+    common: str, own: str, is_logged: bool, tmp_path: Path
+) -> None:
+    method = ["compression=mag", *([f"logger={own}"] if own else [])]
+    changes = {"overrides": [f"logger={common}"], "methods": {"mag": method}}
+    plan = read_plan(write_plan(tmp_path, **changes))
+    tried, compared = plan.tried_runs("mag", 0.1)[0], plan.compared_runs("mag", 0.1, 0.1)[0]
+    assert ("logger.group='mag'" in tried.overrides) == is_logged
+    assert ("logger.group='mag'" in compared.overrides) == is_logged
+    assert ("logger.job_type=tune" in tried.overrides) == is_logged
+    assert "logger.job_type=tune" not in compared.overrides
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -66,6 +93,21 @@ def test_the_compared_runs_are_all_ratios_and_seeds_once(tmp_path: Path) -> None
         ({"choose": {"at": {0.1: [2.0]}}}, "choose.at.0.1: a ratio must be in (0, 1], got 2"),
         ({"choose": {"at": {0: [0.1]}}}, "choose.at: a ratio must be in (0, 1], got 0"),
         ({"choose": {"trials": 3}}, "choose.trials is unknown"),
+        ({"choose": {"values": [1, 1.0]}}, "choose.values names something twice: 1.0"),
+        ({"choose": {"values": [0.1, "nan"]}}, "choose.values must be numbers, got 'nan'"),
+        ({"choose": {"at": {0.1: [0.1], 0.01: [0.01, 0.1]}}}, "names something twice: 0.1"),
+        ({"choose": {"at": {0.1: [0.1], "1e-1": [0.2]}}}, "choose.at names a ratio twice"),
+        ({"choose": {"key": "seed"}}, "choose.key cannot be seed"),
+        ({"methods": {"a": ["compression=mag", "ratio=1"]}}, "methods.a: ratio cannot be set"),
+        ({"overrides": ["+optimizer.lr=1"]}, "overrides: optimizer.lr cannot be set there"),
+        (
+            {"overrides": ["artifact.bits=8"], "bits": [4]},
+            "overrides: artifact.bits cannot be set there",
+        ),
+        (
+            {"methods": {"a": ["compression=mag"], "b": ["compression=mag"]}},
+            "methods a and b are the same",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
@@ -78,7 +120,13 @@ def test_what_is_wrong_is_said_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("a: [", "is no YAML"), ("- 1", "must be a mapping"), (None, "cannot")]
+    ("content", "message"),
+    [
+        ("a: [", "is no YAML"),
+        ("- 1", "must be a mapping"),
+        ("methods:\n  mag: [a]\n  mag: [b]\n", "mag is there twice.*line 3"),
+        (None, "cannot"),
+    ],
 )
 def test_a_file_that_is_no_plan_is_refused(
     content: str | None, message: str, tmp_path: Path

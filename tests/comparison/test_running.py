@@ -33,6 +33,7 @@ def compare(folder: Path, **changes: object) -> int:
         ({"methods": {"sparse": ["compression=magg"]}}, "compression=magg is unknown; available"),
         ({"overrides": ["trainer.max_epoch=2"]}, "trainer.max_epoch is no key"),
         ({"choose": SMALL["choose"] | {"key": "optimizer.rl"}}, "optimizer.rl is no key"),
+        ({"choose": SMALL["choose"] | {"key": "optimizer"}}, "must be a string"),
     ],
 )
 def test_what_train_does_not_know_is_refused_before_anything_runs(
@@ -74,6 +75,28 @@ def test_each_method_runs_with_what_was_best_on_validation(
 
     assert compare(tmp_path) == 0  # nothing is left to do
     assert starts(tmp_path) == ["new"] * NUM_RUNS
+
+
+def test_runs_of_another_plan_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = {"methods": {"dense": ["compression=dense"]}}
+    assert compare(tmp_path, **one) == 0
+    assert capsys.readouterr().err == ""
+    assert compare(tmp_path, **one, choose={"values": [0.03, 0.1]}) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith("not of this plan")
+    assert captured.err.endswith(": dense-lr0.03-s1, dense-lr0.03-s2\n")
+
+
+def test_a_completed_run_without_the_metric_has_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare(tmp_path) == 0
+    file = tmp_path / "out" / "choices" / "dense-lr0.03-s11" / "result.json"
+    file.write_text('{"status": "completed", "metrics": {}}')
+    assert compare(tmp_path) == 0
+    assert "dense-lr0.03-s11: failed: its result has no val/acc" in capsys.readouterr().out
+    [row] = [row for row in read_choices(tmp_path) if row["error"]]
+    assert (row["method"], row["value"], row["chosen"]) == ("dense", "0.03", "")
 
 
 def test_failures_are_recorded_and_the_others_go_on(

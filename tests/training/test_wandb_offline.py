@@ -219,6 +219,24 @@ def test_the_agent_of_a_sweep_and_the_users_variables_come_first(
     wandb.teardown()
 
 
+def test_a_teacher_is_described_without_its_place(
+    repository: Path, folder: Path, tmp_path: Path
+) -> None:
+    more = ("compression=dense", f"distill.teacher='{folder}'", "debug=fast", "logger=wandb")
+    run(compose_job(tmp_path, *OFFLINE, *more))
+    [one] = offline_runs(tmp_path)
+    teacher = {k: value for k, value in one.config.items() if k.startswith("distill.teacher")}
+    assert teacher == {
+        "distill.teacher.backbone": "mlp",
+        "distill.teacher.strategy": "stable_rps",
+        "distill.teacher.ratio": pytest.approx(0.05, rel=1e-3),
+        "distill.teacher.seed": 2,
+    }
+    assert one.config["distill.weight"] == 0.9
+    text = json.dumps({key: value for key, value in one.config.items() if key != "_wandb"})
+    assert str(folder.parent) not in text
+
+
 def test_tags_must_be_a_list(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"logger\.tags must be a list such as \[first,second\]"):
         run(compose_job(tmp_path, *OFFLINE, "logger.tags=first"))

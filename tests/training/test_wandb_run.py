@@ -5,6 +5,7 @@ import shlex
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import wandb
@@ -58,6 +59,33 @@ def test_wandb_is_online_only_with_a_key(
 def test_unknown_wandb_mode_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"logger\.mode must be one of online, offline"):
         wandb_logger(tmp_path, "name", [], mode="of")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"log_artifact": "nope"}, "logger.log_artifact must be true or false, got 'nope'"),
+        ({"save_code": "nope"}, "logger=wandb cannot start: "),
+        ({"tags": [""]}, "logger=wandb cannot start: "),
+        ({"project": "a/b"}, "logger=wandb cannot start: "),
+    ],
+)
+def test_wrong_options_are_named_in_one_line(
+    options: dict[str, Any], message: str, no_credentials: Path, tmp_path: Path
+) -> None:
+    all_options: dict[str, Any] = {"tags": []} | options
+    with pytest.raises(InputError) as error:
+        wandb_logger(tmp_path, "name", **all_options)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_may_be_names(no_credentials: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"name": 3, "group": 4}  # logger.name=3 is a number to Hydra
+    wandb_logger(tmp_path, "name", [], **options)
+    assert wandb.run is not None
+    assert (wandb.run.name, wandb.run.group) == ("3", "4")
+    close_wandb(failed=False)
 
 
 def test_offline_run_is_named_and_continued(no_credentials: Path, tmp_path: Path) -> None:

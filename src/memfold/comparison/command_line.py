@@ -53,6 +53,11 @@ def main(arguments: Sequence[str], program: Path, conf: Path) -> int:
     num_completed = progress.num_runs - len(progress.failed)
     print(f"{num_completed} runs completed, {len(progress.failed)} failed, {packed} packed files")
     runs, report = options.out / RUNS, options.out / "report"
+    if progress.others:
+        print(
+            f"not of this plan, but in {runs} and in a report of it: {', '.join(progress.others)}",
+            file=sys.stderr,
+        )
     print(shlex.join(["python", "scripts/report.py", str(runs), "--out", str(report)]))
     return 0
 

@@ -67,12 +67,16 @@ def _completed_runs(folders: Iterable[Path]) -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder} is no folder")
-        runs |= {file.parent for file in folder.rglob(RESULT) if PACKED not in file.parts}
+        files = folder.rglob(RESULT)
+        runs |= {file.parent for file in files if PACKED not in file.relative_to(folder).parts}
     return sorted(run for run in runs if read_result(run).get("status") == "completed")
 
 
 def _pack(run: Path, bits: int, data: "_DataSets") -> None:
     result: dict[str, Any] = read_result(run)
+    for key in ("compression", "metrics", "memory"):
+        if not isinstance(result.get(key), dict):
+            raise InputError(f"{run / RESULT} is damaged: it has no {key}")
     if result["compression"]["bits"] != 32:
         raise InputError(f"{run} was trained for artifact.bits={result['compression']['bits']}")
     target = run / PACKED / str(bits)

@@ -6,18 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from memfold.comparison.plan_file import read_mapping
 from memfold.errors import InputError
 from memfold.training.resume import quote_value
 
-__all__ = ["Plan", "PlannedRun", "read_plan"]
+__all__ = ["Plan", "PlannedRun", "number_text", "read_plan"]
 
 _KEYS = {"overrides", "methods", "seeds", "choose", "bits"}
 _CHOOSE_KEYS = {"key", "values", "seed", "at"}
 _BITS = (16, 8, 4)
+_OF_THE_PLAN = {"ratio", "budget_bytes", "seed", "resume", "hydra.run.dir", "logger.group"}
 _DENSE = "compression=dense"
 _NO_TEST = "trainer.limit_test_batches=0"
+_TRIED = "logger.job_type=tune"  # where W&B leaves it out of the comparison
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,8 @@ class Plan:
 
         They do not read the test set.
         """
-        return [
-            self._run(method, place, value, self.choice_seed, _NO_TEST) for value in self.values
-        ]
+        more = (_NO_TEST, _TRIED) if self._is_in_wandb(method) else (_NO_TEST,)
+        return [self._run(method, place, value, self.choice_seed, *more) for value in self.values]
 
     def compared_runs(self, method: str, place: float | None, value: float) -> list[PlannedRun]:
         """List the runs with a chosen value: every ratio of `place`, every seed."""
@@ -80,15 +80,18 @@ class Plan:
     def _run(
         self, method: str, ratio: float | None, value: float, seed: int, *more: str
     ) -> PlannedRun:
-        own = [f"{self.key}={value:g}", f"seed={seed}", *more]
-        names = [method, f"{self.key.rpartition('.')[2]}{value:g}", f"s{seed}"]
+        own = [f"{self.key}={number_text(value)}", f"seed={seed}", *more]
+        names = [method, f"{self.key.rpartition('.')[2]}{number_text(value)}", f"s{seed}"]
         if ratio is not None:
-            own.insert(0, f"ratio={ratio:g}")
-            names.insert(1, f"{ratio:g}")
-        group = f"logger.group={quote_value(method)}"
-        is_logged = any(text.startswith("logger=wandb") for text in self.overrides)
-        overrides = [*self.overrides, *self.methods[method], *own, *([group] if is_logged else [])]
+            own.insert(0, f"ratio={number_text(ratio)}")
+            names.insert(1, number_text(ratio))
+        group = [f"logger.group={quote_value(method)}"] if self._is_in_wandb(method) else []
+        overrides = [*self.overrides, *self.methods[method], *own, *group]
         return PlannedRun("-".join(names), method, ratio, value, tuple(overrides))
+
+    def _is_in_wandb(self, method: str) -> bool:
+        given = [*self.overrides, *self.methods[method]]
+        return [text for text in given if text.startswith("logger=")][-1:] == ["logger=wandb"]
 
 
 def read_plan(path: Path) -> Plan:
@@ -100,19 +103,14 @@ def read_plan(path: Path) -> Plan:
     Raises:
         InputError: It cannot be read, or an entry is missing, unknown or out of range.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    content = read_mapping(path)
     try:
         _check_keys("", content, _KEYS)
         choose = content["choose"]
         _check_keys("choose.", choose, _CHOOSE_KEYS)
         methods = _mapping("methods", content["methods"])
         at = _mapping("choose.at", choose["at"])
-        return Plan(
+        plan = Plan(
             overrides=_texts("overrides", content["overrides"]),
             methods={_name(name): _texts(f"methods.{name}", own) for name, own in methods.items()},
             seeds=tuple(_integers("seeds", content["seeds"])),
@@ -125,8 +123,37 @@ def read_plan(path: Path) -> Plan:
             },
             bits=tuple(_bits(content["bits"])),
         )
+        _check_runs(plan, num_places=len(at))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    return plan
+
+
+def number_text(value: float) -> str:
+    """Write a number in full, so that two values have two names."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
+def _check_runs(plan: Plan, num_places: int) -> None:
+    """Refuse what would answer one question twice, or another one than the plan asks."""
+    if len(plan.at) < num_places:
+        raise InputError("choose.at names a ratio twice")
+    _refuse_repeated("choose.at", [ratio for ratios in plan.at.values() for ratio in ratios])
+    fixed = _OF_THE_PLAN | ({"artifact.bits"} if plan.bits else set())
+    if plan.key in fixed:
+        raise InputError(f"choose.key cannot be {plan.key}")
+    given = {"overrides": plan.overrides}
+    given |= {f"methods.{name}": own for name, own in plan.methods.items()}
+    for place, texts in given.items():
+        for key in (text.lstrip("+~").partition("=")[0] for text in texts):
+            if key in fixed | {plan.key}:
+                raise InputError(f"{place}: {key} cannot be set there")
+    names: dict[tuple[str, ...], str] = {}
+    for name, own in plan.methods.items():
+        if own in names:
+            raise InputError(f"methods {names[own]} and {name} are the same")
+        names[own] = name
 
 
 def _check_keys(place: str, content: object, keys: set[str]) -> None:
@@ -155,9 +182,14 @@ def _name(name: object) -> str:
 def _entries(key: str, value: object) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise InputError(f"{key} must be a list with at least one entry, got {value!r}")
-    if len(set(map(str, value))) < len(value):
-        raise InputError(f"{key} names something twice: {value}")
+    _refuse_repeated(key, [str(entry) for entry in value])
     return value
+
+
+def _refuse_repeated(key: str, values: list[Any]) -> None:
+    repeated = [value for number, value in enumerate(values) if value in values[:number]]
+    if repeated:
+        raise InputError(f"{key} names something twice: {repeated[0]}")
 
 
 def _texts(key: str, value: object) -> tuple[str, ...]:
@@ -173,12 +205,21 @@ def _integers(key: str, value: object) -> list[int]:
 
 
 def _numbers(key: str, value: object) -> tuple[float, ...]:
-    entries = _entries(key, value)
-    for entry in entries:
-        is_number = isinstance(entry, int | float) and not isinstance(entry, bool)
-        if not is_number or not math.isfinite(entry):
-            raise InputError(f"{key} must be numbers, got {entry!r}")
-    return tuple(map(float, entries))
+    numbers = [_number(key, entry) for entry in _entries(key, value)]
+    _refuse_repeated(key, numbers)
+    return tuple(numbers)
+
+
+def _number(key: str, entry: object) -> float:
+    """Take `1e-5`, too, which is a text in YAML."""
+    if isinstance(entry, int | float | str) and not isinstance(entry, bool):
+        try:
+            number = float(entry)
+        except (ValueError, OverflowError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    raise InputError(f"{key} must be numbers, got {entry!r}")
 
 
 def _ratios(key: str, value: object) -> tuple[float, ...]:

@@ -4,17 +4,17 @@ import csv
 import io
 import queue
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from memfold.comparison.plan import Plan, PlannedRun
+from memfold.comparison.plan import Plan, PlannedRun, number_text
 from memfold.launching.run import Launcher, RunFailed, Stopped
 from memfold.launching.workers import work_in_parallel
-from memfold.training.run_folder import write_text_atomically
+from memfold.training.run_folder import RESULT, write_text_atomically
 
 __all__ = ["CHOICES", "RUNS", "Choice", "Progress", "run_plan"]
 
@@ -42,19 +42,21 @@ class Progress:
     """What has been run so far; prints a line for each run."""
 
     num_runs: int
+    """Of the plan."""
     num_done: int = 0
     failed: list[str] = field(default_factory=list)
     """One line for each run that failed."""
+    others: list[str] = field(default_factory=list)
+    """Names of runs among those to be compared that this plan does not make: another one did."""
     _lock: Lock = field(default_factory=Lock)
 
-    def note(self, name: str, result: dict[str, Any] | None, error: str, seconds: float) -> None:
+    def note(self, name: str, accuracy: float | None, error: str, seconds: float) -> None:
         """Print how a run ended."""
         with self._lock:
             self.num_done += 1
-            if result is None:
+            if accuracy is None:
                 self.failed.append(f"{name}: {error}")
-            accuracy = "" if result is None else f"{_METRIC} {result['metrics'][_METRIC]:.4f}"
-            outcome = f"failed: {error}" if result is None else accuracy
+            outcome = f"failed: {error}" if accuracy is None else f"{_METRIC} {accuracy:.4f}"
             print(
                 f"[{self.num_done}/{self.num_runs}] {name}: {outcome} ({seconds:.0f} s)", flush=True
             )
@@ -89,6 +91,8 @@ def run_plan(plan: Plan, folder: Path, launchers: Sequence[Launcher]) -> Progres
         for run in plan.compared_runs(*group, chosen.value)
     ]
     _run_all(runs, folder / RUNS, launchers, progress)
+    there = {file.parent.name for file in (folder / RUNS).glob(f"*/{RESULT}")}
+    progress.others = sorted(there - {run.name for run in runs})
     return progress
 
 
@@ -120,15 +124,15 @@ def _run_all(
             except queue.Empty:
                 return
             start = time.monotonic()
-            result, error = None, ""
+            accuracy, error = None, ""
             try:
-                result = launcher.run(run.overrides, folder / run.name)
+                accuracy = _accuracy(launcher.run(run.overrides, folder / run.name))
             except RunFailed as failure:
                 error = str(failure)
             except Stopped:
                 return
-            outcomes[run.name] = (None if result is None else result["metrics"][_METRIC], error)
-            progress.note(run.name, result, error, time.monotonic() - start)
+            outcomes[run.name] = (accuracy, error)
+            progress.note(run.name, accuracy, error, time.monotonic() - start)
 
     stop = launchers[0].stop
     work_in_parallel([partial(work, launcher) for launcher in launchers], stop)
@@ -137,15 +141,30 @@ def _run_all(
     return outcomes
 
 
+def _accuracy(result: Mapping[str, Any]) -> float:
+    metrics = result.get("metrics")
+    accuracy = metrics.get(_METRIC) if isinstance(metrics, Mapping) else None
+    if not isinstance(accuracy, int | float):
+        raise RunFailed(f"its result has no {_METRIC}")
+    return accuracy
+
+
 def _table(choices: Sequence[Choice]) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["method", "ratio", "value", _METRIC, "chosen", "error"])
     for choice in choices:
-        ratio = "" if choice.run.ratio is None else f"{choice.run.ratio:g}"
+        ratio = "" if choice.run.ratio is None else number_text(choice.run.ratio)
         accuracy = "" if choice.val_accuracy is None else f"{choice.val_accuracy:.4f}"
         chosen = "yes" if choice.is_best else ""
         writer.writerow(
-            [choice.run.method, ratio, f"{choice.run.value:g}", accuracy, chosen, choice.error]
+            [
+                choice.run.method,
+                ratio,
+                number_text(choice.run.value),
+                accuracy,
+                chosen,
+                choice.error,
+            ]
         )
     return text.getvalue()

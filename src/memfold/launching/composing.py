@@ -28,5 +28,6 @@ def check_overrides(conf: Path, overrides: Sequence[str]) -> None:
     try:
         with initialize_config_dir(str(conf.resolve()), version_base="1.3", job_name=_CONFIG):
             compose(_CONFIG, list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
+    # ValueError: a group with a number in place of a name.
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise InputError(describe_error(error)) from error

@@ -121,14 +121,16 @@ def wandb_logger(
         InputError: An option is wrong, or W&B cannot start.
     """
     mode = _mode(mode)
+    if not isinstance(log_artifact, bool):
+        raise InputError(f"logger.log_artifact must be true or false, got {log_artifact!r}")
     if not is_rank_zero():  # a stand-in: only rank 0 starts a run
         return WandbRun(folder=folder, project=project)
     try:
         run = wandb.init(
             project=project,
             entity=entity,
-            name=(name or run_name)[:_LONGEST_NAME],
-            group=group,
+            name=str(name or run_name)[:_LONGEST_NAME],
+            group=None if group is None else str(group),
             job_type=job_type or ("sweep" if os.environ.get("WANDB_SWEEP_ID") else "train"),
             tags=list(dict.fromkeys(str(tag)[:_LONGEST_TAG] for tag in tags)),
             dir=folder,
@@ -138,8 +140,10 @@ def wandb_logger(
             settings=_settings(mode, save_code),
         )
     except (wandb.Error, ValueError) as error:
+        reason = " ".join(str(error).split())
         raise InputError(
-            f"logger=wandb cannot start: {error}; logger.mode=offline or logger=csv needs no server"
+            f"logger=wandb cannot start: {reason}; "
+            "logger.mode=offline or logger=csv needs no server"
         ) from error
     # The count of log calls, W&B's own x-axis, means nothing.
     run.define_metric("trainer/global_step")
@@ -168,7 +172,10 @@ def close_wandb(*, failed: bool) -> str | None:
 def _mode(mode: str | None) -> str:
     mode = mode or os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")
     if mode not in _MODES:
-        raise InputError(f"logger.mode must be one of {', '.join(_MODES)} or null, got {mode!r}")
+        raise InputError(
+            f"logger.mode must be one of {', '.join(_MODES)} or null, and so must WANDB_MODE, "
+            f"got {mode!r}"
+        )
     return mode
 
 

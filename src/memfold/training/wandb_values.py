@@ -21,6 +21,7 @@ _LEFT_OUT = (
     "compression.seed",
     "data.download",
     "data.root",
+    "distill.teacher",
     "extras",
     "logger",
     "ratio",
@@ -74,6 +75,7 @@ def flat_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     compression, memory = facts["compression"], facts.get("memory") or {}
     parameters, environment = facts.get("parameters") or {}, facts.get("environment") or {}
     choices, labels = facts.get("choices") or {}, facts.get("labels")
+    teacher = (facts.get("distill") or {}).get("teacher")
     named = {} if labels is None else {"method": labels.method, "setting": labels.setting}
     return {
         **{group: choices[group] for group in _GROUPS if choices.get(group) is not None},
@@ -87,6 +89,7 @@ def flat_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
         "data": facts["data"],
         "task": facts["task"],
         "seed": facts["seed"],
+        **({} if teacher is None else _teacher(teacher)),
         **{key: memory[key] for key in _BYTES if key in memory},
         **{f"parameters.{key}": value for key, value in parameters.items()},
         **{f"environment.{key}": value for key, value in environment.items()},
@@ -109,6 +112,17 @@ def flat_summary(result: Mapping[str, Any]) -> dict[str, Any]:
         **{f"{name}/{key}": item for name, group in groups.items() for key, item in group.items()},
     }
     return {key: value for key, value in final.items() if value is not None}
+
+
+def _teacher(teacher: Mapping[str, Any]) -> dict[str, Any]:
+    """Say what the teacher is, not where it lies."""
+    options = teacher.get("compression") or {}
+    return {
+        "distill.teacher.backbone": teacher.get("backbone"),
+        "distill.teacher.strategy": options.get("name"),
+        "distill.teacher.ratio": options.get("ratio"),
+        "distill.teacher.seed": teacher.get("seed"),
+    }
 
 
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,40 @@
+"""YAML files in which nothing is said twice."""
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from memfold.errors import InputError
+
+__all__ = ["read_mapping"]
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a repeated key, of which YAML keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: list[Any] = []
+        for place, _ in node.value:
+            key = self.construct_object(place, deep=True)
+            if key in seen:
+                problem = f"{key} is there twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, place.start_mark)
+            seen.append(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_mapping(path: Path) -> Any:
+    """Read a YAML file; what its content must be is for the caller to check.
+
+    Raises:
+        InputError: It cannot be read, or a mapping names a key twice.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            return yaml.load(file, _Loader)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
