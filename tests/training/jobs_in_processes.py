@@ -46,6 +46,8 @@ def _run(folder: Path, overrides: Sequence[str], output: Path, as_nobody: bool) 
     from training.jobs import compose_job
 
     torch.set_num_threads(1)
+    # W&B's process of an earlier test, whose address the fork server has kept.
+    os.environ.pop("WANDB_SERVICE", None)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
