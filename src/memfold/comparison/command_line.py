@@ -13,6 +13,7 @@ from memfold.comparison.packing import pack_runs
 from memfold.comparison.plan import Plan, read_plan
 from memfold.comparison.running import RUNS, run_plan
 from memfold.errors import InputError
+from memfold.launching.arguments import positive_integer
 from memfold.launching.composing import check_overrides
 from memfold.launching.run import Stopped
 from memfold.launching.workers import StopSignal, launchers
@@ -90,15 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--jobs",
-        type=_positive,
+        type=positive_integer,
         default=psutil.cpu_count(logical=False) or 1,
         metavar="N",
         help="runs at a time; cores and GPUs are divided (default: one per core)",
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text}")
-    return int(text)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from memfold.errors import InputError
+from memfold.launching.arguments import positive_integer
 from memfold.tuning.configuration import Configuration
 from memfold.tuning.space import read_space
 
@@ -81,14 +82,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--study", type=Path, required=True, metavar="FOLDER", help="where all of it is kept")
     add(
         "--trials",
-        type=_positive,
+        type=positive_integer,
         required=True,
         metavar="N",
         help="how many the study shall have, completed or pruned, of all workers together",
     )
     add(
         "--workers",
-        type=_positive,
+        type=positive_integer,
         default=1,
         metavar="N",
         help="trials at a time on this machine; cores and GPUs are divided (default 1)",
@@ -99,9 +100,3 @@ def _parser() -> argparse.ArgumentParser:
         help="write the best setting to conf/experiment/NAME.yaml, too",
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text}")
-    return int(text)
