@@ -11,6 +11,7 @@ import pytest
 import wandb
 
 from memfold.reporting.wandb_dashboard import main
+from wandb_processes import forget_wandb
 
 # wandb-workspaces declares models in pydantic's old way; the warning comes with its import.
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
@@ -20,12 +21,10 @@ PROJECT = ("--entity", "me", "--project", "memfold")
 
 @pytest.fixture(autouse=True)
 def _no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
+    forget_wandb(monkeypatch)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.chdir(tmp_path)
-    wandb.teardown()
 
 
 def definition(path: Path) -> dict[str, Any]:

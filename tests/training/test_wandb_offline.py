@@ -18,6 +18,7 @@ from memfold.training.result import describe_environment
 from memfold.training.run_folder import read_result
 from training.jobs import SMALL, compose_job
 from training.wandb_files import OfflineRun, offline_runs
+from wandb_processes import forget_wandb
 
 OFFLINE = (*SMALL, "logger=wandb", "logger.mode=offline")
 STEP = "trainer/global_step"
@@ -40,10 +41,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (clone / "code.py").write_text("new = 2\n")
     (clone / "secret.txt").write_text("password")
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("WANDB_")]:
-            patch.delenv(name)
+        forget_wandb(patch)
         patch.setattr("memfold.training.wandb_run._clone", lambda: str(clone))
-        wandb.teardown()  # it reads the variables once
         yield clone
 
 

@@ -14,16 +14,15 @@ from memfold.errors import InputError
 from memfold.training.wandb_run import close_wandb, wandb_logger
 from training.jobs_in_processes import output_of, run_job
 from training.run_contents import SENSITIVE, STRATEGIES, differences
+from wandb_processes import forget_wandb
 
 
 @pytest.fixture
 def no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """W&B without a key; returns the netrc file it would read."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
+    forget_wandb(monkeypatch)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    wandb.teardown()
     return tmp_path / "netrc"
 
 
