@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import shlex
 from pathlib import Path
 from typing import Any

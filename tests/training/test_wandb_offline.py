@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import json
-import os
 import subprocess
 from base64 import b64encode
 from collections.abc import Iterator
