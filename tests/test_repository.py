@@ -10,6 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src" / "memfold").rglob("*.py"))
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "results").rglob("*.md")]
+)
 
 # Folder or file -> top-level packages that it must not import: dependencies point one way.
 FORBIDDEN = {
@@ -56,7 +59,22 @@ def test_the_python_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "small.safetensors").is_file()
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def text_of(page: Path) -> str:
+    """Return a page without its code blocks."""
+    return re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
-        assert (ROOT / target).exists(), target
+    for target in re.findall(r"\]\(([^)#:]+)\)", text_of(page)):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_tables_are_whole(page):
+    for table in re.findall(r"(?:^ *\|.*\n?)+", text_of(page), flags=re.MULTILINE):
+        rows = [re.split(r"(?<!\\)\|", row.strip())[1:-1] for row in table.splitlines()]
+        assert {len(row) for row in rows} == {len(rows[0])}, rows[0]
+        rule = rows[1:2]
+        assert rule, f"only one row: {rows[0]}"
+        assert all(re.fullmatch(r" *:?-+:? *", cell) for cell in rule[0]), f"header of {rows[0]}"
