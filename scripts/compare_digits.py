@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from memfold.strategies import strategy_names
+from memfold.training.resume import quote_value
 
 ROOT = Path(__file__).parents[1]
 RATIOS = (0.3, 0.1, 0.03, 0.01)
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "digits")
     arguments = parser.parse_args()
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        rows = list(pool.map(lambda job: run(arguments.runs, *job), jobs()))
+        rows = list(pool.map(lambda job: run(arguments.runs.resolve(), *job), jobs()))
     (ROOT / "results").mkdir(exist_ok=True)
     with (ROOT / "results" / "digits.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
@@ -86,8 +87,8 @@ def run(runs: Path, strategy: str, ratio: float, seed: int) -> Row:
         command = [sys.executable, "train.py", f"compression={strategy}", f"seed={seed}"]
         command += [] if strategy == "dense" else [f"ratio={ratio:g}"]
         command += [f"trainer.max_epochs={NUM_EPOCHS}", *OPTIONS.get(strategy, [])]
-        resume = (folder / "checkpoints" / "last.ckpt").exists()
-        command += [f"resume={folder}"] if resume else [f"hydra.run.dir={folder}"]
+        resume = any((folder / path).exists() for path in ("checkpoints/last.ckpt", "rounds/0"))
+        command.append(f"{'resume' if resume else 'hydra.run.dir'}={quote_value(str(folder))}")
         done = subprocess.run(
             [*command, "logger=csv", "trainer=cpu", "callbacks.progress_bar=null"],
             cwd=ROOT,

@@ -10,7 +10,7 @@ CONF = REPOSITORY / "conf"
 STAND_IN = REPOSITORY / "tests" / "tuning" / "stand_in.py"
 
 PLAN: dict[str, Any] = {
-    "overrides": ["trainer.max_epochs=2"],
+    "overrides": ["trainer.max_epochs=2", "logger=csv"],
     "methods": {
         "dense": ["compression=dense"],
         "synflow": ["compression=synflow"],

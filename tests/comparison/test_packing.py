@@ -82,6 +82,15 @@ def test_what_is_packed_already_stays(runs: Path) -> None:
     assert (runs / "0" / "packed" / "8" / "result.json").stat().st_mtime_ns == stamp
 
 
+def test_a_run_that_was_trained_further_is_packed_again(runs: Path) -> None:
+    assert pack_runs([runs], [8]) == 2
+    result = read(runs / "0")
+    result["training"]["epochs"] += 1
+    (runs / "0" / "result.json").write_text(json.dumps(result))
+    assert pack_runs([runs], [8]) == 1
+    assert read(runs / "0" / "packed" / "8")["training"] == result["training"]
+
+
 def test_runs_that_are_not_completed_are_left_out(runs: Path) -> None:
     result = read(runs / "0") | {"status": "failed"}
     (runs / "0" / "result.json").write_text(json.dumps(result))

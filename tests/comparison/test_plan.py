@@ -31,6 +31,7 @@ def test_every_method_tries_as_many_values_with_another_seed(tmp_path: Path) -> 
     (first, *_) = plan.tried_runs("projection", 0.01)
     assert first.overrides == (
         "trainer.max_epochs=2",
+        "logger=csv",
         "compression=stable_rps",
         "compression.gradient_scale=projection",
         "ratio=0.01",
@@ -63,13 +64,20 @@ def test_numbers_are_run_as_they_stand(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("common", "own", "is_logged"),
-    [("wandb", "", True), ("csv", "wandb", True), ("wandb", "csv", False), ("csv", "", False)],
+    [
+        ("wandb", "", True),
+        ("csv", "wandb", True),
+        ("wandb", "csv", False),
+        ("csv", "", False),
+        ("", "", True),  # the default of train.py
+    ],
 )
 def test_runs_in_wandb_have_a_group_and_those_only_tried_are_told_apart(
     common: str, own: str, is_logged: bool, tmp_path: Path
 ) -> None:
     method = ["compression=mag", *([f"logger={own}"] if own else [])]
-    changes = {"overrides": [f"logger={common}"], "methods": {"mag": method}}
+    overrides = ["trainer.max_epochs=2", *([f"logger={common}"] if common else [])]
+    changes = {"overrides": overrides, "methods": {"mag": method}}
     plan = read_plan(write_plan(tmp_path, **changes))
     tried, compared = plan.tried_runs("mag", 0.1)[0], plan.compared_runs("mag", 0.1, 0.1)[0]
     assert ("logger.group='mag'" in tried.overrides) == is_logged

@@ -13,6 +13,7 @@ import pytest
 
 from comparison.plans import CONF, REPOSITORY, STAND_IN, write_plan
 from memfold.comparison.command_line import main
+from memfold.training.run_folder import locked
 
 # The stand-in is best at 0.1, to which 0.03 is nearer than 1.
 SMALL = {
@@ -48,6 +49,38 @@ def test_what_train_does_not_know_is_refused_before_anything_runs(
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_missing_data_is_named_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ["data=cifar10", f"data.root={tmp_path}", "data.download=false"]
+    assert compare(tmp_path, overrides=own) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: data.root={tmp_path}: no cifar-10-binary.tar.gz in ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_before_the_first_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(runs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("memfold.comparison.command_line.prepare_data", interrupt)
+    assert compare(tmp_path) == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on\n"
+
+
+def test_two_at_once_in_one_folder_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out"):
+        assert compare(tmp_path) == 1
+    assert "out is in use by another process" in capsys.readouterr().err
+    assert not starts(tmp_path)
 
 
 def read_choices(folder: Path) -> list[dict[str, str]]:

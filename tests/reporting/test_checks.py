@@ -33,6 +33,13 @@ def test_averaged_seeds_of_different_learning_rates_are_named(write):
     ]
 
 
+def test_averaged_seeds_of_different_checkpoints_are_named(write):
+    write("a", "test_checkpoint=best", 1)
+    write("b", "", 2)
+    [problem] = read(["a", "b"])[1]
+    assert problem.reason.endswith(" differ in test_checkpoint: best in a, its default in b")
+
+
 def test_what_the_result_tells_or_does_not_depend_on_is_no_difference(write):
     write("a", "--config-name train ratio=0.1 logger=csv data.root=/one trainer=cpu", 1)
     write("b", "logger=wandb hydra.verbose=true data=digits callbacks.progress_bar=null", 2)

@@ -58,6 +58,19 @@ def test_there_is_no_accuracy_above_all_or_below_nothing():
     assert figure.axes[-1].get_ylim() == (-0.02, 1.02)
 
 
+def test_ratios_that_nobody_asked_for_have_ticks_beside_them():
+    runs = [
+        one_run("mag", ratio=None, budget_bytes=size, dense_bytes=10**6, accuracy=0.5)
+        for size in (20_000, 50_000)
+    ]
+    axis = AXES["ratio"]
+    with house_style():
+        figure = draw_plane(points(runs, axis), axis, styles(["mag"]), note="one")
+    axes = figure.axes[-1]
+    low, high = axes.get_xlim()
+    assert any(low <= tick <= high for tick in axes.get_xticks())
+
+
 def test_methods_near_the_best_have_a_panel_where_others_have_collapsed():
     runs = [one_run("mag", ratio=r, accuracy=a) for r, a in ((0.1, 0.88), (0.01, 0.4))]
     axis = AXES["ratio"]

@@ -194,14 +194,16 @@ def test_the_common_request_is_in_the_middle_of_those_that_most_methods_have():
     assert common_request([run("dense")]) is None
 
 
-def test_a_mean_curve_has_the_steps_of_all_seeds():
+def test_a_mean_curve_goes_as_far_as_all_seeds():
     runs = [
-        run(curves={"val/acc": Curve((1, 2, 3), (0.1, 0.2, 0.3))}),
+        run(curves={"val/acc": Curve((1, 2, 3, 4), (0.1, 0.2, 0.3, 0.9))}),
         run(curves={"val/acc": Curve((1, 3), (0.3, 0.5))}),
         run(),
     ]
     curve = mean_curve(runs, "val/acc")
     assert curve is not None
-    assert curve.steps == (1, 3)
-    assert curve.values == pytest.approx((0.2, 0.4))
+    assert curve.steps == (1, 2, 3)
+    assert curve.values == pytest.approx((0.2, 0.3, 0.4))
     assert mean_curve(runs, "train/loss") is None
+    apart = run(curves={"val/acc": Curve((7, 8), (0.1, 0.2))})
+    assert mean_curve([*runs, apart], "val/acc") is None

@@ -1,5 +1,7 @@
-from memfold.reporting.styles import styles
+from memfold.reporting.records import Comparison, Reference
+from memfold.reporting.styles import comparison_styles, styles
 from memfold.strategies import strategy_names
+from reporting.page.comparisons import one_run
 
 
 def contrast_to_white(colour):
@@ -33,6 +35,13 @@ def test_variants_share_the_colour_and_differ_in_dash_and_marker():
     assert one.dash != other.dash
     assert one.linestyle != other.linestyle
     assert one.marker != other.marker
+
+
+def test_published_curves_do_not_change_how_variants_look():
+    runs = tuple(one_run(f"mag (scope={scope})", ratio=0.1) for scope in ("global", "layer"))
+    published = (Reference(runs[0].setting, "mag", 0.1, 0.7),)
+    alone = comparison_styles(Comparison(runs))
+    assert comparison_styles(Comparison(runs, (), published)) == alone | styles(["mag"])
 
 
 def test_a_strategy_of_a_user_looks_the_same_in_every_process():

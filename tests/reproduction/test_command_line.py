@@ -35,7 +35,8 @@ def reproduce(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
         base = ["--out", str(tmp_path / "out"), "--experiments", "cifar10_vgg11"]
         cells = ["--methods", "dense,stable_rps", "--ratios", "0.1", "--seeds", "1"]
         own, _, further = " ".join(arguments).partition(" -- ")
-        given = [*base, *cells, "--jobs-per-device", "1", *own.split(), "--", "trainer=cpu"]
+        given = [*base, *cells, "--jobs-per-device", "1", *own.split()]
+        given += ["--", "trainer=cpu", "data=digits"]
         capfd.readouterr()
         status = main([*given, *further.split()], root)
         return status, *capfd.readouterr()
@@ -142,6 +143,26 @@ def test_changed_arguments_are_refused_before_anything_runs(reproduce: Run, root
     assert len(calls(root, "train")) == 2
 
 
+def test_missing_data_is_named_before_anything_runs(
+    reproduce: Run, root: Path, tmp_path: Path
+) -> None:
+    status, _, err = reproduce(f" -- data=cifar10 data.root={tmp_path} data.download=false")
+    assert (status, err.count("\n")) == (1, 1)
+    assert err.startswith(f"error: data.root={tmp_path}: no cifar-10-binary.tar.gz in ")
+    assert not calls(root, "train")
+    assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_before_the_first_run(reproduce: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(runs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("memfold.reproduction.command_line.prepare_data", interrupt)
+    status, _, err = reproduce()
+    assert status == 130
+    assert err.startswith("error: stopped; go on with: python ")
+
+
 def test_without_joblib_it_names_the_extra(
     reproduce: Run, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +219,7 @@ def test_no_run_outlives_it(number: signal.Signals, root: Path, tmp_path: Path) 
     code += f"sys.exit(main(sys.argv[1:], pathlib.Path({str(root)!r})))"
     chosen = ("--experiments", "cifar10_vgg11", "--methods", "mag", "--jobs-per-device", "2")
     running = subprocess.Popen(
-        [sys.executable, "-c", code, "--out", str(out), *chosen, "--", "trainer=cpu"],
+        [sys.executable, "-c", code, "--out", str(out), *chosen, "--", "data=digits"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

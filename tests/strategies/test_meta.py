@@ -1,8 +1,6 @@
 """Models without values: initialised as their constructor would, one module at a time."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ import memfold
 from memfold.errors import InputError
 from memfold.strategies.materialise import device_of
 from strategies.cases import SHARING, STRATEGIES, options_of
+from strategies.meta import LeavesItsScale, folded, mlp, on_meta, refusal, tensors_of
 from strategies.models import MODELS, TiedLanguageModel
 
 # Their constructors give weights values that no initialiser would: copies, an edit, plain draws.
@@ -22,34 +21,6 @@ PLAIN = sorted(MODELS.keys() - BUILT_OTHERWISE)
 def dense(build):
     torch.manual_seed(5)
     return build()
-
-
-def on_meta(build):
-    with torch.device("meta"):
-        return build()
-
-
-def folded(model, strategy="stable_rps", **options):
-    torch.manual_seed(5)
-    return memfold.compress(model, strategy, **options)
-
-
-def mlp():
-    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
-
-
-def refusal(message):
-    return pytest.raises(InputError, match=re.escape(message))
-
-
-def tensors_of(model):
-    return [
-        (name, id(tensor))
-        for name, tensor in (
-            *model.named_parameters(remove_duplicate=False),
-            *model.named_buffers(remove_duplicate=False),
-        )
-    ]
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -106,12 +77,6 @@ class NotFinite(nn.Linear):
     def reset_parameters(self):
         nn.init.constant_(self.weight, float("nan"))
         nn.init.zeros_(self.bias)
-
-
-class LeavesItsScale(nn.Linear):
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.register_buffer("table", torch.arange(3), persistent=False)
 
 
 class Replaces(nn.Linear):
@@ -296,141 +261,6 @@ def test_the_other_strategies_say_who_can(name):
 def test_the_footprint_is_known_before_there_are_values():
     counted = memfold.footprint(on_meta(mlp))
     assert counted == memfold.footprint(mlp())
-
-
-class Unwilling(nn.Linear):
-    def reset_parameters(self):
-        if not self.weight.is_meta:
-            raise OSError("never")
-
-
-@pytest.mark.parametrize("form", ["compressed", "dense"])
-def test_artifacts_need_no_values(form, tmp_path):
-    saved = memfold.compress(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)), "stable_rps")
-    saved[1].running_mean.fill_(0.5)
-    memfold.save(saved, tmp_path / "a.safetensors")
-    fresh = on_meta(lambda: nn.Sequential(Unwilling(6, 8), nn.BatchNorm1d(8)))
-    loaded = memfold.load(tmp_path / "a.safetensors", fresh, form=form)
-    x = torch.randn(4, 6)
-    assert torch.equal(loaded.eval()(x), saved.eval()(x))
-    assert not any(tensor.is_meta for tensor in loaded.state_dict().values())
-    assert isinstance(loaded[0].weight, nn.Parameter) == (form == "dense")
-
-
-def test_an_artifact_without_compression_fills_a_model(tmp_path):
-    saved = TiedLanguageModel()
-    memfold.save(saved, tmp_path / "a.safetensors")
-    loaded = memfold.load(tmp_path / "a.safetensors", on_meta(TiedLanguageModel))
-    tokens = torch.tensor([[1, 2, 3]])
-    assert torch.equal(loaded(tokens), saved(tokens))
-    assert loaded.head.weight is loaded.embedding.weight
-
-
-def recurrent():
-    return nn.Sequential(nn.Linear(4, 8), nn.LSTM(8, 6))
-
-
-def test_untouched_recurrent_layers_run(tmp_path):
-    model = folded(on_meta(recurrent), ratio=0.5, exclude=["1"])
-    x = torch.randn(3, 2, 4)
-    output, _ = model(x)
-    assert output.isfinite().all()
-    memfold.save(model, tmp_path / "a.safetensors")
-    loaded = memfold.load(tmp_path / "a.safetensors", on_meta(recurrent))
-    assert torch.equal(loaded(x)[0], output)
-
-
-def test_artifacts_cannot_fill_what_they_do_not_hold(tmp_path):
-    memfold.save(memfold.compress(mlp(), "rand"), tmp_path / "pruned.safetensors")
-    model = on_meta(mlp)
-    with refusal("0.weight is on the meta device and has no values"):
-        memfold.load(tmp_path / "pruned.safetensors", model)
-    assert all(tensor.is_meta for tensor in model.state_dict().values())
-    saved = memfold.compress(LeavesItsScale(6, 8), "stable_rps")
-    memfold.save(saved, tmp_path / "shared.safetensors")
-    model = on_meta(lambda: LeavesItsScale(6, 8))
-    before = tensors_of(model)
-    with refusal("table is on the meta device and not in the artifact"):
-        memfold.load(tmp_path / "shared.safetensors", model)
-    assert tensors_of(model) == before
-
-
-class Largest(torch.utils._python_dispatch.TorchDispatchMode):
-    """Bytes of the largest tensor that an operation returns."""
-
-    nbytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, list | tuple) else [out]:
-            if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
-                storage = tensor.untyped_storage()
-                if all(storage._cdata != a.untyped_storage()._cdata for a in _inputs(args)):
-                    self.nbytes = max(self.nbytes, storage.nbytes())
-        return out
-
-
-def _inputs(args):
-    return [a for a in args if isinstance(a, torch.Tensor)]
-
-
-def test_compressing_makes_nothing_as_large_as_a_layer():
-    build = lambda: nn.Sequential(nn.Linear(2048, 512), nn.Linear(512, 512))  # noqa: E731
-    largest = 2048 * 512 * 4
-    model = build()
-    with Largest() as from_dense:
-        memfold.compress(model, "stable_rps", ratio=0.01)
-    assert from_dense.nbytes <= largest / 4
-    with Largest() as from_meta:
-        memfold.compress(on_meta(build), "stable_rps", ratio=0.01)
-    assert from_meta.nbytes == largest
-
-
-CAPPED = """
-import resource, torch, memfold
-from torch import nn
-
-def stack(width, layers):
-    layers = [(nn.Linear(width, width, bias=False), nn.ReLU()) for _ in range(layers)]
-    return nn.Sequential(*[module for pair in layers for module in pair])
-
-def train(model, width):
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    for _ in range(2):
-        optimizer.zero_grad()
-        loss = model(torch.randn(4, width)).square().mean()
-        loss.backward()
-        optimizer.step()
-    return loss.item()
-
-torch.set_num_threads(1)
-# Threads and libraries that come with the first step are not part of what is capped.
-train(memfold.compress(stack(64, 2), "stable_rps", ratio=0.1), 64)
-pages = int(open("/proc/self/statm").read().split()[0])
-cap = pages * resource.getpagesize() + ROOM
-resource.setrlimit(resource.RLIMIT_AS, (cap, cap))
-try:
-    stack(WIDTH, LAYERS)
-except (MemoryError, RuntimeError) as error:
-    print("no room:", str(error).splitlines()[0])
-with torch.device("meta"):
-    model = stack(WIDTH, LAYERS)
-memfold.compress(model, "stable_rps", ratio=0.001)
-print("loss:", train(model, WIDTH))
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_AS and /proc")
-def test_a_model_trains_whose_dense_weights_do_not_fit():
-    width, layers, room = 3072, 12, 216 << 20
-    assert 4 * width**2 * layers == 2 * room
-    code = f"ROOM, WIDTH, LAYERS = {room}, {width}, {layers}\n{CAPPED}"
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert output.returncode == 0, output.stderr
-    refused, trained = output.stdout.splitlines()
-    assert refused.startswith("no room:")
-    assert trained.startswith("loss:")
-    assert 0 < float(trained.split()[1]) < 1e-6
 
 
 class WithArgument(nn.Linear):

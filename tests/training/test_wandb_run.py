@@ -110,6 +110,14 @@ def test_offline_run_is_named_and_continued(no_credentials: Path, tmp_path: Path
     assert close_wandb(failed=False) is None
 
 
+def test_an_id_may_have_dashes(no_credentials: Path, tmp_path: Path) -> None:
+    (tmp_path / "wandb" / "offline-run-20260101_120000-my-run-3").mkdir(parents=True)
+    wandb_logger(tmp_path, "mlp-dense-s1", [])
+    assert wandb.run is not None
+    assert wandb.run.id == "my-run-3"
+    close_wandb(failed=False)
+
+
 @pytest.mark.ddp
 def test_killed_run_goes_on_under_its_id_and_loses_no_metric(
     no_credentials: Path, tmp_path: Path

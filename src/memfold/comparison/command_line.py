@@ -3,20 +3,23 @@
 import argparse
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
+from omegaconf import DictConfig
 
 from memfold.comparison.packing import pack_runs
 from memfold.comparison.plan import Plan, read_plan
 from memfold.comparison.running import RUNS, run_plan
 from memfold.errors import InputError
 from memfold.launching.arguments import positive_integer
-from memfold.launching.composing import check_overrides
+from memfold.launching.composing import compose_run, prepare_data
 from memfold.launching.run import Stopped
 from memfold.launching.workers import StopSignal, launchers
+from memfold.training.run_folder import locked, writing
 
 __all__ = ["main"]
 
@@ -37,14 +40,17 @@ def main(arguments: Sequence[str], program: Path, conf: Path) -> int:
     stop = StopSignal()
     try:
         plan = read_plan(options.plan)
-        _check_methods(plan, conf)
+        prepare_data(_compose_methods(plan, conf))
         with stop.caught():
             workers = launchers(program, options.jobs, stop.event, os.environ)
-            progress = run_plan(plan, options.out, workers)
-            packed = pack_runs([options.out / RUNS], plan.bits, stop.event)
-    except Stopped:
+            with writing(options.out):
+                options.out.mkdir(parents=True, exist_ok=True)
+            with locked(options.out):
+                progress = run_plan(plan, options.out, workers)
+                packed = pack_runs([options.out / RUNS], plan.bits, stop.event)
+    except (Stopped, KeyboardInterrupt):
         print("interrupted; the same command goes on", file=sys.stderr)
-        return 128 + (stop.number or 0)
+        return 128 + (stop.number or signal.SIGINT)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -59,22 +65,25 @@ def main(arguments: Sequence[str], program: Path, conf: Path) -> int:
             f"not of this plan, but in {runs} and in a report of it: {', '.join(progress.others)}",
             file=sys.stderr,
         )
-    print(shlex.join(["python", "scripts/report.py", str(runs), "--out", str(report)]))
+    script = program.with_name("scripts") / "report.py"
+    print(shlex.join(["python", str(script), str(runs), "--out", str(report)]))
     return 0
 
 
-def _check_methods(plan: Plan, conf: Path) -> None:
+def _compose_methods(plan: Plan, conf: Path) -> list[DictConfig]:
     """Compose one run of each method.
 
     Raises:
         InputError: An override is unknown.
     """
+    runs = []
     for method in plan.methods:
         run, *_ = plan.compared_runs(method, plan.places(method)[0], plan.values[0])
         try:
-            check_overrides(conf, run.overrides)
+            runs.append(compose_run(conf, run.overrides))
         except InputError as error:
             raise InputError(f"methods.{method}: {error}") from error
+    return runs
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,6 +1,7 @@
 """The artifacts of completed runs in fewer bits: how small they get, and what that costs."""
 
 import json
+import math
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ def pack_runs(
         for number in bits:
             if stop is not None and stop.is_set():
                 raise Stopped
-            if read_result(run / PACKED / str(number)).get("status") != "completed":
+            if not _is_packed(run, number):
                 _pack(run, number, data)
                 num_packed += 1
     return num_packed
@@ -70,6 +71,12 @@ def _completed_runs(folders: Iterable[Path]) -> list[Path]:
         files = folder.rglob(RESULT)
         runs |= {file.parent for file in files if PACKED not in file.relative_to(folder).parts}
     return sorted(run for run in runs if read_result(run).get("status") == "completed")
+
+
+def _is_packed(run: Path, bits: int) -> bool:
+    """Tell whether the packed file is that of the run as it is, which may have trained further."""
+    packed, result = read_result(run / PACKED / str(bits)), read_result(run)
+    return all(packed.get(key) == result.get(key) for key in ("status", "training"))
 
 
 def _pack(run: Path, bits: int, data: "_DataSets") -> None:
@@ -123,8 +130,8 @@ class _DataSets:
 
 
 @torch.inference_mode()
-def _evaluate(net: nn.Module, data: ImageDataModule) -> dict[str, float]:
-    metrics = {}
+def _evaluate(net: nn.Module, data: ImageDataModule) -> dict[str, float | None]:
+    metrics: dict[str, float | None] = {}
     for split, batches in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
         num_samples, num_right, loss = 0, 0, 0.0
         for batch in batches:
@@ -133,6 +140,7 @@ def _evaluate(net: nn.Module, data: ImageDataModule) -> dict[str, float]:
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
             num_right += int((logits.argmax(dim=1) == labels).sum())
             num_samples += len(labels)
-        metrics[f"packed/{split}/loss"] = loss / num_samples
+        # JSON knows no NaN.
+        metrics[f"packed/{split}/loss"] = loss / num_samples if math.isfinite(loss) else None
         metrics[f"packed/{split}/acc"] = num_right / num_samples
     return metrics

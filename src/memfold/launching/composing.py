@@ -1,25 +1,28 @@
-"""Overrides, checked before many runs fail of the same mistake."""
+"""What stands in the way of many runs, found before the first one starts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from memfold.errors import InputError
 from memfold.training.command_line import describe_error
+from memfold.training.instantiate import instantiate
 
-__all__ = ["check_overrides"]
+__all__ = ["compose_run", "prepare_data"]
 
 _CONFIG = "train"
 
 
-def check_overrides(conf: Path, overrides: Sequence[str]) -> None:
-    """Compose a configuration of `train.py`; no value is looked at.
+def compose_run(conf: Path, overrides: Sequence[str]) -> DictConfig:
+    """Compose the configuration of a run; no value is looked at.
 
     Args:
-        conf: Its configuration folder.
+        conf: The configuration folder of `train.py`.
         overrides: Of one run, as on the command line.
 
     Raises:
@@ -27,7 +30,27 @@ def check_overrides(conf: Path, overrides: Sequence[str]) -> None:
     """
     try:
         with initialize_config_dir(str(conf.resolve()), version_base="1.3", job_name=_CONFIG):
-            compose(_CONFIG, list(overrides))
+            return compose(_CONFIG, list(overrides))
     # ValueError: a group with a number in place of a name.
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise InputError(describe_error(error)) from error
+
+
+def prepare_data(runs: Iterable[DictConfig]) -> None:
+    """Find the files of all data sets, or download them, before several runs do so at once.
+
+    Args:
+        runs: Their configurations.
+
+    Raises:
+        InputError: Files are missing and cannot be downloaded, or an option is wrong.
+    """
+    prepared: list[dict[str, Any]] = []
+    for run in runs:
+        try:
+            options: Any = OmegaConf.to_container(run.data, resolve=True)
+        except OmegaConfBaseException:
+            continue  # of what a run alone knows, such as ${hydra:runtime.cwd}; it will say so
+        if options not in prepared:
+            instantiate(options, "data").prepare_data()
+            prepared.append(options)

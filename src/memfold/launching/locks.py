@@ -36,7 +36,11 @@ def try_lock(path: Path) -> Iterator[bool]:
 
 
 def is_held(path: Path) -> bool:
-    """Tell whether a living process has the lock at `path`, which need not exist."""
+    """Tell whether a living process has the lock at `path`, which need not exist.
+
+    Raises:
+        InputError: The folder cannot be written, or its file system has no locks.
+    """
     if not path.exists():
         return False
     with try_lock(path) as is_free:

@@ -74,11 +74,12 @@ class Launcher:
             InputError: The folder cannot be written.
         """
         is_same = _read_overrides(folder) == list(overrides)
+        if not (is_same and _is_completed(read_result(folder))):
+            self._wait_for_orphan(folder)
         result = read_result(folder)
-        if is_same and result.get("status") == "completed":
+        if is_same and _is_completed(result):
             watch()
             return result
-        self._wait_for_orphan(folder)
         has_checkpoint = (folder / LAST_CHECKPOINT).exists() or (folder / ROUNDS / "0").exists()
         if is_same and has_checkpoint:
             try:
@@ -115,7 +116,7 @@ class Launcher:
         if self.stop.is_set():  # Ctrl-C reaches some launchers' children at once
             raise Stopped
         result = read_result(folder)
-        if process.returncode != 0 or result.get("status") != "completed":
+        if process.returncode != 0 or not _is_completed(result):
             printed = output.read_bytes()[start:].decode(errors="replace")
             raise RunFailed(_reason(process.returncode, printed, result))
         watch()
@@ -135,7 +136,12 @@ class Launcher:
         )
 
     def _wait_for_orphan(self, folder: Path) -> None:
-        """Wait for the run of a killed worker, which ends when it notices."""
+        """Wait for the run of a killed worker, which ends when it notices.
+
+        Raises:
+            Stopped: `stop` was set.
+            InputError: It does not end.
+        """
         seconds = 0.0
         while is_held(folder / LOCK):
             if self.stop.wait(_SECONDS_BETWEEN_LOOKS):
@@ -149,6 +155,9 @@ def read_metric(folder: Path, name: str) -> list[float]:
     """Return a metric of each epoch, as far as the run in `folder` has written it.
 
     NaN stays NaN. Rounds follow one another.
+
+    Raises:
+        ValueError: A cell is no number.
     """
     try:
         text = (folder / METRICS).read_text(encoding="utf-8")
@@ -157,6 +166,10 @@ def read_metric(folder: Path, name: str) -> list[float]:
     whole_lines = text[: text.rfind("\n") + 1]  # the last one may be half written
     rows = csv.DictReader(io.StringIO(whole_lines))
     return [float(row[name]) for row in rows if row.get(name)]
+
+
+def _is_completed(result: Mapping[str, Any]) -> bool:
+    return result.get("status") == "completed"
 
 
 def _overrides_file(folder: Path) -> Path:

@@ -32,7 +32,12 @@ class StopSignal:
             self.number = number
             self.event.set()
 
-        before = {one: signal.signal(one, note) for one in (signal.SIGINT, signal.SIGTERM)}
+        before = {
+            one: signal.signal(one, note)
+            for one in (signal.SIGINT, signal.SIGTERM)
+            # A shell that starts a program in the background lets it ignore Ctrl-C.
+            if signal.getsignal(one) is not signal.SIG_IGN
+        }
         try:
             yield
         finally:

@@ -13,6 +13,7 @@ from memfold.reporting.reading import read
 from memfold.reporting.records import Comparison
 from memfold.reporting.references import read_references
 from memfold.reporting.run_lines import RUN_LINES, to_run_lines
+from memfold.reporting.statistics import num_trainings
 from memfold.reporting.tables import to_csv, to_markdown
 from memfold.training.run_folder import write_text_atomically, writing
 
@@ -39,8 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print(f"error: {error}", file=sys.stderr)
         return 1
     runs = comparison.runs
+    num_methods = len({run.method for run in runs})
     _print(
-        f"{_count(len(runs), 'run')} of {_count(len({run.method for run in runs}), 'method')} in "
+        f"{_count(num_trainings(runs), 'run')} of {_count(num_methods, 'method')} in "
         f"{_count(len({run.setting for run in runs}), 'setting')} (data, backbone), "
         f"{_count(len(comparison.problems), 'problem')}"
     )

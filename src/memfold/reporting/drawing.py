@@ -137,10 +137,12 @@ def set_bytes_axis(axes: Axes, *, is_log: bool) -> None:
 
 
 def set_ratio_axis(axes: Axes, ratios: Sequence[float]) -> None:
-    """Put a tick at each ratio, as long as there is room for all of them."""
+    """Put a tick at each ratio, as long as there are some and room for all of them."""
     axes.set_xscale("log")
-    if len(ratios) <= 12:
+    if 0 < len(ratios) <= 12:
         axes.xaxis.set_major_locator(FixedLocator(list(ratios)))
+    else:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
     axes.xaxis.set_minor_locator(NullLocator())
 

@@ -10,7 +10,7 @@ __all__ = ["differences"]
 _UNSET = "its default"
 # Known from the results, or of no effect on them.
 _LEFT_OUT = {"backbone", "budget_bytes", "data", "data.download", "data.root", "ratio", "resume"}
-_LEFT_OUT |= {"seed", "test_checkpoint", "trainer"}
+_LEFT_OUT |= {"seed", "trainer"}
 _GROUPS_LEFT_OUT = {"artifact", "callbacks", "checkpoint", "compression", "distill", "extras"}
 _GROUPS_LEFT_OUT |= {"hydra", "logger", "sweep"}
 

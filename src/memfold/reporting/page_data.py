@@ -5,8 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 
-import numpy as np
-
 from memfold.reporting.checks import natural
 from memfold.reporting.records import Comparison, Curve, Reference, Run, Setting
 from memfold.reporting.statistics import (
@@ -16,10 +14,12 @@ from memfold.reporting.statistics import (
     Point,
     WinMatrix,
     at_best_bits,
+    mean_curve,
+    num_trainings,
     points,
     win_matrix,
 )
-from memfold.reporting.styles import Style, styles
+from memfold.reporting.styles import Style, comparison_styles
 
 __all__ = ["BEST_BITS", "page_data"]
 
@@ -39,9 +39,7 @@ def page_data(comparison: Comparison) -> dict[str, object]:
     by_setting: dict[Setting, list[Run]] = {}
     for run in comparison.runs:
         by_setting.setdefault(run.setting, []).append(run)
-    # Published curves apart: they must not change how the variants of a strategy look.
-    looks = styles(reference.method for reference in comparison.references)
-    looks |= styles(run.method for run in comparison.runs)
+    looks = comparison_styles(comparison)
     data = {
         "axes": [
             {"key": axis.key, "title": axis.title, "isLog": axis.is_log} for axis in AXES.values()
@@ -76,7 +74,7 @@ def _setting(
     return {
         "data": setting.data,
         "backbone": setting.backbone,
-        "numRuns": len({(run.folder, run.method, run.seed, run.command) for run in runs}),
+        "numRuns": num_trainings(runs),
         "methods": _methods(runs, looks),
         "bits": sorted({run.bits for run in runs}, reverse=True),
         "runs": [_run(run) for run in runs],
@@ -163,32 +161,20 @@ def _curves(point: Point) -> list[dict[str, object]]:
     metrics = sorted({metric for run in point.runs for metric in run.curves})
     curves = []
     for metric in metrics:
-        found = [run.curves[metric] for run in point.runs if metric in run.curves]
-        steps, values = _mean_curve([curve for curve in found if curve.steps])
+        mean = mean_curve(point.runs, metric) or Curve((), ())
         curves.append(
             {
                 "method": point.method,
                 "ratio": _label(point),
                 "metric": metric,
-                "seeds": len(found),
-                "steps": steps,
+                "seeds": sum(metric in run.curves for run in point.runs),
+                "steps": mean.steps,
                 "values": [
-                    None if math.isnan(value) else float(f"{value:.5g}") for value in values
+                    None if math.isnan(value) else float(f"{value:.5g}") for value in mean.values
                 ],
             }
         )
     return curves
-
-
-def _mean_curve(curves: Sequence[Curve]) -> tuple[list[int], list[float]]:
-    """Average over the steps that all curves cover; between their own steps they are straight."""
-    if not curves:
-        return [], []
-    start = max(curve.steps[0] for curve in curves)
-    end = min(curve.steps[-1] for curve in curves)
-    steps = sorted({step for curve in curves for step in curve.steps if start <= step <= end})
-    values = [np.interp(steps, curve.steps, curve.values) for curve in curves]
-    return steps, np.mean(values, axis=0).tolist() if steps else []
 
 
 def _densities(point: Point) -> dict[str, object]:

@@ -91,7 +91,7 @@ def _draw_panel(
     )
     axes.set_xlabel(axis.title)
     set_accuracy_axis(axes)
-    _scale(axes, points, references, axis)
+    _scale(axes, points, axis)
 
 
 def _draw_line(axes: Axes, points: Sequence[Point], axis: Axis, style: Style) -> None:
@@ -145,12 +145,10 @@ def _draw_references(
         )
 
 
-def _scale(
-    axes: Axes, points: Sequence[Point], references: Sequence[Reference], axis: Axis
-) -> None:
+def _scale(axes: Axes, points: Sequence[Point], axis: Axis) -> None:
     if axis.key == "ratio":
-        ratios = {p.x for p in points if p.requested_ratio is not None or p.strategy == "dense"}
-        set_ratio_axis(axes, sorted(ratios) if ratios else [r.ratio for r in references])
+        is_asked = all(p.requested_ratio is not None or p.strategy == "dense" for p in points)
+        set_ratio_axis(axes, sorted({p.x for p in points}) if is_asked else [])
     elif axis.key.endswith("_bytes"):
         set_bytes_axis(axes, is_log=axis.is_log)
     elif axis.is_log:

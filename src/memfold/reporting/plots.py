@@ -16,7 +16,7 @@ from memfold.reporting.drawing import house_style
 from memfold.reporting.planes import draw_plane
 from memfold.reporting.records import Comparison, Run, Setting
 from memfold.reporting.statistics import AXES, at_best_bits, points
-from memfold.reporting.styles import Style, styles
+from memfold.reporting.styles import Style, comparison_styles
 from memfold.training.run_folder import replacing
 
 __all__ = ["draw"]
@@ -37,8 +37,7 @@ def draw(comparison: Comparison, folder: Path) -> list[Path]:
     Raises:
         InputError: A file cannot be written.
     """
-    methods = [run.method for run in comparison.runs]
-    looks = styles([*methods, *(reference.method for reference in comparison.references)])
+    looks = comparison_styles(comparison)
     files = []
     with house_style():
         for setting, stem in _stems(sorted({run.setting for run in comparison.runs})):

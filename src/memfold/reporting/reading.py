@@ -79,7 +79,7 @@ def _read_folder(root: Path, seen: set[Path]) -> tuple[list[Run], list[Problem]]
             problems += wrong
         problems += [
             Problem(_name(folder / name), _why_no_folder(folder / f"{name}.txt"))
-            for name in (file.removesuffix(_LAUNCHED) for file in files if _LAUNCHED in file)
+            for name in (file.removesuffix(_LAUNCHED) for file in files if file.endswith(_LAUNCHED))
             if name not in subfolders
         ]
         subfolders[:] = sorted(

@@ -10,6 +10,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from memfold.reporting.records import Curve, Run, Setting
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "common_request",
     "is_tie",
     "mean_curve",
+    "num_trainings",
     "pareto_front",
     "points",
     "win_matrix",
@@ -176,16 +179,29 @@ def common_request(runs: Iterable[Run]) -> tuple[str, float] | None:
     return common[len(common) // 2] if common else None
 
 
+def num_trainings(runs: Iterable[Run]) -> int:
+    """Count runs; what was packed in several numbers of bits was trained once."""
+    return len({(run.folder, run.method, run.seed, run.command) for run in runs})
+
+
 def mean_curve(runs: Iterable[Run], name: str) -> Curve | None:
-    """Average a metric over seeds, at the steps that all of them have; `None` without any."""
-    curves = [run.curves[name] for run in runs if name in run.curves]
+    """Average a metric over seeds, between the first and the last step that all of them reach.
+
+    Returns:
+        A point at each step of the curve with the most; the others are straight between theirs.
+        `None` without any.
+    """
+    curves = [c for run in runs if (c := run.curves.get(name)) is not None and c.steps]
     if not curves:
         return None
-    values = [dict(zip(curve.steps, curve.values, strict=True)) for curve in curves]
-    steps = sorted(set.intersection(*map(set, values)))
+    start = max(curve.steps[0] for curve in curves)
+    end = min(curve.steps[-1] for curve in curves)
+    longest = max(curves, key=lambda curve: len(curve.steps))
+    steps = [step for step in longest.steps if start <= step <= end]
     if not steps:
         return None
-    return Curve(tuple(steps), tuple(statistics.fmean(v[step] for v in values) for step in steps))
+    values = [np.interp(steps, curve.steps, curve.values) for curve in curves]
+    return Curve(tuple(steps), tuple(np.mean(values, axis=0).tolist()))
 
 
 def is_tie(one: Point, other: Point) -> bool:

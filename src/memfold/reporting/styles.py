@@ -12,7 +12,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["Style", "styles"]
+from memfold.reporting.records import Comparison
+
+__all__ = ["Style", "comparison_styles", "styles"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,15 @@ def styles(methods: Iterable[str]) -> dict[str, Style]:
         for strategy, names in variants.items()
         for number, method in enumerate(names)
     }
+
+
+def comparison_styles(comparison: Comparison) -> dict[str, Style]:
+    """Return the style of every method and every published curve of a comparison.
+
+    Published curves apart: they do not change how the variants of a strategy look.
+    """
+    looks = styles(reference.method for reference in comparison.references)
+    return looks | styles(run.method for run in comparison.runs)
 
 
 def _style(strategy: str, variant: int) -> Style:

@@ -6,7 +6,15 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 
 from memfold.reporting.records import Comparison, Problem, Reference, Run, Setting
-from memfold.reporting.statistics import AXES, Cell, Point, WinMatrix, points, win_matrix
+from memfold.reporting.statistics import (
+    AXES,
+    Cell,
+    Point,
+    WinMatrix,
+    num_trainings,
+    points,
+    win_matrix,
+)
 
 __all__ = ["to_csv", "to_markdown"]
 
@@ -85,8 +93,8 @@ def to_markdown(comparison: Comparison, title: str) -> str:
     lines = [
         f"# {_escape(title)}",
         "",
-        f"{_count(len(comparison.runs), 'run')}. Means over seeds; {_PLUS_MINUS} is their sample "
-        "standard deviation.",
+        f"{_count(num_trainings(comparison.runs), 'run')}. Means over seeds; {_PLUS_MINUS} is "
+        "their sample standard deviation.",
     ]
     matrices = win_matrix(comparison.runs)
     for setting in sorted({run.setting for run in comparison.runs}):

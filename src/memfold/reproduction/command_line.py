@@ -4,13 +4,14 @@ import argparse
 import importlib.util
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from memfold.errors import InputError
-from memfold.launching.composing import check_overrides
+from memfold.launching.composing import compose_run, prepare_data
 from memfold.reproduction.grid import (
     EXPERIMENTS,
     METHODS,
@@ -53,10 +54,13 @@ def main(arguments: Sequence[str], root: Path) -> int:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     options = _parser().parse_args(arguments[:end])
     out: Path = options.out
+    again = shlex.join(["python", sys.argv[0], *arguments])
     try:
         grid = _grid(options, arguments[end + 1 :])
-        for name in grid.experiments if grid.overrides else ():
-            check_overrides(root / "conf", [f"experiment={name}", *grid.overrides])
+        runs = [
+            compose_run(root / "conf", [f"experiment={name}", *grid.overrides])
+            for name in grid.experiments
+        ]
         refuse_other_grid(out, grid)
         jobs_per_device = _one("--jobs-per-device", options.jobs_per_device)
         num_parallel = _num_parallel(jobs_per_device, grid)
@@ -67,6 +71,7 @@ def main(arguments: Sequence[str], root: Path) -> int:
             for command in [*([train, *s.arguments(num_parallel)] for s in sweeps), report]:
                 print(shlex.join(["python", *command]))
             return 0
+        prepare_data(runs)
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
         with locked(out):
@@ -76,8 +81,10 @@ def main(arguments: Sequence[str], root: Path) -> int:
                 report,
                 num_parallel,
                 grid,
-                again=shlex.join(["python", sys.argv[0], *arguments]),
+                again,
             )
+    except KeyboardInterrupt:
+        return _say_stopped(signal.SIGINT, again)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

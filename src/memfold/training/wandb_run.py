@@ -198,7 +198,7 @@ def _clone() -> str | None:
 def _earlier_id(folder: Path) -> str | None:
     """Read the id from `wandb/run-<time>-<id>` or `wandb/offline-run-<time>-<id>`."""
     runs = sorted((folder / "wandb").glob("*run-*-*"), key=lambda run: run.stat().st_mtime)
-    return runs[-1].name.rpartition("-")[2] if runs else None
+    return runs[-1].name.split("run-", 1)[1].partition("-")[2] if runs else None
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,6 +59,12 @@ def test_all_columns_fit_on_a_laptop(open_page):
     page = open_page(realistic(all_bits=(32,)), viewport={"width": 1250, "height": 800})
     box = page.locator(".scroll", has=page.locator("#table"))
     assert box.evaluate("node => node.scrollWidth <= node.clientWidth")
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+    hint = "node => getComputedStyle(node, '::before').content"
+    assert box.evaluate(hint) == "none"
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.wait_for_function("() => document.querySelector('#table').parentElement.matches('.wide')")
+    assert "scroll for more columns" in box.evaluate(hint)
 
 
 def test_wins_and_ties(open_page):

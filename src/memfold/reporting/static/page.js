@@ -224,6 +224,7 @@ function listen() {
   byId("methods-box").addEventListener("toggle", (event) => {
     if (!event.target.open) event.target.classList.add("folded");
   });
+  document.querySelectorAll(".scroll").forEach(watchOverflow);
   window.matchMedia("(max-width: 599px)").addEventListener("change", drawAll);
 }
 

@@ -57,13 +57,27 @@ function drawTable(rows, sort, swatch, onSort) {
   head.find((cell) => cell.getAttribute("data-key") === focused)?.firstChild.focus();
 }
 
+/** Some screens show no scroll bar: a box says itself that its table goes on. */
+const overflowWatch = new ResizeObserver((entries) => {
+  for (const { target } of entries) {
+    const box = target.closest(".scroll");
+    box.classList.toggle("wide", box.scrollWidth > box.clientWidth + 1);
+  }
+});
+
+function watchOverflow(box) {
+  overflowWatch.observe(box);
+  overflowWatch.observe(box.firstChild);
+  return box;
+}
+
 function headRow(titles) {
   return element("thead", {}, element("tr", {}, ...titles.map((title, i) =>
     element("th", { scope: "col", className: i ? "" : "corner" }, title))));
 }
 
 function scrollBox(label, table) {
-  return element("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": label }, table);
+  return watchOverflow(element("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": label }, table));
 }
 
 /** For each thing asked: the best mean, and what cannot be told from it. */

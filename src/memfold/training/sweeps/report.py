@@ -11,7 +11,7 @@ from rich.table import Table
 from memfold.training.run_folder import read_result
 from memfold.training.sweeps.folder import Plan, read_notes
 
-__all__ = ["describe_end", "print_table", "upload_command"]
+__all__ = ["describe_end", "print_table", "report_command", "upload_command"]
 
 _COMPLETED = "completed"
 _MISSING = "missing"
@@ -99,6 +99,24 @@ def upload_command(sweep: Path) -> str | None:
     root = shlex.quote(str(sweep))
     patterns = [f"{root}/{'*/' * depth}wandb/offline-run-*" for depth in sorted(is_waiting)]
     return " ".join(["wandb", "sync", *patterns])
+
+
+def report_command(sweep: Path, program: Path) -> str | None:
+    """Return the command that compares the jobs of the sweep.
+
+    Args:
+        sweep: The sweep's folder.
+        program: `train.py`.
+
+    Returns:
+        One line for a shell; `None` without a completed job, or without `scripts/` beside the
+        program.
+    """
+    script = program.with_name("scripts") / "report.py"
+    results = (read_result(sweep / note.folder) for note in read_notes(sweep))
+    if not script.is_file() or all(result.get("status") != _COMPLETED for result in results):
+        return None
+    return shlex.join(["python", str(script), str(sweep), "--out", str(sweep / "report")])
 
 
 def _by_key(overrides: Sequence[str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from types import FrameType
 
 import psutil
@@ -19,7 +20,12 @@ from memfold.training.sweeps.devices import name_visible_devices, num_parallel_j
 from memfold.training.sweeps.folder import read_notes, request_stop, unresolved
 from memfold.training.sweeps.isolation import CONSOLE, SECONDS_TO_STOP
 from memfold.training.sweeps.planning import admit, common_overrides, sweep_folder
-from memfold.training.sweeps.report import describe_end, print_table, upload_command
+from memfold.training.sweeps.report import (
+    describe_end,
+    print_table,
+    report_command,
+    upload_command,
+)
 
 __all__ = ["RunningSweep", "running_sweep"]
 
@@ -98,6 +104,9 @@ class RunningSweep:
         if status and not read_notes(self.folder):  # refused before any job was started
             return status if self._stopped_by is None else 128 + self._stopped_by
         num_jobs, num_failed, num_missing = print_table(self.folder, self._plan)
+        report = report_command(self.folder, Path(sys.argv[0]))
+        if report is not None:
+            print(f"compare the runs with: {report}")
         upload = upload_command(self.folder)
         if upload is not None:
             print(f"W&B was offline; upload with: {upload}")

@@ -1,10 +1,12 @@
-"""The one line that uploads all W&B runs of a sweep."""
+"""The lines of a sweep that say what to do next: upload all W&B runs, compare the jobs."""
 
+import json
+import shlex
 import subprocess
 from pathlib import Path
 
 from memfold.training.sweeps.folder import JobNote
-from memfold.training.sweeps.report import upload_command
+from memfold.training.sweeps.report import report_command, upload_command
 
 
 def job(sweep: Path, number: int, folder: str, *, offline: bool, synced: bool = False) -> Path:
@@ -52,3 +54,23 @@ def test_nothing_is_said_where_nothing_waits(tmp_path: Path) -> None:
     assert upload_command(tmp_path) is None
     job(tmp_path, 2, "2", offline=True)
     assert upload_command(tmp_path) is not None
+
+
+def end(sweep: Path, number: int, status: str) -> None:
+    """Leave a job that has ended."""
+    job(sweep, number, str(number), offline=False)
+    (sweep / str(number) / "result.json").write_text(json.dumps({"status": status}))
+
+
+def test_the_report_is_offered_once_a_job_is_completed(tmp_path: Path) -> None:
+    sweep, program = tmp_path / "a sweep", tmp_path / "clone" / "train.py"
+    script = tmp_path / "clone" / "scripts" / "report.py"
+    script.parent.mkdir(parents=True)
+    script.touch()
+    end(sweep, 0, "failed")
+    assert report_command(sweep, program) is None
+    end(sweep, 1, "completed")
+    command = report_command(sweep, program)
+    assert command is not None
+    assert shlex.split(command) == ["python", str(script), str(sweep), "--out", f"{sweep}/report"]
+    assert report_command(sweep, tmp_path / "train.py") is None  # no such script beside it

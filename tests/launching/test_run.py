@@ -1,0 +1,36 @@
+"""A run that another process is about to complete."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+from memfold.launching.locks import wait_for_lock
+from memfold.launching.run import Launcher
+
+
+def test_what_another_process_completes_meanwhile_is_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (tmp_path / "run.overrides.json").write_text('["seed=1"]')
+    completed = {"status": "completed", "seed": 1}
+    is_held, started, found = threading.Event(), threading.Event(), []
+
+    def other() -> None:
+        with wait_for_lock(folder / ".lock"):
+            is_held.set()
+            started.wait()
+            time.sleep(0.3)  # it waits for the lock by now
+            (folder / "result.json").write_text(json.dumps(completed))
+
+    # The program does not exist: a run that is started fails.
+    launcher = Launcher(tmp_path / "none.py")
+    launched = threading.Thread(target=lambda: found.append(launcher.run(["seed=1"], folder)))
+    thread = threading.Thread(target=other)
+    thread.start()
+    is_held.wait()
+    launched.start()
+    started.set()
+    thread.join()
+    launched.join()
+    assert found == [completed]
