@@ -13,6 +13,7 @@ import pytest
 
 from comparison.plans import CONF, REPOSITORY, STAND_IN, write_plan
 from memfold.comparison.command_line import main
+from memfold.reporting.reading import read
 from memfold.training.run_folder import locked
 
 # The stand-in is best at 0.1, to which 0.03 is nearer than 1.
@@ -110,14 +111,28 @@ def test_each_method_runs_with_what_was_best_on_validation(
     assert starts(tmp_path) == ["new"] * NUM_RUNS
 
 
-def test_runs_of_another_plan_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_of_another_plan_wait_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     one = {"methods": {"dense": ["compression=dense"]}}
+    names = ["dense-lr0.03-s1", "dense-lr0.03-s2"]
+    out = tmp_path / "out"
     assert compare(tmp_path, **one) == 0
+    first = (out / "runs" / names[0] / "result.json").read_bytes()
+    (out / "runs" / f"{names[1]}.txt").unlink()  # as a kill in the middle of a move
     assert capsys.readouterr().err == ""
     assert compare(tmp_path, **one, choose={"values": [0.03, 0.1]}) == 0
     captured = capsys.readouterr()
-    assert captured.err.startswith("not of this plan")
-    assert captured.err.endswith(": dense-lr0.03-s1, dense-lr0.03-s2\n")
+    assert captured.err == f"not of this plan, kept in {out}/other_runs: {', '.join(names)}\n"
+    assert {run.folder for run in read([out])[0]} == {run.folder for run in read([out / "runs"])[0]}
+    assert {path.name for path in (out / "runs").glob("*/")} == {
+        name.replace("0.03", "0.1") for name in names
+    }
+    before = len(starts(tmp_path))
+    assert compare(tmp_path, **one) == 0
+    assert len(starts(tmp_path)) == before  # nothing was run again
+    assert (out / "runs" / names[0] / "result.json").read_bytes() == first
+    assert not (out / "other_runs" / names[0]).exists()
 
 
 def test_a_completed_run_without_the_metric_has_failed(

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from memfold.comparison.packing import pack_runs
 from memfold.comparison.plan import Plan, read_plan
-from memfold.comparison.running import RUNS, run_plan
+from memfold.comparison.running import OTHERS, RUNS, run_plan
 from memfold.errors import InputError
 from memfold.launching.arguments import positive_integer
 from memfold.launching.composing import compose_run, prepare_data
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str], program: Path, conf: Path) -> int:
     runs, report = options.out / RUNS, options.out / "report"
     if progress.others:
         print(
-            f"not of this plan, but in {runs} and in a report of it: {', '.join(progress.others)}",
+            f"not of this plan, kept in {options.out / OTHERS}: {', '.join(progress.others)}",
             file=sys.stderr,
         )
     script = program.with_name("scripts") / "report.py"

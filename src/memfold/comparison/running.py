@@ -12,16 +12,19 @@ from threading import Lock
 from typing import Any
 
 from memfold.comparison.plan import Plan, PlannedRun, number_text
+from memfold.comparison.put_aside import sort_runs
 from memfold.launching.run import Launcher, RunFailed, Stopped
 from memfold.launching.workers import work_in_parallel
-from memfold.training.run_folder import RESULT, write_text_atomically
+from memfold.training.run_folder import write_text_atomically
 
-__all__ = ["CHOICES", "RUNS", "Choice", "Progress", "run_plan"]
+__all__ = ["CHOICES", "OTHERS", "RUNS", "Choice", "Progress", "run_plan"]
 
 CHOICES = "choices"
 """Folder of the runs that are only tried on validation, beside `choices.csv`."""
 RUNS = "runs"
 """Folder of the runs that are compared."""
+OTHERS = "other_runs"
+"""Folder of the runs that were compared by another plan, or with other choices."""
 
 _METRIC = "val/acc"
 
@@ -47,7 +50,7 @@ class Progress:
     failed: list[str] = field(default_factory=list)
     """One line for each run that failed."""
     others: list[str] = field(default_factory=list)
-    """Names of runs among those to be compared that this plan does not make: another one did."""
+    """Names of runs that this plan does not make: another one did, or other choices."""
     _lock: Lock = field(default_factory=Lock)
 
     def note(self, name: str, accuracy: float | None, error: str, seconds: float) -> None:
@@ -70,7 +73,8 @@ def run_plan(plan: Plan, folder: Path, launchers: Sequence[Launcher]) -> Progres
 
     Args:
         plan: What to run.
-        folder: Holds `choices/`, `choices.csv` and `runs/`.
+        folder: Holds `choices/`, `choices.csv` and `runs/`. Runs that this plan does not make are
+            moved to `other_runs/`, and come back when a plan makes them.
         launchers: One for each run at a time.
 
     Raises:
@@ -90,9 +94,8 @@ def run_plan(plan: Plan, folder: Path, launchers: Sequence[Launcher]) -> Progres
         for group, chosen in zip(groups, best, strict=True)
         for run in plan.compared_runs(*group, chosen.value)
     ]
+    progress.others = sort_runs(folder / RUNS, folder / OTHERS, [run.name for run in runs])
     _run_all(runs, folder / RUNS, launchers, progress)
-    there = {file.parent.name for file in (folder / RUNS).glob(f"*/{RESULT}")}
-    progress.others = sorted(there - {run.name for run in runs})
     return progress
 
 

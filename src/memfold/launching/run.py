@@ -28,7 +28,12 @@ from memfold.training.run_folder import (
 )
 from memfold.training.sweeps.isolation import job_environment
 
-__all__ = ["Launcher", "RunFailed", "Stopped", "read_metric"]
+__all__ = ["OUTPUT", "OVERRIDES", "Launcher", "RunFailed", "Stopped", "read_metric"]
+
+OUTPUT = ".txt"
+"""Ending of the file beside a run folder that holds what the run printed."""
+OVERRIDES = ".overrides.json"
+"""Ending of the file beside a run folder that holds what the run was started with."""
 
 _SECONDS_BETWEEN_LOOKS = 0.25
 _SECONDS_TO_STOP = 20.0
@@ -100,7 +105,7 @@ class Launcher:
     ) -> dict[str, Any]:
         if self.stop.is_set():
             raise Stopped
-        output = folder.with_name(f"{folder.name}.txt")
+        output = folder.with_name(folder.name + OUTPUT)
         with writing(output):
             file = output.open("ab")
         with file:
@@ -173,7 +178,7 @@ def _is_completed(result: Mapping[str, Any]) -> bool:
 
 
 def _overrides_file(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.overrides.json")
+    return folder.with_name(folder.name + OVERRIDES)
 
 
 def _read_overrides(folder: Path) -> list[str] | None:

@@ -19,6 +19,7 @@ _INSIDE_RUNS = {PACKED, ROUNDS, "checkpoints", "wandb"}
 _STUDY = "study.db"
 _TRIALS = "trials"
 _CHOICES = "choices"
+_OTHERS = "other_runs"
 _LAUNCHED = ".overrides.json"
 
 
@@ -28,7 +29,8 @@ def read(paths: Iterable[Path | str]) -> tuple[list[Run], list[Problem]]:
     Args:
         paths: Run folders, sweep folders, folders that contain such at any depth, and the
             `runs.jsonl` of earlier reports. Of a tuning study, the runs of its test are read, not
-            those of its trials; of `scripts/compare.py`, not those that were tried for a choice.
+            those of its trials; of `scripts/compare.py`, neither those that were tried for a choice
+            nor those that it has put aside.
 
     Returns:
         The runs, with their methods named; and what is wrong: runs that are left out (without a
@@ -88,7 +90,7 @@ def _read_folder(root: Path, seen: set[Path]) -> tuple[list[Run], list[Problem]]
             if not name.startswith(".")
             and not (is_run and name in _INSIDE_RUNS)
             and not (name == _TRIALS and _STUDY in files)
-            and not (name == _CHOICES and f"{_CHOICES}.csv" in files)
+            and not (name in (_CHOICES, _OTHERS) and f"{_CHOICES}.csv" in files)
             and not ((folder / name).is_symlink() and not _is_compared(folder / name))
         )
     if not folders and not problems:

@@ -1,0 +1,50 @@
+"""Only the runs of a plan stand where the report reads them; others wait for their plan."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from memfold.launching.run import OUTPUT, OVERRIDES
+from memfold.training.run_folder import writing
+
+__all__ = ["sort_runs"]
+
+
+def sort_runs(runs: Path, aside: Path, wanted: Iterable[str]) -> list[str]:
+    """Move the runs that are not wanted from `runs` to `aside`, and those that are back.
+
+    A kill in between leaves each file in one of the two; the next call goes on.
+
+    Args:
+        runs: Holds what `memfold.launching` has started: run folders and the files beside them.
+        aside: The other folder; runs of the same name there are replaced.
+        wanted: Names of the runs that belong in `runs`.
+
+    Returns:
+        The names of all runs in `aside` then.
+
+    Raises:
+        InputError: A folder cannot be written.
+    """
+    wanted = set(wanted)
+    for name in sorted(_names(runs) - wanted):
+        _move(name, runs, aside)
+    for name in sorted(_names(aside) & wanted - _names(runs)):
+        _move(name, aside, runs)
+    return sorted(_names(aside))
+
+
+def _names(folder: Path) -> set[str]:
+    return {file.name.removesuffix(OVERRIDES) for file in folder.glob(f"*{OVERRIDES}")}
+
+
+def _move(name: str, source: Path, target: Path) -> None:
+    with writing(target):
+        target.mkdir(parents=True, exist_ok=True)
+        # The file by which a run is found comes last.
+        for path in (name + OUTPUT, name, name + OVERRIDES):
+            if not (source / path).exists():
+                continue
+            if (target / path).is_dir():
+                shutil.rmtree(target / path)
+            (source / path).replace(target / path)
