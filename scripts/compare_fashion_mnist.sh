@@ -3,7 +3,7 @@
 # Started again after an interruption, it goes on. The first argument is the folder for it all.
 #     bash scripts/compare_fashion_mnist.sh
 set -euo pipefail
-[[ $# == 0 || $1 == /* ]] || set -- "$PWD/$1" # setup.sh leaves this folder
+[[ -z ${1:-} || $1 == /* ]] || set -- "$PWD/$1" # setup.sh leaves this folder
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
 out=${1:-outputs/fashion_mnist}

@@ -30,23 +30,32 @@ def compare(folder: Path, **changes: object) -> int:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "place", "message"),
     [
-        ({"methods": {"sparse": ["compression=magg"]}}, "compression=magg is unknown; available"),
-        ({"overrides": ["trainer.max_epoch=2"]}, "trainer.max_epoch is no key"),
-        ({"choose": SMALL["choose"] | {"key": "optimizer.rl"}}, "optimizer.rl is no key"),
-        ({"choose": SMALL["choose"] | {"key": "optimizer"}}, "must be a string"),
+        (
+            {"methods": {"sparse": ["compression=magg"]}},
+            "methods.sparse",
+            "compression=magg is unknown; available",
+        ),
+        ({"overrides": ["trainer.max_epoch=2"]}, "overrides", "trainer.max_epoch is no key"),
+        (
+            {"choose": SMALL["choose"] | {"key": "optimizer.rl"}},
+            "choose.key",
+            "optimizer.rl is no key",
+        ),
+        ({"choose": SMALL["choose"] | {"key": "optimizer"}}, "choose.key", "must be a string"),
     ],
 )
 def test_what_train_does_not_know_is_refused_before_anything_runs(
     changes: dict[str, object],
+    place: str,
     message: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert compare(tmp_path, **changes) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: methods.")
+    assert error.startswith(f"error: {place}: ")
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ import psutil
 from omegaconf import DictConfig
 
 from memfold.comparison.packing import pack_runs
-from memfold.comparison.plan import Plan, read_plan
+from memfold.comparison.plan import Plan, number_text, read_plan
 from memfold.comparison.running import OTHERS, RUNS, run_plan
 from memfold.errors import InputError
 from memfold.launching.arguments import positive_integer
@@ -82,8 +82,21 @@ def _compose_methods(plan: Plan, conf: Path) -> list[DictConfig]:
         try:
             runs.append(compose_run(conf, run.overrides))
         except InputError as error:
-            raise InputError(f"methods.{method}: {error}") from error
+            raise InputError(f"{_place_of(str(error), plan, conf, method)}: {error}") from error
     return runs
+
+
+def _place_of(mistake: str, plan: Plan, conf: Path, method: str) -> str:
+    """Return the entry of the plan in which a mistake of a method's run stands."""
+    own = f"{plan.key}={number_text(plan.values[0])}"
+    common = {"overrides": plan.overrides, "choose.key": (*plan.overrides, own)}
+    for place, overrides in common.items():
+        try:
+            compose_run(conf, overrides)
+        except InputError as error:
+            if str(error) == mistake:
+                return place
+    return f"methods.{method}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,16 +1,17 @@
 """Only the runs of a plan stand where the report reads them; others wait for their plan."""
 
 import shutil
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from memfold.launching.run import OUTPUT, OVERRIDES
+from memfold.launching.run import OUTPUT, OVERRIDES, wait_for_orphan
 from memfold.training.run_folder import writing
 
 __all__ = ["sort_runs"]
 
 
-def sort_runs(runs: Path, aside: Path, wanted: Iterable[str]) -> list[str]:
+def sort_runs(runs: Path, aside: Path, wanted: Iterable[str], stop: threading.Event) -> list[str]:
     """Move the runs that are not wanted from `runs` to `aside`, and those that are back.
 
     A kill in between leaves each file in one of the two; the next call goes on.
@@ -19,23 +20,38 @@ def sort_runs(runs: Path, aside: Path, wanted: Iterable[str]) -> list[str]:
         runs: Holds what `memfold.launching` has started: run folders and the files beside them.
         aside: The other folder; runs of the same name there are replaced.
         wanted: Names of the runs that belong in `runs`.
+        stop: Set when the user wants to stop.
 
     Returns:
         The names of all runs in `aside` then.
 
     Raises:
-        InputError: A folder cannot be written.
+        Stopped: `stop` was set.
+        InputError: A folder cannot be written, or a run that is to be moved does not end.
     """
     wanted = set(wanted)
+    for source, target in ((runs, aside), (aside, runs)):
+        for name in sorted(_names(source) - _names(target)):
+            if _is_cut_off(name, source, target):
+                _move(name, source, target)
     for name in sorted(_names(runs) - wanted):
+        wait_for_orphan(runs / name, stop)
         _move(name, runs, aside)
     for name in sorted(_names(aside) & wanted - _names(runs)):
+        wait_for_orphan(aside / name, stop)
         _move(name, aside, runs)
     return sorted(_names(aside))
 
 
 def _names(folder: Path) -> set[str]:
     return {file.name.removesuffix(OVERRIDES) for file in folder.glob(f"*{OVERRIDES}")}
+
+
+def _is_cut_off(name: str, source: Path, target: Path) -> bool:
+    """Tell whether a part of what is found in `source` has been moved before a kill."""
+    if (target / name).exists():
+        return not (source / name).exists()
+    return (target / (name + OUTPUT)).exists()
 
 
 def _move(name: str, source: Path, target: Path) -> None:

@@ -94,7 +94,8 @@ def run_plan(plan: Plan, folder: Path, launchers: Sequence[Launcher]) -> Progres
         for group, chosen in zip(groups, best, strict=True)
         for run in plan.compared_runs(*group, chosen.value)
     ]
-    progress.others = sort_runs(folder / RUNS, folder / OTHERS, [run.name for run in runs])
+    names = [run.name for run in runs]
+    progress.others = sort_runs(folder / RUNS, folder / OTHERS, names, launchers[0].stop)
     _run_all(runs, folder / RUNS, launchers, progress)
     return progress
 

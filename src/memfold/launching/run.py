@@ -28,7 +28,15 @@ from memfold.training.run_folder import (
 )
 from memfold.training.sweeps.isolation import job_environment
 
-__all__ = ["OUTPUT", "OVERRIDES", "Launcher", "RunFailed", "Stopped", "read_metric"]
+__all__ = [
+    "OUTPUT",
+    "OVERRIDES",
+    "Launcher",
+    "RunFailed",
+    "Stopped",
+    "read_metric",
+    "wait_for_orphan",
+]
 
 OUTPUT = ".txt"
 """Ending of the file beside a run folder that holds what the run printed."""
@@ -80,7 +88,7 @@ class Launcher:
         """
         is_same = _read_overrides(folder) == list(overrides)
         if not (is_same and _is_completed(read_result(folder))):
-            self._wait_for_orphan(folder)
+            wait_for_orphan(folder, self.stop)
         result = read_result(folder)
         if is_same and _is_completed(result):
             watch()
@@ -140,20 +148,21 @@ class Launcher:
             start_new_session=True,
         )
 
-    def _wait_for_orphan(self, folder: Path) -> None:
-        """Wait for the run of a killed worker, which ends when it notices.
 
-        Raises:
-            Stopped: `stop` was set.
-            InputError: It does not end.
-        """
-        seconds = 0.0
-        while is_held(folder / LOCK):
-            if self.stop.wait(_SECONDS_BETWEEN_LOOKS):
-                raise Stopped
-            seconds += _SECONDS_BETWEEN_LOOKS
-            if seconds > _SECONDS_FOR_ORPHANS:
-                raise InputError(f"{folder} is in use by another process; end it, and start again")
+def wait_for_orphan(folder: Path, stop: threading.Event) -> None:
+    """Wait for the run of a killed worker, which ends when it notices.
+
+    Raises:
+        Stopped: `stop` was set.
+        InputError: It does not end.
+    """
+    seconds = 0.0
+    while is_held(folder / LOCK):
+        if stop.wait(_SECONDS_BETWEEN_LOOKS):
+            raise Stopped
+        seconds += _SECONDS_BETWEEN_LOOKS
+        if seconds > _SECONDS_FOR_ORPHANS:
+            raise InputError(f"{folder} is in use by another process; end it, and start again")
 
 
 def read_metric(folder: Path, name: str) -> list[float]:

@@ -142,7 +142,9 @@ def set_ratio_axis(axes: Axes, ratios: Sequence[float]) -> None:
     if 0 < len(ratios) <= 12:
         axes.xaxis.set_major_locator(FixedLocator(list(ratios)))
     else:
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        low, high = axes.get_xlim()
+        steps = (1.0, 2.0, 5.0) if high / low > 10 else range(1, 10)
+        axes.xaxis.set_major_locator(LogLocator(subs=list(steps)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
     axes.xaxis.set_minor_locator(NullLocator())
 

@@ -60,6 +60,8 @@ def read_run_folder(folder: Path, name: str) -> tuple[list[Run], list[Problem]]:
             further = _parse(load_json(packed / RESULT), name)
             if any(other.bits == further.bits for other in runs):
                 raise UnusableError(f"{further.bits} bits are there already")
+            if (further.epochs, further.steps) != (run.epochs, run.steps):
+                raise UnusableError("packed before the run was trained further")
             # The bytes were asked for at the bits of the training.
             runs.append(replace(further, budget_bytes=None))
         except UnusableError as error:
