@@ -11,9 +11,10 @@ from pathlib import Path
 import psutil
 from omegaconf import DictConfig
 
+from memfold.comparison.folders import OTHERS, RUNS
 from memfold.comparison.packing import pack_runs
 from memfold.comparison.plan import Plan, number_text, read_plan
-from memfold.comparison.running import OTHERS, RUNS, run_plan
+from memfold.comparison.running import run_plan
 from memfold.errors import InputError
 from memfold.launching.arguments import positive_integer
 from memfold.launching.composing import compose_run, prepare_data

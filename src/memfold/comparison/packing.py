@@ -18,16 +18,14 @@ from memfold.launching.run import Stopped
 from memfold.training.load import fresh_network, load_model, read_data
 from memfold.training.run_folder import (
     ARTIFACT,
+    PACKED,
     RESULT,
     read_result,
     write_text_atomically,
     writing,
 )
 
-__all__ = ["PACKED", "pack_runs"]
-
-PACKED = "packed"
-"""Folder in a run folder: `packed/<bits>/{model.safetensors,result.json}`."""
+__all__ = ["pack_runs"]
 
 
 def pack_runs(

@@ -5,8 +5,8 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from memfold.launching.run import OUTPUT, OVERRIDES, wait_for_orphan
-from memfold.training.run_folder import writing
+from memfold.launching.run import wait_for_orphan
+from memfold.training.run_folder import OUTPUT, OVERRIDES, writing
 
 __all__ = ["sort_runs"]
 

@@ -11,20 +11,14 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from memfold.comparison.folders import CHOICES, OTHERS, RUNS
 from memfold.comparison.plan import Plan, PlannedRun, number_text
 from memfold.comparison.put_aside import sort_runs
 from memfold.launching.run import Launcher, RunFailed, Stopped
 from memfold.launching.workers import work_in_parallel
 from memfold.training.run_folder import write_text_atomically
 
-__all__ = ["CHOICES", "OTHERS", "RUNS", "Choice", "Progress", "run_plan"]
-
-CHOICES = "choices"
-"""Folder of the runs that are only tried on validation, beside `choices.csv`."""
-RUNS = "runs"
-"""Folder of the runs that are compared."""
-OTHERS = "other_runs"
-"""Folder of the runs that were compared by another plan, or with other choices."""
+__all__ = ["Choice", "Progress", "run_plan"]
 
 _METRIC = "val/acc"
 

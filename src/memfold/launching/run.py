@@ -21,6 +21,8 @@ from memfold.training.run_folder import (
     LAST_CHECKPOINT,
     LOCK,
     METRICS,
+    OUTPUT,
+    OVERRIDES,
     ROUNDS,
     read_result,
     write_text_atomically,
@@ -29,19 +31,12 @@ from memfold.training.run_folder import (
 from memfold.training.sweeps.isolation import job_environment
 
 __all__ = [
-    "OUTPUT",
-    "OVERRIDES",
     "Launcher",
     "RunFailed",
     "Stopped",
     "read_metric",
     "wait_for_orphan",
 ]
-
-OUTPUT = ".txt"
-"""Ending of the file beside a run folder that holds what the run printed."""
-OVERRIDES = ".overrides.json"
-"""Ending of the file beside a run folder that holds what the run was started with."""
 
 _SECONDS_BETWEEN_LOOKS = 0.25
 _SECONDS_TO_STOP = 20.0

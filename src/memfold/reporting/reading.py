@@ -4,23 +4,21 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from memfold.comparison.folders import CHOICES, OTHERS
 from memfold.reporting.checks import keep_first, natural, sort_problems, warn_of_unequal_training
 from memfold.reporting.fields import UnusableError
 from memfold.reporting.labels import label_methods, label_settings
 from memfold.reporting.records import Problem, Run
-from memfold.reporting.run_files import PACKED, read_run_folder
+from memfold.reporting.run_files import read_run_folder
 from memfold.reporting.run_lines import read_run_lines
 from memfold.reporting.sweep_folders import PLAN, read_sweep_folder
-from memfold.training.run_folder import HYDRA_FOLDER, RESULT, ROUNDS
+from memfold.training.run_folder import HYDRA_FOLDER, OUTPUT, OVERRIDES, PACKED, RESULT, ROUNDS
 
 __all__ = ["read"]
 
 _INSIDE_RUNS = {PACKED, ROUNDS, "checkpoints", "wandb"}
 _STUDY = "study.db"
 _TRIALS = "trials"
-_CHOICES = "choices"
-_OTHERS = "other_runs"
-_LAUNCHED = ".overrides.json"
 
 
 def read(paths: Iterable[Path | str]) -> tuple[list[Run], list[Problem]]:
@@ -80,8 +78,8 @@ def _read_folder(root: Path, seen: set[Path]) -> tuple[list[Run], list[Problem]]
             folders += started
             problems += wrong
         problems += [
-            Problem(_name(folder / name), _why_no_folder(folder / f"{name}.txt"))
-            for name in (file.removesuffix(_LAUNCHED) for file in files if file.endswith(_LAUNCHED))
+            Problem(_name(folder / name), _why_no_folder(folder / (name + OUTPUT)))
+            for name in (file.removesuffix(OVERRIDES) for file in files if file.endswith(OVERRIDES))
             if name not in subfolders
         ]
         subfolders[:] = sorted(
@@ -90,7 +88,7 @@ def _read_folder(root: Path, seen: set[Path]) -> tuple[list[Run], list[Problem]]
             if not name.startswith(".")
             and not (is_run and name in _INSIDE_RUNS)
             and not (name == _TRIALS and _STUDY in files)
-            and not (name in (_CHOICES, _OTHERS) and f"{_CHOICES}.csv" in files)
+            and not (name in (CHOICES, OTHERS) and f"{CHOICES}.csv" in files)
             and not ((folder / name).is_symlink() and not _is_compared(folder / name))
         )
     if not folders and not problems:

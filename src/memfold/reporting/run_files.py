@@ -11,12 +11,10 @@ from pathlib import Path, PurePath
 from memfold.reporting.checks import natural
 from memfold.reporting.fields import SMALLEST_RATIO, Fields, UnusableError
 from memfold.reporting.records import Curve, Problem, Run, Setting
-from memfold.training.run_folder import METRICS, RESULT
+from memfold.training.run_folder import METRICS, PACKED, RESULT
 
-__all__ = ["MAX_POINTS", "PACKED", "load_json", "read_run_folder"]
+__all__ = ["MAX_POINTS", "load_json", "read_run_folder"]
 
-PACKED = "packed"
-"""Below a run: a folder for each number of bits that its values were packed into later."""
 MAX_POINTS = 200
 """Of a curve: more than a plot can show."""
 _BITS = (32, 16, 8, 4)

@@ -18,6 +18,9 @@ __all__ = [
     "LAST_CHECKPOINT",
     "LOCK",
     "METRICS",
+    "OUTPUT",
+    "OVERRIDES",
+    "PACKED",
     "RESULT",
     "ROUNDS",
     "locked",
@@ -39,6 +42,12 @@ ARTIFACT = "model.safetensors"
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
 ROUNDS = "rounds"
 LOCK = ".lock"
+PACKED = "packed"
+"""Folder of a folder for each number of bits that the values were packed into later."""
+OUTPUT = ".txt"
+"""Ending of the file beside a run folder that holds what the run printed, where it was launched."""
+OVERRIDES = ".overrides.json"
+"""Ending of the file beside it that holds what the run was started with."""
 
 
 @contextmanager
