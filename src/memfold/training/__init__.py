@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from memfold.training.load import load_model
+    from memfold.training.predictor import Predictor
 
-__all__ = ["load_model", "run"]
+__all__ = ["Predictor", "load_model", "run"]
 
 
 def __getattr__(name: str) -> object:
@@ -21,6 +22,10 @@ def __getattr__(name: str) -> object:
         from memfold.training.load import load_model
 
         return load_model
+    if name == "Predictor":
+        from memfold.training.predictor import Predictor
+
+        return Predictor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,0 +1,132 @@
+"""Raw images to logits, with nothing but a run folder."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from memfold.data.cifar10 import CIFAR10
+from memfold.data.digits import Digits
+from memfold.errors import InputError
+from memfold.training import Predictor, load_model, run
+from training.jobs import REPOSITORY, SMALL, compose_job
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    overrides = ("compression=stable_rps", "ratio=0.3", "trainer.max_epochs=2", "artifact.bits=8")
+    run(compose_job(folder, *SMALL, *overrides))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predictor(folder: Path) -> Predictor:
+    return Predictor(folder)
+
+
+@pytest.fixture(scope="module")
+def colour(predictor: Predictor) -> Predictor:
+    """One for 32x32 images in three channels, whose network nobody asks."""
+    colour = Predictor.__new__(Predictor)
+    colour._data = CIFAR10()
+    return colour
+
+
+def test_raw_test_images_give_what_the_run_measured(folder: Path, predictor: Predictor) -> None:
+    data = Digits()
+    data.setup("test")
+    network = load_model(folder)
+    hits = []
+    for images, labels in data.test_dataloader():
+        normalised, _ = data.on_after_batch_transfer((images, labels))
+        assert torch.equal(predictor.prepare(images), normalised)
+        logits = predictor(images)
+        assert not logits.requires_grad
+        assert torch.equal(logits, network(normalised))
+        hits.append(logits.argmax(1) == labels)
+    measured = json.loads((folder / "result.json").read_text())["metrics"]["packed/test/acc"]
+    assert float(torch.cat(hits).float().mean()) == pytest.approx(measured, abs=1e-6)
+
+
+def test_the_lines_of_the_readme(folder: Path, predictor: Predictor) -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (lines,) = (example for example in examples if "Predictor" in example)
+    images = torch.randint(256, (4, 8, 8), dtype=torch.uint8).numpy()
+    names: dict[str, Any] = {"images": images}
+    exec(lines.replace("outputs/DATE/TIME", str(folder)), names)
+    assert torch.equal(names["classes"], predictor(images).argmax(1))
+
+
+def as_pictures(images: Tensor) -> list[Image.Image]:
+    return [Image.fromarray(image.movedim(0, -1).squeeze(-1).numpy()) for image in images]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda images: images,
+        lambda images: list(images),
+        lambda images: tuple(image[None] for image in images),
+        lambda images: images.movedim(1, -1).numpy(),
+        lambda images: [image.movedim(0, -1).numpy() for image in images],
+        as_pictures,
+        lambda images: [images[0], *as_pictures(images[1:])],
+    ],
+)
+@pytest.mark.parametrize("name", ["predictor", "colour"])
+def test_every_layout_of_the_same_images_is_the_same(
+    name: str, layout: Callable[[Tensor], Any], request: pytest.FixtureRequest
+) -> None:
+    predictor: Predictor = request.getfixturevalue(name)
+    data = predictor._data
+    shape = (5, data.num_channels, data.image_size, data.image_size)
+    images = torch.randint(256, shape, dtype=torch.uint8)
+    expected, _ = data.on_after_batch_transfer((images, torch.zeros(5)))
+    assert torch.equal(predictor.prepare(layout(images)), expected)
+
+
+def test_grey_images_need_no_channel_and_one_image_is_a_batch_of_one(predictor: Predictor) -> None:
+    image = torch.randint(256, (8, 8), dtype=torch.uint8)
+    expected = predictor(image[None, None])
+    assert expected.shape == (1, 10)
+    one_row = (image, image.numpy(), Image.fromarray(image.numpy()), image[None], [image])
+    assert all(torch.equal(predictor(same), expected) for same in one_row)
+    assert predictor(image.expand(3, 8, 8)).shape == (3, 10)
+    assert predictor(image.expand(3, 8, 8).numpy()).shape == (3, 10)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((8, 8)), "uint8 arrays or tensors .* got float64"),
+        (torch.zeros(1, 8, 8), "not normalised: that is done here.* got torch.float32"),
+        ([], "or a list of such, got list"),
+        ("image.png", "got str"),
+        (np.zeros((28, 28), np.uint8), r"must have shape \(8, 8, 1\) \(H, W, C\).*got \(28, 28\)"),
+        (torch.zeros(3, 3, 8, 8, dtype=torch.uint8), r"must have shape \(1, 8, 8\) \(C, H, W\)"),
+        (Image.new("P", (8, 8)), r"digits have mode L, got P: image.convert\('L'\)"),
+        (Image.new("RGB", (8, 8)), "mode L, got RGB"),
+    ],
+)
+def test_other_images_are_refused_in_one_line(
+    predictor: Predictor, images: Any, message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as refusal:
+        predictor(images)
+    assert "\n" not in str(refusal.value)
+
+
+def test_channels_stand_where_the_library_has_them(colour: Predictor) -> None:
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    for swapped in (images.numpy(), images.movedim(1, -1)):
+        with pytest.raises(InputError, match="images of cifar10 must have shape"):
+            colour.prepare(swapped)
