@@ -1,0 +1,134 @@
+"""Reading files that somebody else may have written.
+
+A file may be a pipe that nobody writes to, a device that never ends, larger than any memory, or
+text that takes more to read than its length says. All of it is refused before it costs anything.
+"""
+
+import errno
+import json
+import math
+import os
+import stat
+from collections.abc import Iterable
+from typing import BinaryIO, NoReturn
+
+__all__ = ["open_regular", "parse_json", "read_json", "read_text", "read_yaml_text"]
+
+_MAX_BYTES = 64 * 2**20
+"""Of a text that is read whole: more than any result or report has."""
+_MAX_YAML_BYTES = 2**20  # PyYAML takes a second for as much
+_MAX_DEPTH = 64
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for reading.
+
+    Raises:
+        OSError: It cannot be opened, or is a pipe, a device or a folder.
+    """
+    try:
+        # Opening a pipe would wait for somebody who writes to it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError as error:
+        raise OSError(errno.EINVAL, "no file has NUL in its name", str(path)) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_text(path: str | os.PathLike[str], max_bytes: int = _MAX_BYTES) -> str:
+    """Read a UTF-8 file.
+
+    Raises:
+        OSError: It cannot be opened, is no regular file, or has more than `max_bytes`.
+        UnicodeDecodeError: It is no UTF-8.
+    """
+    with open_regular(path) as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"has more than {max_bytes} bytes", str(path))
+    return content.decode("utf-8")
+
+
+def read_json(path: str | os.PathLike[str]) -> object:
+    """Read a JSON file; see `parse_json`.
+
+    Raises:
+        OSError: As `read_text`.
+        ValueError: It is no JSON as `parse_json` takes it.
+    """
+    return parse_json(read_text(path))
+
+
+def parse_json(text: str) -> object:
+    """Parse JSON that can be written again: as UTF-8, in numbers that a float holds.
+
+    Raises:
+        ValueError: It is no JSON, is nested deeply, or has a NaN, an infinity, a larger number or
+            half of a surrogate pair.
+    """
+    try:
+        value = json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole
+        )
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    level: list[object] = [value]
+    for _ in range(_MAX_DEPTH):
+        level = [item for parent in level for item in _items(parent)]
+        if not level:
+            return value
+    raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
+
+
+def read_yaml_text(path: str | os.PathLike[str]) -> str:
+    """Read a YAML file that holds a tree, for a loader of the caller's choice.
+
+    An alias (`*name`) lets a value hold itself, or double in size with every line.
+
+    Raises:
+        OSError: As `read_text`.
+        ValueError: It is no YAML, is nested deeply, or has an alias.
+    """
+    import yaml
+
+    text = read_text(path, _MAX_YAML_BYTES)
+    depth = 0
+    try:
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"it has an alias, *{event.anchor}")
+            if depth > _MAX_DEPTH:
+                raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    return text
+
+
+def _items(value: object) -> Iterable[object]:
+    if isinstance(value, str):
+        value.encode("utf-8")  # half of a surrogate pair raises a ValueError
+        return ()
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    return value if isinstance(value, list) else ()
+
+
+def _whole(text: str) -> int:
+    number = int(text)  # refuses thousands of digits
+    _finite(text)
+    return number
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]}... is too large")
+    return number
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"JSON knows no {text}")
