@@ -325,6 +325,13 @@ def test_curves_are_thinned_and_densities_are_the_last(here):
     assert problems == []
 
 
+def test_layers_keep_the_order_of_the_model(here):
+    row = {"step": 1, "density/stem": 0.3, "density/blocks.10": 0.2, "density/blocks.9": 0.1}
+    write_run(here / "a", result("mag"), [row])
+    (run,), _ = read(["a"])
+    assert list(run.densities) == ["stem", "blocks.10", "blocks.9"]
+
+
 def test_a_command_can_be_typed_again_elsewhere(here):
     command = (
         "python /home/me/train.py --config-name train --config-path /home/me/conf compression=mag "

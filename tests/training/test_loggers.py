@@ -28,6 +28,17 @@ def test_each_row_is_on_disk_at_once_and_new_columns_keep_the_old_rows(tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
+def test_columns_stand_by_group_and_within_it_as_they_were_logged(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path)
+    file.log_metrics({"val/acc": 0.5, "density/stem": 0.1, "density/head": 0.2}, step=1)
+    file.log_metrics({"memory/b": 1, "val/acc": 0.5, "memory/a": 2}, step=2)
+    columns = "step,epoch,density/stem,density/head,memory/b,memory/a,val/acc"
+    assert (tmp_path / "metrics.csv").read_text().startswith(columns + "\n")
+    resumed = MetricsFile(tmp_path, keep_before_step=2)
+    resumed.log_metrics({"memory/b": 1, "val/acc": 0.5, "memory/a": 2}, step=2)
+    assert (tmp_path / "metrics.csv").read_text().startswith(columns + "\n")
+
+
 def test_resumed_run_drops_what_it_will_write_again(tmp_path: Path) -> None:
     file = MetricsFile(tmp_path)
     for epoch in range(4):

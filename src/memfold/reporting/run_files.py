@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePath
 
-from memfold.reporting.checks import natural
 from memfold.reporting.fields import SMALLEST_RATIO, Fields, UnusableError
 from memfold.reporting.records import Curve, Problem, Run, Setting
 from memfold.training.run_folder import METRICS, PACKED, RESULT
@@ -193,9 +192,7 @@ def _read_metrics(path: Path) -> tuple[dict[str, Curve], dict[str, float]]:
         raise UnusableError(f"cannot be read: {error.strerror or error}") from error
     except (ValueError, csv.Error) as error:
         raise UnusableError(f"damaged ({error})") from error
-    return {name: _thin(values) for name, values in sorted(curves.items())}, {
-        name: densities[name] for name in sorted(densities, key=natural)
-    }
+    return {name: _thin(values) for name, values in sorted(curves.items())}, densities
 
 
 def _read_row(

@@ -40,7 +40,9 @@ class MetricsFile(Logger):
     """`metrics.csv`: one row per logged step, on disk as soon as it is logged.
 
     Lightning's CSVLogger deletes an earlier file; a resumed run has to keep it. A new column
-    means writing the file again, which is done atomically, so that a kill loses no row.
+    means writing the file again, which is done atomically, so that a kill loses no row. Columns
+    stand by group, those of a group in the order in which they were logged: layers in that of the
+    model.
     """
 
     def __init__(self, folder: Path, *, keep_before_step: int = 0) -> None:
@@ -112,8 +114,9 @@ class MetricsFile(Logger):
         return list(csv.DictReader(io.StringIO(whole_lines)))
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
-        names = {key for row in rows for key in row if key}
-        self._columns = ["step", "epoch", *sorted(names - {"step", "epoch"})]
+        names = dict.fromkeys(key for row in rows for key in row if key)
+        grouped = sorted(names, key=lambda name: name.partition("/")[0])
+        self._columns = list(dict.fromkeys(["step", "epoch", *grouped]))
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self._columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
