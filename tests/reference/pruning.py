@@ -1,5 +1,6 @@
 """Pruning as the papers write it: explicit masks, loops over layers and units, bisection."""
 
+from fractions import Fraction
 from itertools import product
 from math import prod
 
@@ -42,6 +43,27 @@ def linear_flows(matrices):
     return total, scores
 
 
+def synflow_masks(model, names, shape, ratio, rounds):
+    """The loop of Tanaka et al., with its thresholds: (1 - rho_t) N weights are gone, rounded down.
+
+    A weight whose score is at the threshold is gone too, so the masks may keep fewer.
+    """
+    model.eval()
+    state = {name: tensor.detach().abs() for name, tensor in model.state_dict().items()}
+    masks = [torch.ones_like(state[name]) for name in names]
+    for number in range(1, rounds + 1):
+        kept = [(state[n] * m).requires_grad_() for n, m in zip(names, masks, strict=True)]
+        inputs = torch.ones(1, *shape, dtype=kept[0].dtype)
+        flow = functional_call(model, state | dict(zip(names, kept, strict=True)), (inputs,)).sum()
+        gradients = torch.autograd.grad(flow, kept)
+        scores = [(g * w.detach()).abs() for g, w in zip(gradients, kept, strict=True)]
+        everything = torch.cat([score.flatten() for score in scores]).sort().values
+        gone = int((1 - ratio ** (number / rounds)) * len(everything))
+        if gone > 0:
+            masks = [(score > everything[gone - 1]).to(score) for score in scores]
+    return [mask.bool() for mask in masks]
+
+
 def live_weights(masks):
     """Which kept weights of a multilayer perceptron lie on a path of kept weights, by search."""
     live = [torch.zeros_like(mask) for mask in masks]
@@ -64,6 +86,15 @@ def largest(scores, count):
         masks.append(torch.tensor(bits, dtype=torch.bool).view(score.shape))
         start += score.numel()
     return masks
+
+
+def equal_shares(sizes, count):
+    """One entry after the other, to whom half of it more would give the smallest share."""
+    counts = [0] * len(sizes)
+    for _ in range(count):
+        shares = [Fraction(2 * n + 1, 2 * size) for n, size in zip(counts, sizes, strict=True)]
+        counts[shares.index(min(shares))] += 1
+    return counts
 
 
 def erk_densities(shapes, count, power_scale=1.0):

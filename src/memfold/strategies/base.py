@@ -178,10 +178,14 @@ class Strategy(ABC):
     ) -> Compression:
         """Like `build`, with the tensors that `Compression` stores."""
 
+    @property
+    def asked_ratio(self) -> float:
+        """`ratio`, or the default."""
+        return DEFAULT_RATIO if self.ratio is None else self.ratio
+
     def target_values(self, weights: Sequence[CompressibleWeight]) -> int:
         """Return how many learned values `ratio` allows: the nearest whole number, at least 1."""
-        ratio = DEFAULT_RATIO if self.ratio is None else self.ratio
-        return max(1, round(ratio * sum(weight.numel for weight in weights)))
+        return max(1, round(self.asked_ratio * sum(weight.numel for weight in weights)))
 
     def value_room(self, model: nn.Module, weights: Sequence[CompressibleWeight]) -> int:
         """Return the bytes that `budget_bytes` leaves for values and indices.

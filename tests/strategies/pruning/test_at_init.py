@@ -2,6 +2,7 @@
 
 import copy
 import math
+import random
 import re
 from itertools import pairwise
 
@@ -12,7 +13,9 @@ from torch.nn import functional as F
 
 import memfold
 from memfold.errors import InputError
-from memfold.strategies import compression_of, strategy_class
+from memfold.strategies import Context, compression_of, strategy_class
+from memfold.strategies.pruning.masks import Ranking
+from reference.pruning import synflow_masks
 
 METHODS = ("rand", "mag", "snip", "grasp", "synflow")
 SIZES = [8 * 20, 20 * 30, 30 * 4]
@@ -66,7 +69,7 @@ def test_counts_are_exact(method, scope, ratio):
         strict=True,
     ):
         assert set(values.tolist()) <= set(dense.flatten().tolist())  # trained from where they were
-    if scope == "layer":
+    if scope == "layer":  # of up to three tensors, none is further than one from its share
         for kept, size in zip(counts_of(model), SIZES, strict=True):
             assert abs(kept - count * size / sum(SIZES)) < 1
 
@@ -90,14 +93,33 @@ def test_rounds_follow_the_schedule_and_kept_sets_are_nested(method, schedule, m
     monkeypatch.setattr(cls, "scorer", recording)
     seen.append(masks_of(prune(method, ratio=0.01, rounds=4, schedule=schedule)))
     total = sum(SIZES)
-    share = 9 / total
-    shares = [
-        share ** (t / 4) if schedule == "exponential" else 1 - (1 - share) * t / 4 for t in range(5)
-    ]
+    shares = [0.01 ** (t / 4) if schedule == "exponential" else 1 - 0.99 * t / 4 for t in range(4)]
     found = [sum(int(mask.sum()) for mask in masks) for masks in seen]
-    assert found == [round(total * share) for share in shares]
+    assert found == [total - math.floor((1 - share) * total) for share in shares] + [9]
+    assert_nested(seen)
+
+
+def assert_nested(seen):
     for before, after in pairwise(seen):
         assert all((b <= a).all() for a, b in zip(before, after, strict=True))
+
+
+def test_no_round_revives_a_weight_of_a_layer(monkeypatch):
+    cls, cut, seen = strategy_class("mag"), Ranking.masks, []
+
+    def recording(self, count):
+        seen.append(cut(self, count))
+        return seen[-1]
+
+    monkeypatch.setattr(Ranking, "masks", recording)
+    rng = random.Random(0)
+    for _ in range(40):
+        shapes = [(rng.randint(1, 4), rng.randint(1, 4)) for _ in range(rng.randint(3, 6))]
+        model = nn.ModuleList([nn.Linear(*shape) for shape in shapes])
+        seen.clear()
+        cls(ratio=rng.uniform(0.02, 0.5), scope="layer", rounds=12).compress(model, Context())
+        assert len(seen) == 12
+        assert_nested(seen)
 
 
 @pytest.mark.parametrize("method", ["rand", "mag"])
@@ -116,6 +138,24 @@ def test_one_synflow_round_loses_a_layer_and_a_hundred_keep_all():
 
     assert counts_of(pruned(None)) == [1, 1, 1]
     assert 0 in counts_of(pruned(1))
+
+
+@pytest.mark.parametrize("ratio", [0.02, 0.003])
+def test_synflow_keeps_what_the_loop_of_its_authors_does(ratio):
+    def build():
+        torch.manual_seed(1)
+        layers = [nn.Linear(*sizes) for sizes in ((64, 60), (60, 30), (30, 10))]
+        return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2]).double()
+
+    example = [(torch.ones(1, 64), torch.ones(1))]
+    model = memfold.compress(build(), "synflow", ratio=ratio, data=example)
+    names = compression_of(model).names
+    expected = synflow_masks(build(), names, (64,), ratio, 100)
+    kept, wanted = (torch.cat([m.flatten() for m in ms]) for ms in (masks_of(model), expected))
+    # They round up where round(ratio n) rounds down: one weight more may stay.
+    assert kept.sum() == round(ratio * len(kept))
+    assert wanted.sum() - kept.sum() in (0, 1)
+    assert (kept <= wanted).all()
 
 
 def test_rand_depends_on_the_seed_alone():
@@ -336,7 +376,7 @@ def test_a_budget_is_met_where_fewer_values_need_a_larger_index(budget):
 
 
 def test_rand_of_many_rounds_can_be_loaded(tmp_path):
-    # A smaller total may give a layer more, so that rounds would not end in the mask of one round.
+    # The seed draws the mask of one round.
     shapes = ((1, 4), (6, 1), (3, 4), (1, 2), (3, 4), (1, 2))
 
     def build():

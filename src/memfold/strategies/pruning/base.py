@@ -208,10 +208,8 @@ class PruningAtInit(SparseStrategy):
     ) -> list[Tensor]:
         total = remaining = sum(weight.numel for weight in weights)
         masks = [torch.ones_like(weight.tensor, dtype=torch.bool) for weight in weights]
-        # The seed draws the mask of one round; in a scope of layers, several rounds could end in
-        # another, because a smaller total may give a layer one more.
-        rounds = 1 if self.is_drawn_from_seed and self.scope == "layer" else self.rounds
-        for done in range(rounds):
+        ratio = self.asked_ratio if self.budget_bytes is None else None
+        for done in range(self.rounds):
             pairs = zip(score(), masks, strict=True)
             scores = [s.masked_fill(~mask, -torch.inf) for s, mask in pairs]
             ranking = Ranking(scores, scope=self.scope)
@@ -219,7 +217,7 @@ class PruningAtInit(SparseStrategy):
             # cost more with fewer values, so the search ends at those that are left.
             count = self.kept_count(model, weights, ranking.counts, most=remaining)
             count = min(remaining, count)
-            left = schedule_counts(total, count, rounds, self.schedule)[done]
+            left = schedule_counts(total, count, self.rounds, self.schedule, ratio=ratio)[done]
             remaining = min(remaining, left)
             masks = ranking.masks(remaining)
             with torch.no_grad():

@@ -1,7 +1,9 @@
 """Which weights stay: exact counts, and of equal scores the first."""
 
 from collections.abc import Sequence
+from fractions import Fraction
 from itertools import pairwise
+from math import floor
 from typing import Literal
 
 import torch
@@ -62,7 +64,7 @@ def keep_largest(
         scores: One tensor per weight, on one device, without NaN.
         count: How many stay, in all tensors together.
         scope: `global`: all scores compete. `layer`: each tensor keeps the same share of its
-            scores, up to one; what rounding leaves goes to the largest remainders.
+            scores, as nearly as whole numbers allow.
 
     Returns:
         Bool tensors of the scores' shapes, on their device.
@@ -95,20 +97,35 @@ def shuffle_mask(mask: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def schedule_counts(
-    total: int, count: int, rounds: int, schedule: Literal["exponential", "linear"]
+    total: int,
+    count: int,
+    rounds: int,
+    schedule: Literal["exponential", "linear"],
+    *,
+    ratio: float | None = None,
 ) -> list[int]:
     """Return how many weights are left after each of `rounds` rounds.
 
-    After round t = 1..T: total (count / total)^(t/T), or total - (total - count) t / T, rounded.
-    The numbers never grow, and the last is `count`.
+    After round t = 1..T the share rho_t = ratio^(t/T), or 1 - (1 - ratio) t / T, is left of them:
+    floor((1 - rho_t) total) weights are gone, as in the code of Tanaka et al. 2020. The numbers
+    never grow, and the last is `count`.
+
+    Args:
+        total: Number of weights before the first round.
+        count: Number of weights after the last.
+        rounds: T.
+        schedule: Which rho_t.
+        ratio: What `count` is rounded from; a small share of many weights must not be rounded
+            before it is raised to a power. `count / total` when `None`.
     """
     assert 0 <= count <= total
     assert rounds >= 1
-    shares = [t / rounds for t in range(1, rounds)]
-    if schedule == "exponential":
-        left = [round(total * (count / total) ** share) for share in shares]
-    else:
-        left = [round(total - (total - count) * share) for share in shares]
+    ratio = count / total if ratio is None else ratio
+    left = []
+    for number in range(1, rounds):
+        part = number / rounds
+        share = ratio**part if schedule == "exponential" else 1 - (1 - ratio) * part
+        left.append(max(count, total - floor((1 - share) * total)))
     left.append(count)
     assert all(after <= before for before, after in pairwise([total, *left]))
     return left
@@ -136,11 +153,19 @@ def _largest(flat: Tensor, count: int) -> Tensor:
 
 
 def _equal_shares(sizes: Sequence[int], count: int) -> list[int]:
-    """Split `count` in proportion to `sizes`, in whole numbers by largest remainder."""
-    total = sum(sizes)
-    pairs = [divmod(count * size, total) for size in sizes]
-    counts = [share for share, _ in pairs]
-    by_remainder = sorted(range(len(sizes)), key=lambda i: (-pairs[i][1], i))
-    for i in by_remainder[: count - sum(counts)]:
-        counts[i] += 1
+    """Split `count` in proportion to `sizes`, in whole numbers, by the method of Webster.
+
+    Entry j = 1, 2, ... of tensor l is number (j - 1/2) / sizes[l] in line, and the first `count`
+    stay. So a larger `count` never takes an entry from a tensor, as largest remainders may.
+    """
+
+    def place(index: int, entry: int) -> tuple[Fraction, int]:
+        return Fraction(2 * entry - 1, sizes[index]), index
+
+    total, indices = sum(sizes), range(len(sizes))
+    counts = [(2 * count * size + total) // (2 * total) for size in sizes]
+    while sum(counts) < count:
+        counts[min(indices, key=lambda i: place(i, counts[i] + 1))] += 1
+    while sum(counts) > count:
+        counts[max(indices, key=lambda i: place(i, counts[i]))] -= 1
     return counts
