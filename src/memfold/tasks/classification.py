@@ -1,7 +1,8 @@
 """Image classification."""
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -28,6 +29,14 @@ class Classification(LightningModule):
     With a teacher, the training loss is a mixture of the cross-entropy and the distillation loss.
     Metrics are means over all images of an epoch and over all ranks.
     """
+
+    directions: ClassVar[Mapping[str, str]] = {
+        "train/loss": "min",
+        "train/acc": "max",
+        "val/loss": "min",
+        "val/acc": "max",
+    }
+    """What is logged in training, and which way is better."""
 
     def __init__(
         self,
@@ -102,13 +111,14 @@ class Classification(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer for everything trainable, and its schedule."""
         optimizer = self._optimizer(_trainable(self.net))
-        total = self.trainer.estimated_stepping_batches
-        epochs = self.trainer.max_epochs
-        if total == float("inf") or epochs is None or epochs < 1:
+        trainer = self.trainer
+        total = trainer.estimated_stepping_batches  # it loads what the next line counts
+        if total == math.inf:
+            epochs = trainer.max_epochs
             raise InputError(f"trainer.max_epochs must be a whole number above 0, got {epochs!r}")
-        scheduler = self._scheduler(
-            optimizer, total_steps=int(total), steps_per_epoch=max(1, int(total) // epochs)
-        )
+        # Not total / epochs: `max_steps` may end the training in the first of them.
+        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        scheduler = self._scheduler(optimizer, total_steps=int(total), steps_per_epoch=per_epoch)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
@@ -37,6 +38,7 @@ from memfold.training.callbacks import (
 )
 from memfold.training.checkpoint_io import AsyncCheckpointIO, AtomicCheckpointIO
 from memfold.training.checks import check_config
+from memfold.training.configured_callbacks import build_callbacks, refuse_wrong_monitors
 from memfold.training.distributed import (
     Unshard,
     cluster_environment,
@@ -52,12 +54,14 @@ from memfold.training.rounds import RoundFolder, RoundTracker
 from memfold.training.run_folder import LAST_CHECKPOINT, read_result
 from memfold.training.run_labels import RunLabels, label_run
 from memfold.training.same_experiment import refuse_other_total_batch
+from memfold.training.schedules import Schedule
 from memfold.training.structure import Structure
 from memfold.training.teacher import (
     describe_distillation,
     load_distillation,
     refuse_other_teacher,
 )
+from memfold.training.validation import KeptWeightsValidation
 
 __all__ = [
     "Experiment",
@@ -86,6 +90,7 @@ class Experiment:
     trainer: Trainer
     memory: MemoryMetrics
     timer: StepTimer
+    validation: KeptWeightsValidation
     num_dense_parameters: int
     """Of the backbone before compression, each tensor once."""
     footprint: Footprint
@@ -123,9 +128,12 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
     config = plain_config(cfg)
     check_config(config)
     refuse_unsuitable_shards(config)
-    data: ImageDataModule = instantiate(config["data"], "data")
-    memory, timer = MemoryMetrics(), StepTimer()
-    trainer = _build_trainer(config, folder, _watchers(config, data, memory, timer))
+    optimizer = _optimizer_factory(config["optimizer"])
+    scheduler: Schedule = instantiate(config["scheduler"], "scheduler", Schedule)
+    data: ImageDataModule = instantiate(config["data"], "data", ImageDataModule)
+    memory, timer, validation = MemoryMetrics(), StepTimer(), KeptWeightsValidation()
+    watchers = _watchers(config, data, memory, timer, validation)
+    trainer = _build_trainer(config, folder, watchers)
     refuse_batchnorm_on_cpus(trainer, config)
     if is_rank_zero():
         # The other ranks do it in fit, after a barrier: their peak is not reported.
@@ -138,12 +146,15 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
     task: LightningModule = instantiate(
         config["task"],
         "task",
+        LightningModule,
         net=net,
-        optimizer=_optimizer_factory(config["optimizer"]),
-        scheduler=instantiate(config["scheduler"], "scheduler").attach,
+        optimizer=optimizer,
+        scheduler=scheduler.attach,
         num_classes=data.num_classes,
         **({} if distillation is None else {"distillation": distillation}),
     )
+    callbacks: list[Callback] = trainer.callbacks  # pyright: ignore
+    refuse_wrong_monitors(callbacks, task)
     start = _starting_point(config, folder, task)
     refuse_other_total_batch(folder, start.total_batch, data.batch_size, trainer.world_size)
     rounds = _track_rounds(net, folder, trainer)
@@ -162,6 +173,7 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
         trainer=trainer,
         memory=memory,
         timer=timer,
+        validation=validation,
         num_dense_parameters=num_dense_parameters,
         footprint=counts,
         start=start,
@@ -178,8 +190,9 @@ def next_round(before: Experiment) -> Experiment:
     """
     config, folder = before.config, before.folder
     before.memory.start_round()
-    timer = StepTimer()
-    trainer = _build_trainer(config, folder, _watchers(config, before.data, before.memory, timer))
+    timer, validation = StepTimer(), KeptWeightsValidation()
+    watchers = _watchers(config, before.data, before.memory, timer, validation)
+    trainer = _build_trainer(config, folder, watchers)
     _hand_over_processes(before.trainer, trainer)
     rounds = _track_rounds(before.net, folder, trainer)
     if is_rank_zero():
@@ -187,7 +200,9 @@ def next_round(before: Experiment) -> Experiment:
     trainer.loggers = [MetricsFile(folder), *before.trainer.loggers[1:]]
     checkpoint = RoundFolder(folder).start
     start = StartingPoint(checkpoint, is_new_round=True)
-    return replace(before, trainer=trainer, timer=timer, rounds=rounds, start=start)
+    return replace(
+        before, trainer=trainer, timer=timer, validation=validation, rounds=rounds, start=start
+    )
 
 
 def build_backbone(config: dict[str, Any], data: ImageDataModule) -> nn.Module:
@@ -199,6 +214,7 @@ def build_backbone(config: dict[str, Any], data: ImageDataModule) -> nn.Module:
     return instantiate(
         config["backbone"],
         "backbone",
+        nn.Module,
         in_channels=data.num_channels,
         image_size=data.image_size,
         num_classes=data.num_classes,
@@ -214,7 +230,7 @@ def build_network(config: dict[str, Any], data: ImageDataModule) -> tuple[nn.Mod
     Raises:
         InputError: Backbone or strategy refuse their options, or do not fit each other.
     """
-    strategy: Strategy = instantiate(config["compression"], "compression")
+    strategy: Strategy = instantiate(config["compression"], "compression", Strategy)
     net = build_backbone(config, data)
     num_dense_parameters = sum(parameter.numel() for parameter in net.parameters())
     batches = data.scoring_batches(config["seed"])  # read by the strategies that look at data
@@ -246,11 +262,15 @@ def read_run_checkpoint(path: Path, task: nn.Module) -> StartingPoint:
 
 
 def _watchers(
-    config: dict[str, Any], data: ImageDataModule, memory: MemoryMetrics, timer: StepTimer
+    config: dict[str, Any],
+    data: ImageDataModule,
+    memory: MemoryMetrics,
+    timer: StepTimer,
+    validation: KeptWeightsValidation,
 ) -> list[Callback]:
     structure = Structure((data.num_channels, data.image_size, data.image_size))
-    seeds = StepSeeds(config["seed"])
-    return [memory, timer, structure, Unshard(), seeds, FiniteLoss(), EpochMetrics(), EpochLog()]
+    others = [Unshard(), StepSeeds(config["seed"]), FiniteLoss(), EpochMetrics(), EpochLog()]
+    return [memory, timer, validation, structure, *others]
 
 
 def _track_rounds(net: nn.Module, folder: Path, trainer: Trainer) -> RoundTracker | None:
@@ -282,18 +302,14 @@ def _hand_over_processes(before: Trainer, after: Trainer) -> None:
         new.procs = old.procs
 
 
-def _configured_callbacks(config: dict[str, Any]) -> list[Callback]:
-    entries = {key: value for key, value in config["callbacks"].items() if value}
-    return [instantiate(value, f"callbacks.{key}") for key, value in entries.items()]
-
-
 def _build_trainer(config: dict[str, Any], folder: Path, watchers: list[Callback]) -> Trainer:
-    callbacks, environment = _configured_callbacks(config), cluster_environment()
+    callbacks, environment = build_callbacks(config["callbacks"]), cluster_environment()
     is_asynchronous = config["checkpoint"]["asynchronous"]
     checkpoint_io = AsyncCheckpointIO() if is_asynchronous else AtomicCheckpointIO()
     return instantiate(
         config["trainer"],
         "trainer",
+        Trainer,
         default_root_dir=folder,
         callbacks=[*watchers, *callbacks],
         logger=False,  # named after the compressed network, which is built later
@@ -304,7 +320,11 @@ def _build_trainer(config: dict[str, Any], folder: Path, watchers: list[Callback
 
 
 def _optimizer_factory(config: dict[str, Any]) -> Callable[[Any], Optimizer]:
-    return lambda parameters: instantiate(config, "optimizer", params=parameters)
+    def make(parameters: Any) -> Optimizer:
+        return instantiate(config, "optimizer", Optimizer, params=parameters)
+
+    make([nn.Parameter(torch.zeros(1))])  # a mistake is found before the data are read
+    return make
 
 
 def _starting_point(config: dict[str, Any], folder: Path, task: LightningModule) -> StartingPoint:
@@ -328,6 +348,11 @@ def _starting_point(config: dict[str, Any], folder: Path, task: LightningModule)
         raise InputError(
             f"resume={folder}: the run is completed; "
             + (longer if start.max_epochs is None else several)
+        )
+    max_steps = config["trainer"].get("max_steps", -1)
+    if result.get("status") == "completed" and 0 <= max_steps <= start.step:
+        raise InputError(
+            f"resume={folder}: the run is completed; trainer.max_steps={max_steps} ends it"
         )
     if epochs < start.num_epochs:
         raise InputError(

@@ -22,6 +22,7 @@ from memfold.errors import InputError
 from memfold.memory import PeakMeter, footprint, grad_sync_bytes, train_state_bytes
 from memfold.seeding import derive_seed
 from memfold.training.distributed import whole_parameters
+from memfold.training.validation import is_followed_by_a_step
 
 __all__ = [
     "EpochLog",
@@ -197,12 +198,13 @@ class MemoryMetrics(Callback):
 class RunCheckpoint(ModelCheckpoint):
     """Lightning's checkpoints, exact to resume from wherever the run folder is then.
 
-    `every_n_train_steps` adds to those at the end of epochs. There it leaves the last step of an
-    epoch alone: a run resumed from a checkpoint between that step and the validation skips the
-    validation and what is logged after it.
+    `every_n_train_steps` adds to those at the end of epochs. A step that is followed by a
+    validation or the end of an epoch is left alone, or a run resumed from there would skip those:
+    what is due then is saved one step later, or at the end of the epoch.
     """
 
     _last_step = 0
+    _is_postponed = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note where training starts."""
@@ -221,11 +223,24 @@ class RunCheckpoint(ModelCheckpoint):
         # While gradients are summed up there is nothing to go on from: they are not saved.
         has_stepped = trainer.global_step > self._last_step
         self._last_step = trainer.global_step
-        if has_stepped and not trainer.is_last_batch:
+        if not has_stepped:
+            return
+        every = self._every_n_train_steps
+        if not is_followed_by_a_step(trainer):
+            self._is_postponed |= every > 0 and trainer.global_step % every == 0
+        elif self._is_postponed:
+            self._is_postponed = False
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        else:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what is due at the end of an epoch."""
+        """Save what is due at the end of an epoch, if there is anything to judge it by."""
+        self._is_postponed = False
+        has_validated = trainer.fit_loop.epoch_loop.val_loop._has_run  # else a name is wrong
+        is_missing = self.monitor is not None and self.monitor not in trainer.callback_metrics
+        if is_missing and not has_validated:
+            return
         super().on_train_epoch_end(trainer, pl_module)
         has_steps = self._every_n_train_steps > 0 or self._train_time_interval is not None
         if has_steps and not self._should_skip_saving_checkpoint(trainer):

@@ -1,6 +1,5 @@
 """The only place that turns a `_target_` into an object."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,22 +7,26 @@ import hydra
 from hydra.errors import InstantiationException
 
 from memfold.errors import InputError
+from memfold.training.signatures import check_options
 
 __all__ = ["instantiate"]
 
 _MISTAKES = (ValueError, TypeError, ImportError)
 
 
-def instantiate(config: Mapping[str, Any], key: str, **ready: object) -> Any:
+def instantiate(
+    config: Mapping[str, Any], key: str, kind: type = object, /, **ready: object
+) -> Any:
     """Call what `config["_target_"]` names.
 
     Args:
         config: Plain values; every other key is an argument.
         key: Where `config` stands in the configuration, for messages.
+        kind: What it must give.
         **ready: Further arguments, which are passed as they are, neither copied nor converted.
 
     Raises:
-        InputError: The target does not exist or refuses its arguments.
+        InputError: The target does not exist, refuses its arguments, or gives something else.
     """
     # Lightning is heavy, and every caller has imported it.
     from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -32,9 +35,12 @@ def instantiate(config: Mapping[str, Any], key: str, **ready: object) -> Any:
     if not isinstance(config.get("_target_"), str):
         raise InputError(f"{key}._target_ must name a class or function, got {dict(config)}")
     try:
-        _refuse_unknown(config, key, ready)
+        target = hydra.utils.get_object(config["_target_"])
+        if not callable(target) or (isinstance(target, type) and not issubclass(target, kind)):
+            raise InputError(_other_kind(config, key, kind))
+        check_options(target, config, key, ready)
         factory = hydra.utils.instantiate(config, _partial_=True, _convert_="all")
-        return factory(**ready)
+        made = factory(**ready)
     except InputError:
         raise
     except InstantiationException as error:
@@ -46,24 +52,14 @@ def instantiate(config: Mapping[str, Any], key: str, **ready: object) -> Any:
         raise
     except mistakes as error:
         raise InputError(_one_line(key, error)) from error
+    if not isinstance(made, kind):
+        raise InputError(_other_kind(config, key, kind))
+    return made
 
 
-def _refuse_unknown(config: Mapping[str, Any], key: str, ready: Mapping[str, object]) -> None:
-    """Name the options that the target has, where its signature tells."""
-    try:
-        parameters = inspect.signature(hydra.utils.get_object(config["_target_"])).parameters
-    except (ValueError, TypeError):
-        return  # built-in
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    named = [
-        name
-        for name, p in parameters.items()
-        if p.kind not in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL) and name not in ready
-    ]
-    for name in config:
-        if not name.startswith("_") and name not in named:
-            raise InputError(f"{key}.{name} is no option; options: {', '.join(named)}")
+def _other_kind(config: Mapping[str, Any], key: str, kind: type) -> str:
+    wanted = f"{kind.__module__.partition('.')[0]}'s {kind.__name__}"
+    return f"{key}._target_={config['_target_']} must be a class or function that gives {wanted}"
 
 
 def _one_line(key: str, error: BaseException) -> str:

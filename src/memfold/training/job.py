@@ -202,12 +202,12 @@ def _finish(experiment: Experiment) -> dict[str, Any]:
     memory = experiment.memory.measure(experiment.net)  # before the test set is read
     num_epochs = max(trainer.current_epoch, experiment.start.num_epochs)
     metrics = _metrics(trainer)
-    if "val/acc" not in metrics:  # resumed after the last epoch: nothing was left to train
-        trainer.validate(task, datamodule=data, verbose=False)
-        metrics |= _metrics(trainer)
+    if not experiment.validation.is_up_to_date(trainer):  # nothing was left to train, or a stop
+        metrics |= _validate(experiment)
     best = _best_checkpoint(trainer)
     if best is not None and best.best_model_score is not None:
-        metrics["val/best_acc"] = float(best.best_model_score)
+        split, _, metric = str(best.monitor).partition("/")
+        metrics[f"{split}/best_{metric}"] = float(best.best_model_score)
     use_best = experiment.config["test_checkpoint"] == "best"
     if use_best and (best is None or not best.best_model_path):
         raise InputError("test_checkpoint=best needs a callback that keeps the best of a metric")
@@ -216,6 +216,7 @@ def _finish(experiment: Experiment) -> dict[str, Any]:
         read_run_checkpoint(Path(best.best_model_path), task)
         checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
         task.load_state_dict(checkpoint["state_dict"])
+        metrics |= _validate(experiment)
     # Saved first: a damaged test set loses no trained weights.
     artifact = experiment.folder / ARTIFACT
     if trainer.is_global_zero:
@@ -243,6 +244,17 @@ def _finish(experiment: Experiment) -> dict[str, Any]:
         "memory": memory,
         "time": experiment.timer.metrics,
     }
+
+
+def _validate(experiment: Experiment) -> dict[str, float]:
+    """Measure the weights as they are, for the result alone: the loggers have what was trained."""
+    trainer, loggers = experiment.trainer, experiment.trainer.loggers
+    trainer.loggers = []
+    try:
+        trainer.validate(experiment.task, datamodule=experiment.data, verbose=False)
+    finally:
+        trainer.loggers = loggers
+    return _metrics(trainer)
 
 
 def _evaluate_artifact(experiment: Experiment) -> dict[str, float]:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from memfold.training.external_launch import external_launch
 from memfold.training.run_folder import LAST_CHECKPOINT
+from memfold.training.validation import is_followed_by_a_step
 
 __all__ = ["Preemption", "Termination", "heeding_sigterm", "release_children"]
 
@@ -141,11 +142,11 @@ class Preemption(Checkpoint):
         batch: tuple[Tensor, Tensor],
         batch_idx: int,
     ) -> None:
-        """Stop after an optimizer step; the last one of an epoch is followed by its validation."""
+        """Stop after an optimizer step, unless a validation or the end of an epoch follows."""
         self._is_agreed = self._is_agreed or self._agree(trainer)
         has_stepped = trainer.global_step > self._last_step  # not while gradients are summed up
         self._last_step = trainer.global_step
-        if self._is_agreed and has_stepped and not trainer.is_last_batch:
+        if self._is_agreed and has_stepped and is_followed_by_a_step(trainer):
             trainer.save_checkpoint(self._path)
             _stop(trainer)
 
