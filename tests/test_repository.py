@@ -51,14 +51,6 @@ def test_importing_memfold_loads_nothing_heavy_but_torch():
     assert not {"lightning", "hydra", "omegaconf", "wandb", "sklearn", "matplotlib"} & set(loaded)
 
 
-def test_the_python_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
-    example, *_ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    exec(compile(example, "README.md", "exec"), {})
-    assert "stored_ratio" in capsys.readouterr().out
-    assert (tmp_path / "small.safetensors").is_file()
-
-
 def text_of(page: Path) -> str:
     """Return a page without its code blocks."""
     return re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)

@@ -25,7 +25,7 @@ from memfold.strategies.compression import (
     Compression,
     check_not_compressed,
     check_whole,
-    compression_of,
+    compressions_in,
     restore_dense,
 )
 from memfold.strategies.dense import Dense
@@ -249,10 +249,11 @@ def _check_backbone(
 def _compression(model: nn.Module) -> Compression | None:
     """Return the compression of a model; refuse parts of one, and what holds one."""
     check_whole(model)
-    for path, module in model.named_modules():
-        if path and compression_of(module) is not None:
-            raise InputError(f"the compressed model is the part {path!r}: save that part")
-    return compression_of(model)
+    found = dict(compressions_in(model))
+    for prefix in filter(None, found):
+        part = prefix.removesuffix(".")
+        raise InputError(f"the compressed model is the part {part!r}: save that part")
+    return found.get("")
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], record: str) -> None:

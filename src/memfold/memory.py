@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from memfold.strategies.accounting import state_tensors, tensor_bytes, unique_tensors
-from memfold.strategies.compression import Compression, check_whole, compression_of
+from memfold.strategies.compression import Compression, check_whole, compressions_in
 
 __all__ = ["Footprint", "PeakMeter", "footprint", "grad_sync_bytes", "train_state_bytes"]
 
@@ -54,7 +54,7 @@ def footprint(model: nn.Module) -> Footprint:
         InputError: `model` is a part of a compressed model without its values.
     """
     check_whole(model)
-    parts = _compressions(model)
+    parts = compressions_in(model)
     owned: set[str] = set()
     for prefix, part in parts:
         owned |= {prefix + name for name in part.owned_names()}
@@ -89,7 +89,7 @@ def train_state_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None 
     if optimizer is not None:
         tensors += _optimizer_tensors(optimizer)
     counted = tensor_bytes(tensor for _, tensor in unique_tensors(tensors))
-    return counted + sum(part.resident_bytes for _, part in _compressions(model))
+    return counted + sum(part.resident_bytes for _, part in compressions_in(model))
 
 
 def grad_sync_bytes(model: nn.Module) -> int:
@@ -139,15 +139,6 @@ def _resident_peak() -> int:
         return peak if sys.platform == "darwin" else peak * 1024
     line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
-
-
-def _compressions(model: nn.Module) -> list[tuple[str, Compression]]:
-    found = []
-    for path, module in model.named_modules():
-        part = compression_of(module)
-        if part is not None:
-            found.append((f"{path}." if path else "", part))
-    return found
 
 
 def _lost_bytes(part: Compression) -> int:

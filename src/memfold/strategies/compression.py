@@ -25,6 +25,7 @@ __all__ = [
     "check_replaceable",
     "check_whole",
     "compression_of",
+    "compressions_in",
     "densify",
     "restore_dense",
     "set_compression",
@@ -151,21 +152,25 @@ def before_step(
     skip such parameters.
 
     Args:
-        model: A compressed model; any other is left alone.
+        model: A compressed model, or what holds one: DDP, a compiled model, a LightningModule.
         optimizer: It trains the model's parameters.
         step: Optimizer steps done before this one.
         total_steps: Optimizer steps in the whole training.
 
     Raises:
-        InputError: The optimizer trains none of the compressed weights; looked at in the first
-            step.
+        InputError: There is no compressed model in `model`, or there are several; or the optimizer
+            trains none of the compressed weights, which is looked at in the first step.
     """
     compression = compression_of(model)
-    if compression is not None:
-        if step == 0:
-            _check_trains(optimizer, compression)
-        compression.before_step(optimizer, step, total_steps)
-        compression.prepare_step(step + 1, total_steps)
+    if compression is None:
+        raise InputError(
+            f"before_step: there is no compressed model in {type(model).__name__}: give it what "
+            "memfold.compress returned, or a module that holds it"
+        )
+    if step == 0:
+        _check_trains(optimizer, compression)
+    compression.before_step(optimizer, step, total_steps)
+    compression.prepare_step(step + 1, total_steps)
 
 
 def release(model: nn.Module) -> None:
@@ -177,10 +182,8 @@ def release(model: nn.Module) -> None:
     Args:
         model: A compressed model, or one that holds compressed models; any other is left alone.
     """
-    for module in model.modules():
-        compression = compression_of(module)
-        if compression is not None:
-            compression.release()
+    for _, compression in compressions_in(model):
+        compression.release()
 
 
 def _check_trains(optimizer: torch.optim.Optimizer, compression: Compression) -> None:
@@ -199,9 +202,37 @@ def set_compression(model: nn.Module, compression: Compression) -> None:
     model.__dict__[_STATE] = compression
 
 
+def compressions_in(model: nn.Module) -> list[tuple[str, Compression]]:
+    """Return the compressions of a model and of everything that it holds.
+
+    Returns:
+        What comes before the names in `model`'s state dict ("", "module.", ...), and the
+        compression.
+    """
+    found = ((path, module.__dict__.get(_STATE)) for path, module in model.named_modules())
+    return [(f"{path}." if path else "", state) for path, state in found if state is not None]
+
+
 def compression_of(model: nn.Module) -> Compression | None:
-    """Return the compression that hangs on this very module, `None` when there is none."""
-    return model.__dict__.get(_STATE)
+    """Return the compression of a model, or of the one compressed model that it holds.
+
+    Returns:
+        `None` where there is none.
+
+    Raises:
+        InputError: The model is not compressed itself and holds several that are.
+    """
+    own = model.__dict__.get(_STATE)
+    if own is not None:
+        return own
+    found = compressions_in(model)
+    if len(found) > 1:
+        names = ", ".join(prefix.removesuffix(".") for prefix, _ in found)
+        raise InputError(
+            f"{type(model).__name__} holds several compressed models ({names}): give the one that "
+            "is meant"
+        )
+    return found[0][1] if found else None
 
 
 def check_not_compressed(model: nn.Module) -> None:
@@ -211,11 +242,9 @@ def check_not_compressed(model: nn.Module) -> None:
         InputError: One is.
     """
     check_whole(model)
-    for path, module in model.named_modules():
-        found = compression_of(module)
-        if found is not None:
-            where = f"its part {path!r}" if path else "it"
-            raise InputError(f"the model is compressed already: {where} has {found.strategy}")
+    for prefix, found in compressions_in(model):
+        where = f"its part {prefix.removesuffix('.')!r}" if prefix else "it"
+        raise InputError(f"the model is compressed already: {where} has {found.strategy}")
 
 
 def check_whole(model: nn.Module) -> None:

@@ -56,6 +56,13 @@ class Rounds(ABC):
 
 
 def rounds_of(model: nn.Module) -> Rounds | None:
-    """Return the rounds that a compressed model is trained in, `None` when there is only one."""
+    """Return the rounds that a compressed model is trained in, `None` when there is only one.
+
+    Args:
+        model: A compressed model, or a module that holds one.
+
+    Raises:
+        InputError: It holds several.
+    """
     compression = compression_of(model)
     return compression if isinstance(compression, Rounds) and compression.num_rounds > 1 else None
