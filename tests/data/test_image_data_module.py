@@ -221,6 +221,12 @@ def test_without_augmentation_training_images_are_whole() -> None:
         assert torch.equal(labels, batch[1])
 
 
+def test_what_is_scored_does_not_depend_on_the_batches_of_training() -> None:
+    small, large = (list(Digits(batch_size=n).scoring_batches(5)) for n in (50, 100))
+    assert [len(images) for images, _ in small] == [128] * 10 + [13]
+    torch.testing.assert_close(small, large, rtol=0, atol=0)
+
+
 def test_digits() -> None:
     module = Digits()
     train, test = module.load_train(), module.load_test()

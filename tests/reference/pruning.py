@@ -18,10 +18,16 @@ def mask_sensitivities(model, names, inputs, targets, loss):
     return [gradient.abs() for gradient in gradients]
 
 
-def squared_gradient_norm(model, names, inputs, targets, loss, temperature):
-    """||dL/dtheta||^2 over the named parameters, with the outputs over the temperature."""
-    model.zero_grad()
-    loss(model(inputs) / temperature, targets).backward()
+def squared_gradient_norm(model, names, batches, loss, temperature, seed):
+    """||dL/dtheta||^2 over the named parameters, in training mode, outputs over the temperature.
+
+    L is the mean over all samples; dropout draws from the seed, batch after batch.
+    """
+    model.train().zero_grad()
+    total = sum(len(inputs) for inputs, _ in batches)
+    torch.manual_seed(seed)
+    for inputs, targets in batches:
+        (loss(model(inputs) / temperature, targets) * len(inputs) / total).backward()
     parameters = dict(model.named_parameters())
     return sum(float(parameters[name].grad.square().sum()) for name in names)
 

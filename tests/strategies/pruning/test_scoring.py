@@ -12,7 +12,15 @@ from torch.nn import functional as F
 from memfold.strategies.pruning.masks import keep_largest, schedule_counts
 from memfold.strategies.pruning.scoring import grasp_scores, snip_scores, synflow_scores
 from reference.pruning import linear_flows, mask_sensitivities, squared_gradient_norm
-from strategies.pruning.scorers import CASES, batches_of, conv_net, joined, mlp, named
+from strategies.pruning.scorers import (
+    CASES,
+    SCORERS,
+    batches_of,
+    conv_net,
+    joined,
+    mlp,
+    named,
+)
 
 
 @pytest.mark.parametrize("case", sorted(CASES))
@@ -63,8 +71,7 @@ def test_grasp_is_the_change_of_the_squared_gradient_norm(case):
     model = make().double()
     parameters = named(model)
     batches = batches_of(shape)
-    scores = grasp_scores(model, parameters, batches, F.cross_entropy, temperature=2.0)
-    model.eval()
+    scores = grasp_scores(model, parameters, batches, F.cross_entropy, temperature=2.0, seed=4)
     step = 1e-5
     rng = random.Random(0)
     for name, score in zip(parameters, scores, strict=True):
@@ -75,26 +82,82 @@ def test_grasp_is_the_change_of_the_squared_gradient_norm(case):
             with torch.no_grad():
                 moved.get_parameter(name).view(-1)[index] *= scale
             norms.append(
-                squared_gradient_norm(
-                    moved, list(parameters), *joined(batches), F.cross_entropy, 2.0
-                )
+                squared_gradient_norm(moved, list(parameters), batches, F.cross_entropy, 2.0, 4)
             )
         # d||g||^2 along theta_q is 2 theta_q (H g)_q; central differences err by O(step^2).
         found = (norms[0] - norms[1]) / (2 * step) / 2
         assert found == pytest.approx(float(score.view(-1)[index]), rel=1e-5, abs=1e-9)
 
 
-@pytest.mark.parametrize("case", sorted(CASES))
-@pytest.mark.parametrize("score", [snip_scores, grasp_scores])
-def test_batching_changes_nothing(score, case):
-    make, shape = CASES[case]
+@pytest.mark.parametrize("case", ["snip conv_net", "snip transformer", "grasp mlp"])
+def test_batching_changes_nothing(case):
+    kind, name = case.split()
+    make, shape = CASES.get(name, (lambda: mlp(6, 9, 3, bias=True), (6,)))
     model = make().double()
     inputs, targets = joined(batches_of(shape))
-    whole = score(model, named(model), [(inputs, targets)], F.cross_entropy)
+    whole = SCORERS[kind](model, [(inputs, targets)], F.cross_entropy)
     for sizes in ([1] * 20, [13, 7]):
         parts = list(zip(inputs.split(sizes), targets.split(sizes), strict=True))
-        found = score(model, named(model), parts, F.cross_entropy)
+        found = SCORERS[kind](model, parts, F.cross_entropy)
         torch.testing.assert_close(found, whole, rtol=1e-9, atol=1e-16)
+
+
+@pytest.mark.parametrize("kind", ["snip", "grasp"])
+def test_batch_norm_is_in_the_mode_in_which_the_authors_score(kind):
+    model = conv_net().double()
+    batches = batches_of((2, 6, 6))
+
+    def change(statistics):
+        before = SCORERS[kind](model, batches, F.cross_entropy)
+        torch.nn.init.uniform_(statistics, 1, 2)
+        after = SCORERS[kind](model, batches, F.cross_entropy)
+        return not all(torch.equal(b, a) for b, a in zip(before, after, strict=True))
+
+    # GraSP trains: what a fresh network has never measured plays no part.
+    assert change(model[1].running_var) == (kind == "snip")
+    assert change(model[1].running_mean) == (kind == "snip")
+
+
+@pytest.mark.parametrize("kind", sorted(SCORERS))
+def test_the_mode_of_the_model_and_the_global_generator_play_no_part(kind):
+    model = conv_net().double()
+    batches = batches_of((2, 6, 6))
+    found = []
+    for is_training in (True, False):
+        torch.manual_seed(int(is_training))
+        found.append(SCORERS[kind](model.train(is_training), batches, F.cross_entropy))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+def test_dropout_while_scoring_draws_from_the_seed():
+    model = conv_net().double()
+    first, again, other = (
+        grasp_scores(model, named(model), batches_of((2, 6, 6)), F.cross_entropy, seed=seed)
+        for seed in (1, 1, 2)
+    )
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    assert not torch.equal(first[-1], other[-1])
+
+
+def test_no_batch_sees_what_another_has_left_in_buffers():
+    class Fading(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("gain", torch.ones((), dtype=torch.float64))
+
+        def forward(self, x):
+            self.gain *= 0.5 if self.training else 1.0
+            return self.gain * x
+
+    torch.manual_seed(0)
+    layers = (nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 3))
+    batches = batches_of((6,))
+    fading = nn.Sequential(*layers, Fading()).double()
+    found = grasp_scores(fading, named(fading), batches, F.cross_entropy, temperature=200.0)
+    plain = nn.Sequential(*layers).double()
+    expected = grasp_scores(plain, named(plain), batches, F.cross_entropy, temperature=400.0)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+    assert fading[3].gain == 1
 
 
 def test_temperature_divides_the_logits():

@@ -153,6 +153,17 @@ def test_samples_are_cut_and_read_no_further_than_needed():
     assert first_input("synflow", data()).shape == (1, 2)
 
 
+def test_a_single_sample_at_the_end_joins_the_batch_before():
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double()
+    samples, loss = take_samples("grasp", batches_of((6,)), F.cross_entropy, num_samples=15)
+    assert [len(x) for x, _ in samples] == [len(y) for _, y in samples] == [7, 8]
+    assert torch.equal(joined(samples)[0], joined(batches_of((6,)))[0][:15])
+    SCORERS["grasp"](model, samples, loss)  # BatchNorm refuses to train on one
+    pair = [(torch.ones(1, 5), torch.ones(1)), (torch.ones(1, 4), torch.ones(1))]
+    lengths, _ = take_samples("snip", pair, F.mse_loss, num_samples=2)
+    assert [x.shape for x, _ in lengths] == [(1, 5), (1, 4)]
+
+
 BATCH = [(torch.ones(2, 3), torch.zeros(2))]
 NO_SAMPLES = [
     (None, F.mse_loss, "compression=snip needs batches of data and a loss: memfold.compress(..."),

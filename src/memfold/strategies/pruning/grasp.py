@@ -3,7 +3,8 @@
 Chaoqi Wang, Guodong Zhang and Roger Grosse, "Picking winning tickets before training by preserving
 gradient flow", ICLR 2020, arXiv 2002.07376. The score is theta (H g): removing weight q changes the
 squared gradient norm by -2 theta_q (H g)_q in first order. Gradient g and Hessian H are those of
-the mean loss over `num_samples` samples, with logits divided by `temperature`, in evaluation mode.
+the mean loss over `num_samples` samples, with logits divided by `temperature`, in training mode, as
+in the authors' code: BatchNorm normalises by the statistics of each batch.
 
 What shrinks: parameters, gradients, optimizer state, what DDP reduces, artifacts. What does not:
 activations, operations. Scoring differentiates twice: two to three times the activations of a
@@ -17,6 +18,7 @@ from math import isfinite
 from torch import Tensor, nn
 
 from memfold.errors import InputError
+from memfold.seeding import derive_seed
 from memfold.strategies.base import Context, set_number
 from memfold.strategies.pruning.sampled import SampledPruning
 from memfold.strategies.pruning.scoring import grasp_scores, take_samples
@@ -57,9 +59,12 @@ class GraSP(SampledPruning, name="grasp"):
             self.name, context.data, context.loss, num_samples=self.num_samples
         )
         parameters = {weight.name: weight.tensor for weight in weights}
+        seed = derive_seed(self.seed, "scoring")
 
         def score() -> list[Tensor]:
-            scores = grasp_scores(model, parameters, samples, loss, temperature=self.temperature)
+            scores = grasp_scores(
+                model, parameters, samples, loss, temperature=self.temperature, seed=seed
+            )
             return [score.abs() for score in scores] if self.absolute else scores
 
         return score

@@ -10,18 +10,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from memfold.strategies.accounting import storage_key
 
-__all__ = ["replicate", "scoring_mode", "wide_dtype"]
+__all__ = ["replicate", "reseed", "scoring_mode", "wide_dtype"]
 
 
 def replicate(
-    model: nn.Module, parameters: Sequence[Tensor], dtype: torch.dtype
+    model: nn.Module,
+    parameters: Sequence[Tensor],
+    dtype: torch.dtype,
+    *,
+    training: bool = False,
 ) -> tuple[nn.Module, list[Tensor]]:
-    """Copy a model in evaluation mode, with gradients for some of its parameters only.
+    """Copy a model, with gradients for some of its parameters only.
 
     Args:
         model: Any module; nothing in it changes.
         parameters: Dense parameters of the model, each once.
         dtype: float32 or float64: of all floating-point parameters and buffers of the copy.
+        training: The copy's mode, whatever that of the model and its parts is.
 
     Returns:
         The copy, and what stands for the parameters in it. Parameters that share memory with one
@@ -36,7 +41,7 @@ def replicate(
             if tensor is not None and storage_key(tensor) in tied:
                 twin._parameters[attribute] = tied[storage_key(tensor)]
     copy = copy.double() if dtype == torch.float64 else copy.float()
-    copy.eval().requires_grad_(False)
+    copy.train(training).requires_grad_(False)
     return copy, [twins[id(p)].requires_grad_() for p in parameters]
 
 
@@ -52,9 +57,17 @@ def scoring_mode(model: nn.Module, device: torch.device) -> Iterator[None]:
         # Fused attention has no second derivative.
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-            # cuDNN has no backward pass of recurrent layers in evaluation mode.
+            # cuDNN has no backward pass of recurrent layers in evaluation mode, and no second one.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield
+
+
+def reseed(device: torch.device, seed: int) -> None:
+    """Let dropout and other random layers draw from `seed`; for use in `scoring_mode`."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def wide_dtype(model: nn.Module) -> torch.dtype:

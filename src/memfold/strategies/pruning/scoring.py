@@ -1,6 +1,8 @@
 """How much each weight matters before training: SNIP, GraSP and SynFlow.
 
-All three look at a copy of the model in evaluation mode; the model is not touched. What GraSP and
+All three look at a copy of the model, which is not touched: not its buffers either, nor its mode.
+The copy is in the mode in which the authors of each method score: evaluation for SNIP and SynFlow,
+training for GraSP, where BatchNorm normalises by the statistics of each batch. What GraSP and
 SynFlow keep are the *largest* scores, as in SNIP.
 """
 
@@ -8,10 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from memfold.errors import InputError
 from memfold.strategies.pruning.flow import Pipes, ones_like_sample, total_flow
-from memfold.strategies.pruning.replica import replicate, scoring_mode, wide_dtype
+from memfold.strategies.pruning.replica import replicate, reseed, scoring_mode, wide_dtype
 
 __all__ = [
     "check_scores",
@@ -27,7 +30,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def snip_scores(
-    model: nn.Module, parameters: Mapping[str, Tensor], samples: Sequence[Batch], loss: Loss
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    samples: Sequence[Batch],
+    loss: Loss,
+    *,
+    seed: int = 0,
 ) -> list[Tensor]:
     """Score weights by |g theta|, with g the gradient of the mean loss over all samples.
 
@@ -39,6 +47,7 @@ def snip_scores(
         parameters: State-dict name -> parameter of the model.
         samples: See `take_samples`.
         loss: (output, target) -> scalar: the mean over the batch.
+        seed: Of layers that are random in evaluation too.
 
     Returns:
         One tensor per parameter, of its shape, float32 or float64.
@@ -48,7 +57,7 @@ def snip_scores(
     """
     with scoring_mode(model, _device(parameters)):
         copy, weights = replicate(model, list(parameters.values()), wide_dtype(model))
-        gradients = _mean_gradients(weights, _losses(copy, weights[0], samples, loss, 1.0))
+        gradients = _mean_gradients(weights, _losses(copy, weights[0], samples, loss, seed))
         scores = [(g * w.detach()).abs() for g, w in zip(gradients, weights, strict=True)]
     check_scores("snip", parameters, scores)
     return scores
@@ -61,12 +70,13 @@ def grasp_scores(
     loss: Loss,
     *,
     temperature: float = 200.0,
+    seed: int = 0,
 ) -> list[Tensor]:
     """Score weights by theta (H g): gradient and Hessian of the mean loss over all samples.
 
     Removing weight q changes the squared gradient norm by -2 theta_q (H g)_q in first order, so
-    those with the largest scores stay. Wang et al. 2020, "GraSP", arXiv 2002.07376. How the
-    samples are batched makes no difference.
+    those with the largest scores stay. Wang et al. 2020, "GraSP", arXiv 2002.07376. In training
+    mode: how the samples are batched makes a difference to models with BatchNorm or dropout alone.
 
     Args:
         model: The dense model; its output must be one tensor.
@@ -74,6 +84,7 @@ def grasp_scores(
         samples: See `take_samples`.
         loss: (output, target) -> scalar: the mean over the batch.
         temperature: The outputs (logits) are divided by it.
+        seed: Of dropout, which falls on the same places for g and for H.
 
     Returns:
         One tensor per parameter, of its shape, float32 or float64.
@@ -82,10 +93,12 @@ def grasp_scores(
         InputError: The loss is no scalar, a score is not finite, or all are zero.
     """
     with scoring_mode(model, _device(parameters)):
-        copy, weights = replicate(model, list(parameters.values()), wide_dtype(model))
+        copy, weights = replicate(
+            model, list(parameters.values()), wide_dtype(model), training=True
+        )
 
         def losses() -> Iterator[Tensor]:
-            return _losses(copy, weights[0], samples, loss, temperature)
+            return _losses(copy, weights[0], samples, loss, seed, temperature)
 
         gradients = _mean_gradients(weights, losses())
         products = [torch.zeros_like(weight) for weight in weights]
@@ -142,6 +155,8 @@ def take_samples(
 ) -> tuple[list[Batch], Loss]:
     """Return the first `num_samples` samples as batches, fewer when there are no more.
 
+    A single sample at the end joins the batch before: BatchNorm has no statistics of one.
+
     Args:
         strategy: Name of the one that asks.
         data: Batches of (input, target); read once, no further than needed.
@@ -168,6 +183,10 @@ def take_samples(
                     break
     if missing == num_samples:
         raise InputError(f"compression={strategy}: data= holds no samples")
+    last = batches[-2:]
+    if len(last) == 2 and len(last[1][0]) == 1 and last[0][0].shape[1:] == last[1][0].shape[1:]:
+        inputs, targets = zip(*last, strict=True)
+        batches[-2:] = [(torch.cat(inputs), torch.cat(targets))]
     return batches, loss
 
 
@@ -248,15 +267,25 @@ def _make_positive(copy: nn.Module) -> None:
 
 
 def _losses(
-    copy: nn.Module, like: Tensor, samples: Sequence[Batch], loss: Loss, temperature: float
+    copy: nn.Module,
+    like: Tensor,
+    samples: Sequence[Batch],
+    loss: Loss,
+    seed: int,
+    temperature: float = 1.0,
 ) -> Iterator[Tensor]:
-    """Yield each batch's loss times its share of the samples; their sum is the mean loss."""
+    """Yield each batch's loss times its share of the samples; their sum is the mean loss.
+
+    It is the same at every call: no batch sees what another has left in buffers.
+    """
+    reseed(like.device, seed)
     total = sum(len(inputs) for inputs, _ in samples)
     for batch in samples:
         inputs, targets = (
             t.to(like.device, like.dtype if t.is_floating_point() else t.dtype) for t in batch
         )
-        output = copy(inputs)
+        buffers = {name: buffer.clone() for name, buffer in copy.named_buffers()}
+        output = functional_call(copy, buffers, (inputs,))
         if temperature != 1:
             if not isinstance(output, Tensor):
                 raise InputError(

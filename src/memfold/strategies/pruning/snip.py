@@ -3,7 +3,7 @@
 Namhoon Lee, Thalaiyasingam Ajanthan and Philip H. S. Torr, "SNIP: single-shot network pruning based
 on connection sensitivity", ICLR 2019, arXiv 1810.02340. The score is |dL(c theta) / dc| at c = 1,
 which is |g theta|; g is the gradient of the mean loss over `num_samples` samples, in evaluation
-mode.
+mode, as in the authors' code.
 
 What shrinks: parameters, gradients, optimizer state, what DDP reduces, artifacts. What does not:
 activations, operations. Scoring needs one dense gradient and a copy of the model.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from memfold.seeding import derive_seed
 from memfold.strategies.base import Context
 from memfold.strategies.pruning.sampled import SampledPruning
 from memfold.strategies.pruning.scoring import snip_scores, take_samples
@@ -34,4 +35,5 @@ class SNIP(SampledPruning, name="snip"):
             self.name, context.data, context.loss, num_samples=self.num_samples
         )
         parameters = {weight.name: weight.tensor for weight in weights}
-        return lambda: snip_scores(model, parameters, samples, loss)
+        seed = derive_seed(self.seed, "scoring")
+        return lambda: snip_scores(model, parameters, samples, loss, seed=seed)
