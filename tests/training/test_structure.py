@@ -42,6 +42,22 @@ def test_a_mask_that_stays_is_logged_once(tmp_path: Path) -> None:
     assert math.isclose(compression["ratio"], 0.05, rel_tol=1e-3)
 
 
+@pytest.mark.parametrize("strategy", ["rigl", "supermask"])
+def test_a_run_that_is_resumed_within_an_epoch_logs_what_an_unbroken_one_does(
+    strategy: str, tmp_path: Path
+) -> None:
+    options = [f"compression={strategy}", "trainer.max_epochs=2"]
+    options += ["compression.update_every=5"] if strategy == "rigl" else []
+    train(tmp_path / "whole", *options)
+    stop = (
+        "+callbacks.stop={_target_: training.signals.SignalAt, hook: on_train_batch_end, number: 7}"
+    )
+    with pytest.raises(SystemExit):
+        train(tmp_path / "broken", *options, stop)
+    train(tmp_path / "broken", *options, f"resume={tmp_path / 'broken'}")
+    assert health(tmp_path / "broken") == health(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     ("strategy", "steps"),
     [

@@ -48,7 +48,10 @@ class Structure(Callback):
         if compression is not None:
             total = int(trainer.estimated_stepping_batches)
             compression.prepare_step(trainer.global_step, total)
-        self._log(trainer, pl_module, trainer.global_step)
+        # In the middle of an epoch, that of `supermask` is another one than was logged last.
+        is_resumed = self._logged is not None
+        if not (is_resumed and isinstance(compression, SupermaskWeights)):
+            self._log(trainer, pl_module, trainer.global_step)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
