@@ -1,7 +1,8 @@
 """What every strategy has to do, on real data: one table of strategies, one list of behaviours.
 
 The table is `strategies/cases.py`; it also goes through `strategies/test_any_module.py` (every way
-to own a weight: convolutions, attention, recurrent layers, ties) and `test_artifact.py`.
+to own a weight: convolutions, attention, recurrent layers, ties) and `test_artifact.py`. Beside
+those of the table stands `quarter`, of tests alone: a strategy that has one ratio and is not dense.
 """
 
 import copy
@@ -10,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +24,35 @@ import memfold
 from memfold.artifact import header_bytes
 from memfold.backbones.mlp import MLP
 from memfold.data.digits import Digits
-from memfold.strategies import compression_of
+from memfold.strategies import compression_of, strategy_class
 from memfold.strategies.rounds import rounds_of
 from memfold.tasks import Classification
 from memfold.training import run
+from strategies import fixed_ratio
 from strategies.cases import STRATEGIES, options_of
 from training.jobs import SMALL, TESTS, compose_job, train
 
 RATIO = 0.2
-NAMES = sorted(STRATEGIES)
+OWN = fixed_ratio.Quarter.name
+NAMES = [*sorted(STRATEGIES), OWN]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quarter_is_known() -> Iterator[None]:
+    with fixed_ratio.registered():
+        yield
+
+
+def has_one_ratio(name: str) -> bool:
+    return name == OWN or strategy_class(name).ratios == "one"
 
 
 def overrides(name: str) -> list[str]:
     options = options_of(name, ratio=RATIO)
     ratio = [f"ratio={options.pop('ratio')}"] if "ratio" in options else []
     chosen = [f"compression.{key}={value}" for key, value in options.items()]
-    return [*SMALL, f"compression={name}", *ratio, *chosen, "data.batch_size=100"]
+    group = fixed_ratio.OVERRIDES if name == OWN else [f"compression={name}"]
+    return [*SMALL, *group, *ratio, *chosen, "data.batch_size=100"]
 
 
 def job(folder: Path, name: str, *further: str) -> dict[str, Any]:
@@ -68,8 +83,16 @@ def test_trains_on_real_data(completed: tuple[str, Path, dict[str, Any]]) -> Non
 
 def test_the_ratio_is_met(completed: tuple[str, Path, dict[str, Any]]) -> None:
     name, _, result = completed
-    ratio = 1.0 if name == "dense" else RATIO
-    assert result["compression"]["ratio"] == pytest.approx(ratio, rel=0.02)
+    found = result["compression"]
+    if has_one_ratio(name):
+        with pytest.warns(UserWarning, match=f"compression={name} ignores ratio=0.123"):
+            model = compressed(name, ratio=0.123)
+        assert memfold.footprint(model).ratio == found["ratio"]
+        assert found["requested_ratio"] is None
+    else:
+        tolerance = {"any": 1e-4, "steps": 0.02}[strategy_class(name).ratios]
+        assert found["ratio"] == pytest.approx(RATIO, rel=tolerance)
+        assert found["requested_ratio"] == RATIO
     counts = result["parameters"]
     assert counts["compressible"] == 64 * 256 + 256 * 256 + 256 * 10
 
@@ -86,7 +109,7 @@ def test_memory_is_what_the_files_hold(completed: tuple[str, Path, dict[str, Any
     # Parameter, gradient and momentum, each float32, and what says where the values belong.
     trained = result["parameters"]["trained"]
     assert memory["train_state_bytes"] >= 12 * trained
-    if not STRATEGIES[name].trains_dense:
+    if name == OWN or not STRATEGIES[name].trains_dense:
         assert trained < 0.3 * result["parameters"]["dense"]
         assert memory["train_state_bytes"] < 0.5 * 3 * memory["dense_bytes"]
 
@@ -143,7 +166,7 @@ def compressed(name: str, **further: Any) -> nn.Module:
 
 
 @pytest.mark.parametrize("bits", [32, 8, 4])
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "dense"])
+@pytest.mark.parametrize("name", [name for name in NAMES if not has_one_ratio(name)])
 def test_a_budget_is_met_indices_and_bits_included(name: str, bits: int, tmp_path: Path) -> None:
     model = compressed(name, budget_bytes=12_000, bits=bits)
     rounds = rounds_of(model)
@@ -189,8 +212,9 @@ def test_the_same_seed_gives_the_same_structure_in_a_new_process() -> None:
     torch.set_num_threads(1)
     code = (
         "import json, torch; torch.set_num_threads(1)\n"
-        "from test_conformance import NAMES, digest\n"
-        "print(json.dumps({name: digest(name) for name in NAMES}))"
+        "from test_conformance import NAMES, digest, fixed_ratio\n"
+        "with fixed_ratio.registered():\n"
+        "    print(json.dumps({name: digest(name) for name in NAMES}))"
     )
     environment = {**os.environ, "PYTHONPATH": str(TESTS), "PYTHONHASHSEED": "77"}
     done = subprocess.run(

@@ -14,8 +14,8 @@ class Case:
 
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options under which it fits small models and short trainings."""
-    ratio: float | None = 0.4
-    """The ratio for the small models of `models.py`; `None` for a strategy without one."""
+    ratio: float = 0.4
+    """The ratio for the small models of `models.py`, unless the strategy has one of its own."""
     trains_dense: bool = False
     """Whether it trains as many numbers as the dense model has, at least for a time."""
     needs_widths: bool = False
@@ -27,7 +27,7 @@ class Case:
 # With 0.4, a row of the weight-normed layer may keep nothing, which weight norm divides by zero;
 # and one rank takes more of a tiny matrix.
 STRATEGIES = {
-    "dense": Case(ratio=None, trains_dense=True),
+    "dense": Case(trains_dense=True),
     "stable_rps": Case(),
     "roast": Case({"tile_rows": 2, "tile_columns": 3}),
     "hashednet": Case(),
@@ -59,6 +59,7 @@ SHARING = tuple(name for name in STRATEGIES if issubclass(strategy_class(name), 
 
 def options_of(name: str, *, ratio: float | None = None) -> dict[str, Any]:
     """Return a strategy's options, the ratio included: that of its row, or `ratio`."""
-    case = STRATEGIES[name]
-    chosen = case.ratio if ratio is None or case.ratio is None else ratio
-    return {**case.options, **({} if chosen is None else {"ratio": chosen})}
+    case = STRATEGIES.get(name, Case())
+    if strategy_class(name).ratios == "one":
+        return dict(case.options)
+    return {**case.options, "ratio": case.ratio if ratio is None else ratio}

@@ -11,8 +11,8 @@ from torch import nn
 
 import memfold
 from memfold.errors import InputError
-from memfold.strategies import Strategy, strategy_class
-from strategies.cases import STRATEGIES
+from memfold.strategies import Strategy, compression_of, strategy_class
+from strategies.cases import STRATEGIES, options_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -113,9 +113,12 @@ def test_an_exclude_pattern_without_a_match_is_said():
         memfold.compress(model(), "stable_rps", ratio=0.5, exclude=["head"])
 
 
-def test_dense_says_that_it_ignores_a_ratio():
-    with pytest.warns(UserWarning, match="dense ignores ratio=0.1"):
-        memfold.compress(model(), "dense", ratio=0.1)
+@pytest.mark.parametrize("asked", [{"ratio": 0.1}, {"budget_bytes": 300}])
+def test_dense_says_that_it_ignores_what_is_asked_for(asked):
+    [(key, value)] = asked.items()
+    with pytest.warns(UserWarning, match=f"dense ignores {key}={value}: it has one ratio"):
+        net = memfold.compress(model(), "dense", **asked)
+    assert compression_of(net).strategy == strategy_class("dense")()
 
 
 def test_patterns_and_sizes_choose_tensors():
@@ -145,7 +148,6 @@ def test_every_strategy_has_its_files_and_they_agree(name):
 
 @pytest.mark.parametrize("name", memfold.strategies())
 def test_strategies_survive_the_way_through_plain_data(name):
-    strategy = strategy_class(name)(
-        ratio=0.5, seed=3, exclude=("head",), **STRATEGIES[name].options
-    )
+    options = options_of(name, ratio=0.5)
+    strategy = strategy_class(name)(seed=3, exclude=("head",), **options)
     assert Strategy.from_dict(strategy.to_dict()) == strategy

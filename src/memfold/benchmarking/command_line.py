@@ -28,7 +28,7 @@ from memfold.benchmarking.runner import Measurement, launch, run_group
 from memfold.benchmarking.tables import print_tables, to_markdown
 from memfold.benchmarking.workloads import WORKLOADS, workload
 from memfold.errors import InputError
-from memfold.strategies import strategy_names
+from memfold.strategies import strategy_class, strategy_names
 from memfold.training.run_folder import write_text_atomically
 
 __all__ = ["main"]
@@ -146,7 +146,7 @@ def _combinations(options: argparse.Namespace) -> list[Case]:
         Case(
             model=model,
             strategy=spec.name,
-            ratio=None if spec.name == "dense" else ratio,
+            ratio=None if strategy_class(spec.name).ratios == "one" else ratio,
             options=spec.options,
             construction="dense" if spec.name == "dense" else construction,
             dtype=dtype,

@@ -4,7 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
-from typing import ClassVar
+from typing import ClassVar, Literal
+from warnings import warn
 
 from torch import Tensor, nn
 
@@ -16,12 +17,14 @@ from memfold.strategies.selection import CompressibleWeight, named_weights, sele
 
 __all__ = [
     "Context",
+    "Ratios",
     "Strategy",
     "set_number",
     "strategy_class",
     "strategy_names",
 ]
 
+Ratios = Literal["any", "steps", "one"]
 DEFAULT_RATIO = 0.1
 _REGISTRY: dict[str, type["Strategy"]] = {}
 
@@ -56,6 +59,10 @@ class Strategy(ABC):
     """Tensors with fewer elements are left untouched."""
 
     name: ClassVar[str]
+    ratios: ClassVar[Ratios] = "any"
+    """Which ratios it reaches: any, to a value or two per tensor; the nearest that the steps of its
+    ranks or widths allow; or one, the model's and its own, whatever is asked for: `ratio` and
+    `budget_bytes` then become `None`, loudly."""
     changes_shapes: ClassVar[bool] = False
     """Whether untouched tensors may be smaller than in the dense model."""
 
@@ -98,6 +105,9 @@ class Strategy(ABC):
             raise InputError(
                 f"compression.min_size must be a whole number of at least 0, got {self.min_size!r}"
             )
+        if self.ratios == "one":
+            self._ignore("ratio")
+            self._ignore("budget_bytes")
 
     def to_dict(self) -> dict[str, object]:
         """Return `name` and every option, made of plain values (tuples become lists)."""
@@ -202,6 +212,12 @@ class Strategy(ABC):
                 f"tensors alone (biases, norms, buffers) take {untouched} bytes"
             )
         return self.budget_bytes - untouched
+
+    def _ignore(self, key: str) -> None:
+        value = getattr(self, key)
+        if value is not None:
+            warn(f"compression={self.name} ignores {key}={value}: it has one ratio", stacklevel=4)
+            object.__setattr__(self, key, None)
 
     def _select(self, model: nn.Module) -> tuple[CompressibleWeight, ...]:
         check_not_compressed(model)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from warnings import warn
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from memfold.errors import InputError
 from memfold.quantisation import packed_bytes
 from memfold.strategies.accounting import state_tensors, tensor_bytes
-from memfold.strategies.base import Context, Strategy
+from memfold.strategies.base import Context, Ratios, Strategy
 from memfold.strategies.compression import Compression
 from memfold.strategies.materialise import check_has_values
 from memfold.strategies.selection import CompressibleWeight
@@ -84,7 +84,9 @@ class DenseWeights(Compression):
 
 @dataclass(frozen=True, kw_only=True)
 class Dense(Strategy, name="dense"):
-    """Leave the model as it is. A ratio or a budget has no meaning here and is ignored, loudly."""
+    """Leave the model as it is."""
+
+    ratios: ClassVar[Ratios] = "one"
 
     def build(
         self, model: nn.Module, weights: tuple[CompressibleWeight, ...], context: Context
@@ -92,12 +94,6 @@ class Dense(Strategy, name="dense"):
         """See `Strategy.build`."""
         del context
         check_has_values(model)
-        for key in ("ratio", "budget_bytes"):
-            value = getattr(self, key)
-            if value is not None and value != 1:
-                warn(
-                    f"compression=dense ignores {key}={value}: nothing is compressed", stacklevel=2
-                )
         return DenseWeights(self, model, weights)
 
     def rebuild(

@@ -29,7 +29,7 @@ from memfold.errors import InputError
 from memfold.quantisation import packed_bytes
 from memfold.seeding import derive_seed
 from memfold.strategies.accounting import state_tensors
-from memfold.strategies.base import DEFAULT_RATIO, Context, Strategy
+from memfold.strategies.base import Context, Ratios, Strategy
 from memfold.strategies.dense import DenseWeights
 from memfold.strategies.materialise import check_has_values
 from memfold.strategies.selection import CompressibleWeight, named_weights
@@ -135,6 +135,7 @@ class Small(Strategy, name="small"):
     never more than the budget.
     """
 
+    ratios: ClassVar[Ratios] = "steps"
     changes_shapes: ClassVar[bool] = True
 
     def build(
@@ -158,7 +159,7 @@ class Small(Strategy, name="small"):
         if self.budget_bytes is None:
             target, measure = self.target_values(weights), sizes.num_values
             limits = Limits(target, target * (1 - _TOLERANCE), target * (1 + _TOLERANCE))
-            request = f"ratio={self.ratio or DEFAULT_RATIO}"
+            request = f"ratio={self.asked_ratio}"
             unit = "weights"
         else:
             target, measure = self.budget_bytes, sizes.stored_bytes

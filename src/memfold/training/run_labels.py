@@ -64,8 +64,6 @@ def _changed_options(strategy: Strategy) -> dict[str, Any]:
 
 
 def _budget(strategy: Strategy, counts: Footprint) -> list[str]:
-    if strategy.name == "dense":
-        return []
     if strategy.budget_bytes is not None:
         return [f"{strategy.budget_bytes}B"]
     if strategy.ratio is not None:

@@ -24,7 +24,7 @@ from memfold.errors import InputError
 from memfold.quantisation import max_numel, packed_bytes
 from memfold.seeding import derive_seed
 from memfold.strategies.accounting import storage_key, tensor_bytes
-from memfold.strategies.base import DEFAULT_RATIO, Context, Strategy, set_number
+from memfold.strategies.base import Context, Ratios, Strategy, set_number
 from memfold.strategies.compression import Compression, check_replaceable
 from memfold.strategies.computed_weights import ComputedWeights
 from memfold.strategies.factoring.matrices import (
@@ -53,6 +53,7 @@ _LATER = "_memfold_later"
 class LowRank(Strategy, name="low_rank"):
     """Train the factors of every weight matrix, with ranks that use up the budget."""
 
+    ratios: ClassVar[Ratios] = "steps"
     ranks: Rule = "equal"
     """The same rank for all matrices, so that none is a bottleneck for the others, or one in
     proportion to the full rank, as in the paper (which leaves first and last layers dense)."""
@@ -113,10 +114,9 @@ class LowRank(Strategy, name="low_rank"):
             return allocate_ranks(shapes, values, self.ranks)
         values = self.target_values(weights)
         if values < least:
-            ratio = DEFAULT_RATIO if self.ratio is None else self.ratio
             raise InputError(
-                f"ratio={ratio:g}: low_rank needs at least {least} values, one rank per tensor "
-                f"(ratio {ceil(least / total * 1e6) / 1e6:g})"
+                f"ratio={self.asked_ratio:g}: low_rank needs at least {least} values, one rank per "
+                f"tensor (ratio {ceil(least / total * 1e6) / 1e6:g})"
             )
         return allocate_ranks(shapes, values, self.ranks)
 
