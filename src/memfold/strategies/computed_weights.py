@@ -8,6 +8,7 @@ its parameters at its first owner.
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
+from hashlib import blake2b
 from typing import Any, ClassVar
 
 import torch
@@ -17,9 +18,13 @@ from memfold.errors import InputError
 from memfold.strategies.base import Strategy
 from memfold.strategies.compression import Compression
 from memfold.strategies.computed import compute_parameters, restore_parameters
+from memfold.strategies.marks import check_marks, identity_of, marks_of
 from memfold.strategies.selection import CompressibleWeight
 
-__all__ = ["ComputedWeights"]
+__all__ = ["MARKS", "ComputedWeights"]
+
+MARKS = "compression_marks"
+"""Name in state dicts that older versions did not have."""
 
 
 class _Source:
@@ -41,7 +46,7 @@ class ComputedWeights(Compression):
     """Compression whose weight number i is a function of a few parameters of its own."""
 
     root_names: ClassVar[tuple[str, ...]] = ()
-    """Names in state dicts and artifacts that no attribute of the root may have."""
+    """Further names in state dicts and artifacts that no attribute of the root may have."""
 
     def __init__(
         self, strategy: Strategy, model: nn.Module, weights: tuple[CompressibleWeight, ...]
@@ -86,7 +91,7 @@ class ComputedWeights(Compression):
         Raises:
             InputError: A module has an attribute of that name.
         """
-        for name in self.root_names:
+        for name in (*self.root_names, MARKS):
             if hasattr(self.model, name):
                 raise InputError(f"the model has an attribute {name}, which the compression needs")
         for name, places in zip(self.names, self.places, strict=True):
@@ -116,6 +121,22 @@ class ComputedWeights(Compression):
         names = {name for name, tensor in state.items() if id(tensor) in parts}
         return frozenset(names | self.structure().keys())
 
+    def structure(self) -> dict[str, Tensor]:
+        """See `Compression.structure`: what tells whether values belong to these weights."""
+        return {MARKS: self.marks()} if self.names else {}
+
+    def adopt(self, structure: Mapping[str, Tensor]) -> None:
+        """Check that values of another rank or a checkpoint belong to these weights.
+
+        State dicts of older versions have no marks, and are not checked.
+
+        Raises:
+            InputError: They are of another strategy, seed, ratio or set of weights, or an average
+                of values that belong to different positions.
+        """
+        if MARKS in structure:
+            check_marks(structure[MARKS], self.marks(), self.strategy)
+
     def check_places(self) -> None:
         """See `Compression.check_places`."""
         modules = set(self.model.modules())
@@ -143,6 +164,13 @@ class ComputedWeights(Compression):
         for module, parameters in dense.items():
             restore_parameters(module, parameters)
 
+    def marks(self, *places: Tensor) -> Tensor:
+        """Return the marks of values of these weights that lie where `places` says."""
+        shapes = zip(self.names, self.shapes, strict=True)
+        weights = (f"{name}{tuple(shape)}" for name, shape in shapes)
+        digests = (blake2b(place.cpu().numpy().tobytes()).hexdigest() for place in places)
+        return marks_of(identity_of(self.strategy), *weights, *digests)
+
     def _save_structure(
         self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]
     ) -> None:
@@ -164,11 +192,20 @@ class ComputedWeights(Compression):
         found = {
             name: torch.clone(state.pop(prefix + name)) for name in names if prefix + name in state
         }
-        missing = [prefix + name for name in names if name not in found]
+        missing = [prefix + name for name in names if name not in found and name != MARKS]
         missing_keys += missing
-        if missing or not found:
-            return
+        parts = self.owned_names() - names
         try:
-            self.adopt(found)
+            if found and not missing:
+                self.adopt(found)
+            elif missing and any(prefix + name in state for name in parts):
+                raise InputError(
+                    f"values came without {', '.join(missing)}: nothing tells where they belong"
+                )
         except InputError as error:
             error_messages.append(str(error))
+            # The model loads itself, so that it stays as it is and nothing else is reported.
+            for name in [name for name in state if name.startswith(prefix)]:
+                del state[name]
+            own = module.state_dict(keep_vars=True).items()
+            state.update({prefix + name: tensor for name, tensor in own if name not in names})

@@ -28,6 +28,7 @@ from memfold.data.base import ImageDataModule
 from memfold.errors import InputError
 from memfold.memory import Footprint
 from memfold.strategies import Strategy, compression_of
+from memfold.strategies.computed_weights import MARKS
 from memfold.strategies.rounds import rounds_of
 from memfold.training.callbacks import (
     EpochLog,
@@ -258,7 +259,8 @@ def read_run_checkpoint(path: Path, task: nn.Module) -> StartingPoint:
     # A structure that is in the checkpoint decides how many values there are.
     has_structure = compression is not None and compression.structure()
     names = compression.owned_names() if compression is not None and has_structure else ()
-    return read_checkpoint(path, task.state_dict(), {f"net.{name}" for name in names})
+    resizable = {f"net.{name}" for name in names}
+    return read_checkpoint(path, task.state_dict(), resizable, optional=(f"net.{MARKS}",))
 
 
 def _watchers(

@@ -110,7 +110,10 @@ def resume_command(folder: Path) -> str:
 
 
 def read_checkpoint(
-    path: Path, expected: Mapping[str, object], resizable: Collection[str] = ()
+    path: Path,
+    expected: Mapping[str, object],
+    resizable: Collection[str] = (),
+    optional: Collection[str] = (),
 ) -> StartingPoint:
     """Check that Lightning can resume from the checkpoint at `path`.
 
@@ -118,6 +121,7 @@ def read_checkpoint(
         path: An existing file.
         expected: The state dict of the module that is to be resumed: name -> tensor.
         resizable: Names of tensors whose shape the checkpoint decides.
+        optional: Names of tensors that checkpoints of older versions do not have.
 
     Returns:
         The checkpoint and how far it is.
@@ -128,6 +132,7 @@ def read_checkpoint(
     """
     checkpoint = _read_plain_values(path)
     found = checkpoint["state_dict"]
+    expected = {k: v for k, v in expected.items() if k in found or k not in optional}
     for name in sorted(expected.keys() ^ found.keys()):
         state = "lacks" if name in expected else "has the additional"
         raise InputError(

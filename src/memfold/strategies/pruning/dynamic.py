@@ -213,10 +213,6 @@ class DynamicWeights(SparseWeights):
                 for parameter in group["params"]:
                     parameter.grad = None
 
-    def index_tensors(self) -> dict[str, Tensor]:
-        """See `Compression.index_tensors`; an artifact has no step to come."""
-        return super().structure()
-
     def structure(self) -> dict[str, Tensor]:
         """See `Compression.structure`: also whether the coming step has to update it."""
         return {**super().structure(), _DUE: torch.tensor(self._due)}

@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from memfold.errors import InputError
 from memfold.seeding import derive_seed
 from memfold.strategies.base import Strategy
-from memfold.strategies.computed_weights import ComputedWeights
+from memfold.strategies.computed_weights import MARKS, ComputedWeights
+from memfold.strategies.marks import check_marks
 from memfold.strategies.pruning.encoding import cheapest, decode, encode
 from memfold.strategies.selection import CompressibleWeight
 
@@ -172,26 +173,35 @@ class SparseWeights(ComputedWeights):
         """See `Compression.index_tensors`."""
         if self.from_seed:
             return {_FINGERPRINT: torch.tensor(self._fingerprint(), dtype=torch.int64)}
-        return self.structure()
+        return self._index()
 
-    def structure(self) -> dict[str, Tensor]:
-        """See `Compression.structure`: the counts, and the packed positions."""
+    def _index(self) -> dict[str, Tensor]:
+        """Return the counts, and the packed positions."""
         encoded = [
             encode(positions.cpu(), shape)
             for positions, shape in zip(self.positions, self.shapes, strict=True)
         ]
         return {_COUNTS: torch.tensor(self.counts, dtype=torch.int64), _INDEX: torch.cat(encoded)}
 
+    def structure(self) -> dict[str, Tensor]:
+        """See `Compression.structure`: counts, packed positions, and whose they are."""
+        index = self._index()
+        return {**index, MARKS: self.marks(*index.values())}
+
     def adopt(self, structure: Mapping[str, Tensor]) -> None:
         """See `Compression.adopt`.
 
         Raises:
-            InputError: The structure is damaged, of other weights, or does not follow from this
-                strategy's seed where an artifact says that it does.
+            InputError: The structure is damaged, of other weights, of another strategy, seed or
+                ratio, or does not follow from this strategy's seed where an artifact says that it
+                does; or the values that come with it are an average over several structures.
         """
         masks = [
             m.to(self.values(i).device) for i, m in enumerate(masks_of(structure, self.shapes))
         ]
+        if MARKS in structure:
+            marks = self.marks(structure[_COUNTS], structure[_INDEX])
+            check_marks(structure[MARKS], marks, self.strategy)
         pairs = zip(masks, self.masks(), strict=True)
         if self.from_seed and not all(torch.equal(mask, own) for mask, own in pairs):
             raise InputError(
