@@ -195,7 +195,7 @@ def test_frozen_factors_are_not_decayed() -> None:
 def test_full_rank_is_the_dense_network_bit_for_bit(
     make: Callable[[Any, float], Optimizer], tmp_path: Path
 ) -> None:
-    dense, net = dense_network(), network(1.0)
+    dense, net = memfold.compress(dense_network(), "dense"), network(1.0)
     assert low_rank_of(net).ranks == [WHOLE, WHOLE]
     assert list(net.state_dict()) == list(dense.state_dict())
     for model in (dense, net):
