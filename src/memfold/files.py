@@ -10,7 +10,7 @@ import math
 import os
 import stat
 from collections.abc import Iterable
-from typing import BinaryIO, NoReturn
+from typing import IO, Any, NoReturn
 
 __all__ = ["open_regular", "parse_json", "read_json", "read_text", "read_yaml_text"]
 
@@ -20,21 +20,18 @@ _MAX_YAML_BYTES = 2**20  # PyYAML takes a second for as much
 _MAX_DEPTH = 64
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file for reading.
+def open_regular(path: str | os.PathLike[str], mode: str = "rb", **options: Any) -> IO[Any]:
+    """Open a file as `open` does.
 
     Raises:
         OSError: It cannot be opened, or is a pipe, a device or a folder.
     """
     try:
-        # Opening a pipe would wait for somebody who writes to it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return open(path, mode, opener=_open_regular, **options)
     except ValueError as error:
+        if "null byte" not in str(error):
+            raise
         raise OSError(errno.EINVAL, "no file has NUL in its name", str(path)) from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "is no regular file", str(path))
-    return os.fdopen(descriptor, "rb")
 
 
 def read_text(path: str | os.PathLike[str], max_bytes: int = _MAX_BYTES) -> str:
@@ -106,6 +103,15 @@ def read_yaml_text(path: str | os.PathLike[str]) -> str:
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
     return text
+
+
+def _open_regular(path: str, flags: int) -> int:
+    # Without the flag, opening a pipe waits for the process at its other end.
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file", path)
+    return descriptor
 
 
 def _items(value: object) -> Iterable[object]:

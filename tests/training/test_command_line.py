@@ -113,7 +113,7 @@ def test_completed_run_is_not_touched(tmp_path: Path) -> None:
     assert status == 1
     assert err.startswith(f"error: hydra.run.dir={tmp_path} holds a completed run")
     assert err.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "result.json"}
 
 
 @pytest.mark.ddp

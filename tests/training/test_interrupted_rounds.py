@@ -15,6 +15,7 @@ from memfold.training.run_folder import refuse_used_folder
 from training.jobs import train
 from training.ticket_runs import (
     NAMES,
+    NETWORK,
     THREE_ROUNDS,
     TICKETS,
     load,
@@ -174,7 +175,8 @@ def test_two_processes_repeat_a_round_in_which_they_were_killed(tmp_path: Path) 
     status, _, _ = train(*arguments, *killer, f"hydra.run.dir={tmp_path}")
     assert status != 0
     assert RoundFolder(tmp_path).number == 1
-    status, _, err = train(f"resume={tmp_path}", "~callbacks.killer")
+    named = (NETWORK[1], killer[0])
+    status, _, err = train(f"resume={tmp_path}", *named, "~callbacks.killer")
     assert status == 0, err
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["environment"]["world_size"] == 2

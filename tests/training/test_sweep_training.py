@@ -87,10 +87,8 @@ def test_job_of_two_processes_is_the_plain_run(
 def test_stopped_sweep_ends_as_if_it_had_not_been(
     tmp_path: Path, plain_runs: list[Path], launcher: tuple[str, ...], number: signal.Signals
 ) -> None:
-    values = ",".join(LEARNING_RATES)
-    sweep = start_training(
-        "-m", *TWO_RANKS, f"optimizer.lr={values}", *launcher, f"hydra.sweep.dir={tmp_path}"
-    )
+    arguments = (*TWO_RANKS, f"optimizer.lr={','.join(LEARNING_RATES)}", *launcher)
+    sweep = start_training("-m", *arguments, f"hydra.sweep.dir={tmp_path}")
     wait_until((tmp_path / "0" / "checkpoints" / "last.ckpt").exists, seconds=120)
     os.kill(sweep.pid, number)  # this process alone
     ended, out, _ = finish(sweep)
@@ -100,7 +98,7 @@ def test_stopped_sweep_ends_as_if_it_had_not_been(
         assert ended == 128 + number
         assert "2 jobs in" in out
     wait_until(lambda: not processes_of(tmp_path), seconds=120 if number == signal.SIGKILL else 0.1)
-    status, _, err = train("-m", f"sweep.resume={tmp_path}")
+    status, _, err = train("-m", *arguments, f"sweep.resume={tmp_path}")
     assert (status, err) == (0, "")
     for job, plain in enumerate(plain_runs):
         assert_same_run(tmp_path / str(job), plain)

@@ -215,7 +215,7 @@ def test_damaged_files_of_a_sweep(tmp_path: Path) -> None:
     (tmp_path / "0" / "checkpoints").mkdir()
     (tmp_path / "0" / "checkpoints" / "last.ckpt").write_text("damaged")
     joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=1")
-    status, out, err = sweep(tmp_path, f"sweep.resume={tmp_path}", *joblib)
+    status, out, err = sweep(tmp_path, f"sweep.resume={tmp_path}", *first, *joblib)
     assert (status, err) == (0, ""), out
     assert not (tmp_path / "0" / "checkpoints").exists()
     console = (tmp_path / "0" / "console.log").read_text()

@@ -20,6 +20,7 @@ from memfold.launching.arguments import positive_integer
 from memfold.launching.composing import compose_run, prepare_data
 from memfold.launching.run import Stopped
 from memfold.launching.workers import StopSignal, launchers
+from memfold.training.recorded import named_code
 from memfold.training.run_folder import locked, writing
 
 __all__ = ["main"]
@@ -41,14 +42,16 @@ def main(arguments: Sequence[str], program: Path, conf: Path) -> int:
     stop = StopSignal()
     try:
         plan = read_plan(options.plan)
-        prepare_data(_compose_methods(plan, conf))
+        methods = _compose_methods(plan, conf)
+        prepare_data(methods)
+        named = set().union(*map(named_code, methods))
         with stop.caught():
             workers = launchers(program, options.jobs, stop.event, os.environ)
             with writing(options.out):
                 options.out.mkdir(parents=True, exist_ok=True)
             with locked(options.out):
                 progress = run_plan(plan, options.out, workers)
-                packed = pack_runs([options.out / RUNS], plan.bits, stop.event)
+                packed = pack_runs([options.out / RUNS], plan.bits, stop.event, allow=named)
     except (Stopped, KeyboardInterrupt):
         print("interrupted; the same command goes on", file=sys.stderr)
         return 128 + (stop.number or signal.SIGINT)

@@ -3,7 +3,7 @@
 import json
 import math
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,11 @@ __all__ = ["pack_runs"]
 
 
 def pack_runs(
-    folders: Iterable[Path], bits: Sequence[int], stop: threading.Event | None = None
+    folders: Iterable[Path],
+    bits: Sequence[int],
+    stop: threading.Event | None = None,
+    *,
+    allow: Collection[str] = (),
 ) -> int:
     """Pack all completed runs below `folders`, and evaluate what was packed.
 
@@ -41,6 +45,7 @@ def pack_runs(
         folders: Run folders, and folders that have some at any depth.
         bits: Per stored value: 16, 8 or 4.
         stop: Set when the work shall end.
+        allow: Classes that are not memfold's; see `load_model`.
 
     Returns:
         The number of packed files that are new.
@@ -49,14 +54,14 @@ def pack_runs(
         InputError: A run cannot be read, or a file cannot be written.
         Stopped: `stop` was set.
     """
-    data = _DataSets()
+    data = _DataSets(allow)
     num_packed = 0
     for run in _completed_runs(folders):
         for number in bits:
             if stop is not None and stop.is_set():
                 raise Stopped
             if not _is_packed(run, number):
-                _pack(run, number, data)
+                _pack(run, number, data, allow)
                 num_packed += 1
     return num_packed
 
@@ -77,7 +82,7 @@ def _is_packed(run: Path, bits: int) -> bool:
     return all(packed.get(key) == result.get(key) for key in ("status", "training"))
 
 
-def _pack(run: Path, bits: int, data: "_DataSets") -> None:
+def _pack(run: Path, bits: int, data: "_DataSets", allow: Collection[str]) -> None:
     result: dict[str, Any] = read_result(run)
     for key in ("compression", "metrics", "memory"):
         if not isinstance(result.get(key), dict):
@@ -87,8 +92,8 @@ def _pack(run: Path, bits: int, data: "_DataSets") -> None:
     target = run / PACKED / str(bits)
     with writing(target):
         target.mkdir(parents=True, exist_ok=True)
-    artifact_bytes = memfold.save(load_model(run), target / ARTIFACT, bits=bits)
-    net = memfold.load(target / ARTIFACT, fresh_network(run)).eval()
+    artifact_bytes = memfold.save(load_model(run, allow=allow), target / ARTIFACT, bits=bits)
+    net = memfold.load(target / ARTIFACT, fresh_network(run, allow=allow)).eval()
     counts = memfold.footprint(net)
     memory = {
         **result["memory"],
@@ -111,13 +116,14 @@ def _pack(run: Path, bits: int, data: "_DataSets") -> None:
 class _DataSets:
     """The data set that was read last: one comparison has one."""
 
-    def __init__(self) -> None:
+    def __init__(self, allow: Collection[str]) -> None:
+        self._allow = allow
         self._config: dict[str, Any] | None = None
         self._data: ImageDataModule | None = None
 
     def of(self, run: Path) -> ImageDataModule:
         """Return the data of a run, ready to be evaluated on."""
-        config, data = read_data(run)
+        config, data = read_data(run, allow=self._allow)
         config = {key: value for key, value in config.items() if key != "seed"}  # of training
         if self._data is None or config != self._config:
             data.prepare_data()

@@ -4,9 +4,10 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any
 
 from memfold.errors import InputError
+from memfold.files import open_regular
 from memfold.training.run_folder import writing
 
 __all__ = ["is_held", "try_lock", "wait_for_lock"]
@@ -47,13 +48,13 @@ def is_held(path: Path) -> bool:
         return not is_free
 
 
-def _open(path: Path) -> TextIO:
+def _open(path: Path) -> IO[Any]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("a", encoding="utf-8")
+        return open_regular(path, "a")
 
 
-def _lock(file: TextIO, operation: int) -> bool:
+def _lock(file: IO[Any], operation: int) -> bool:
     try:
         fcntl.flock(file, operation)
     except BlockingIOError:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from memfold.errors import InputError
+from memfold.files import read_json, read_text
 from memfold.launching.locks import is_held
 from memfold.training.resume import quote_value
 from memfold.training.run_folder import (
@@ -91,7 +92,8 @@ class Launcher:
         has_checkpoint = (folder / LAST_CHECKPOINT).exists() or (folder / ROUNDS / "0").exists()
         if is_same and has_checkpoint:
             try:
-                return self._train([f"resume={quote_value(str(folder))}"], folder, watch)
+                place = f"resume={quote_value(str(folder))}"
+                return self._train([*overrides, place], folder, watch)
             except RunFailed as error:
                 if not str(error).startswith("resume"):
                     raise
@@ -169,7 +171,7 @@ def read_metric(folder: Path, name: str) -> list[float]:
         ValueError: A cell is no number.
     """
     try:
-        text = (folder / METRICS).read_text(encoding="utf-8")
+        text = read_text(folder / METRICS)
     except FileNotFoundError:
         return []
     whole_lines = text[: text.rfind("\n") + 1]  # the last one may be half written
@@ -185,9 +187,9 @@ def _overrides_file(folder: Path) -> Path:
     return folder.with_name(folder.name + OVERRIDES)
 
 
-def _read_overrides(folder: Path) -> list[str] | None:
+def _read_overrides(folder: Path) -> object:
     try:
-        return json.loads(_overrides_file(folder).read_text(encoding="utf-8"))
+        return read_json(_overrides_file(folder))
     except (OSError, ValueError):
         return None
 

@@ -84,7 +84,7 @@ def _is_null_or_positive(value: Any) -> bool:
 
 
 def _is_distill(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() == {"teacher", "temperature", "weight"}
+    return isinstance(value, dict) and value.keys() == {"teacher", "temperature", "weight", "allow"}
 
 
 def _is_checkpoint(value: Any) -> bool:
@@ -104,11 +104,16 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda v: _is_whole(v) and 0 <= v <= _MAX_SEED,
         f"a whole number from 0 to {_MAX_SEED}",
     ),
-    ("distill", _is_distill, "teacher: ..., temperature: ..., weight: ... and nothing else"),
+    ("distill", _is_distill, "teacher, temperature, weight, allow: ... and nothing else"),
     (
         "distill.teacher",
         lambda v: v is None or (isinstance(v, str) and v != ""),
         "a run folder or null",
+    ),
+    (
+        "distill.allow",
+        lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v),
+        "a list of dotted paths such as [pkg.mod.Net]",
     ),
     ("distill.temperature", lambda v: _is_number(v) and v > 0, "a number above 0"),
     ("distill.weight", lambda v: _is_number(v) and 0 <= v <= 1, "a number in [0, 1]"),

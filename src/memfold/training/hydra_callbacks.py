@@ -16,8 +16,9 @@ from memfold.errors import InputError
 from memfold.training.external_launch import refuse_lone_node
 from memfold.training.processes import is_rank_zero
 from memfold.training.run_folder import (
-    LOCK,
-    locked,
+    HYDRA_FOLDER,
+    lock_for_job,
+    refuse_odd_files,
     refuse_used_folder,
     writing,
 )
@@ -28,18 +29,18 @@ __all__ = ["RunFolderGuard", "Sweep"]
 
 
 class RunFolderGuard(Callback):
-    """Refuse a folder that holds results, before Hydra writes its own files there.
+    """Lock the run folder, or refuse it, before Hydra writes its own files there.
 
     Hydra turns exceptions of callbacks into warnings, hence the exit.
     """
 
     def on_run_start(self, config: DictConfig, **_: object) -> None:
-        """Check `hydra.run.dir`, unless the run in it is to be resumed; and the nodes."""
+        """Take `hydra.run.dir`, unless the run in it is to be resumed; check the nodes."""
         _refuse_lone_node(config)
         if config.resume is None and is_rank_zero():
             # Hydra itself reports a name that cannot be resolved.
             with suppress(OmegaConfBaseException):
-                _refuse(Path(config.hydra.run.dir))
+                _take(Path(config.hydra.run.dir))
 
 
 class Sweep(Callback):
@@ -68,14 +69,14 @@ def _refuse_lone_node(config: DictConfig) -> None:
         refuse_lone_node(num_nodes, has_folder=has_folder, environment=os.environ)
 
 
-def _refuse(folder: Path) -> None:
-    """Exit unless `folder` can be made, no job runs in it, and none has left results."""
+def _take(folder: Path) -> None:
+    """Lock `folder`; exit unless it can be made, no job runs in it, and none has left results."""
     with _exiting():
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        if (folder / LOCK).exists():
-            with locked(folder):
-                pass
+        if (folder / HYDRA_FOLDER).exists():
+            refuse_odd_files(folder)
+        lock_for_job(folder)
         refuse_used_folder(folder)
 
 

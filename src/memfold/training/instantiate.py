@@ -1,5 +1,6 @@
 """The only place that turns a `_target_` into an object."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from memfold.training.signatures import check_options
 __all__ = ["instantiate"]
 
 _MISTAKES = (ValueError, TypeError, ImportError)
+_HYDRAS_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 
 
 def instantiate(
@@ -20,7 +22,7 @@ def instantiate(
     """Call what `config["_target_"]` names.
 
     Args:
-        config: Plain values; every other key is an argument.
+        config: Plain values, in which `${` is plain text; every other key is an argument.
         key: Where `config` stands in the configuration, for messages.
         kind: What it must give.
         **ready: Further arguments, which are passed as they are, neither copied nor converted.
@@ -39,8 +41,7 @@ def instantiate(
         if not callable(target) or (isinstance(target, type) and not issubclass(target, kind)):
             raise InputError(_other_kind(config, key, kind))
         check_options(target, config, key, ready)
-        factory = hydra.utils.instantiate(config, _partial_=True, _convert_="all")
-        made = factory(**ready)
+        made = _factory(config)(**ready)
     except InputError:
         raise
     except InstantiationException as error:
@@ -60,6 +61,26 @@ def instantiate(
 def _other_kind(config: Mapping[str, Any], key: str, kind: type) -> str:
     wanted = f"{kind.__module__.partition('.')[0]}'s {kind.__name__}"
     return f"{key}._target_={config['_target_']} must be a class or function that gives {wanted}"
+
+
+def _factory(config: Mapping[str, Any]) -> functools.partial[Any]:
+    """Look the target up as Hydra does, which refuses some, and bind its arguments.
+
+    Hydra itself would resolve strings that have been resolved: a folder may be called `${seed}`.
+    """
+    target = hydra.utils.instantiate({"_target_": config["_target_"]}, _partial_=True)
+    arguments = {key: _built(value) for key, value in config.items() if key not in _HYDRAS_KEYS}
+    return functools.partial(target, *_built(config.get("_args_", [])), **arguments)
+
+
+def _built(value: Any) -> Any:
+    """Instantiate what is among arguments."""
+    if isinstance(value, Mapping) and "_target_" in value:
+        factory = _factory(value)
+        return factory if value.get("_partial_") else factory()
+    if isinstance(value, Mapping):
+        return {key: _built(item) for key, item in value.items()}
+    return [_built(item) for item in value] if isinstance(value, list) else value
 
 
 def _one_line(key: str, error: BaseException) -> str:

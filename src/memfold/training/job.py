@@ -37,6 +37,7 @@ from memfold.training.preemption import (
 )
 from memfold.training.processes import declare_parent, is_rank_zero
 from memfold.training.quiet import hush_libraries
+from memfold.training.recorded import read_config
 from memfold.training.result import ResultFile, describe_job
 from memfold.training.resume import resume_command
 from memfold.training.rounds import total_of
@@ -78,15 +79,13 @@ def _admit(cfg: DictConfig, folder: Path) -> None:
         return
     if not Path(cfg.resume).is_dir() or not folder.samefile(cfg.resume):
         raise InputError(f"resume={cfg.resume} is not the run folder {folder}")
-    file = folder / HYDRA_FOLDER / "config.yaml"
     try:
-        before = OmegaConf.create(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"resume={folder}: {file} cannot be read") from error
-    assert isinstance(before, DictConfig)
+        before = read_config(folder, ())
+    except InputError as error:
+        raise InputError(f"resume={folder}: {error}") from error
     now = plain_config(cfg)
     check_config(now)
-    refuse_other_experiment(folder, plain_config(before), now)
+    refuse_other_experiment(folder, before, now)
     remove_partial_files(folder)
 
 

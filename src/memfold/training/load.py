@@ -1,13 +1,11 @@
 """The network of a run, from its folder alone: no Hydra, no Trainer, no pickle."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 import memfold
@@ -15,7 +13,8 @@ from memfold.data.base import ImageDataModule
 from memfold.errors import InputError
 from memfold.training.build import build_backbone, build_network, read_run_checkpoint
 from memfold.training.instantiate import instantiate
-from memfold.training.run_folder import ARTIFACT, HYDRA_FOLDER, LAST_CHECKPOINT
+from memfold.training.recorded import read_config, refuse_foreign_code
+from memfold.training.run_folder import ARTIFACT, LAST_CHECKPOINT
 
 __all__ = ["fresh_network", "load_model", "read_data"]
 
@@ -27,28 +26,35 @@ _FILES = {
 
 
 def load_model(
-    run_dir: str | os.PathLike[str], weights: Literal["artifact", "last", "best"] = "artifact"
+    run_dir: str | os.PathLike[str],
+    weights: Literal["artifact", "last", "best"] = "artifact",
+    *,
+    allow: Collection[str] = (),
 ) -> nn.Module:
     """Build the network of a run as its saved configuration says, with the weights it has left.
+
+    The folder may be somebody else's: of its configuration nothing runs but classes of memfold.
 
     Args:
         run_dir: A run folder.
         weights: `artifact` is what the completed run saved; `last` and `best` are checkpoints,
             which an interrupted run has too. To rebuild from a checkpoint a network whose strategy
             looks at data, the data set is read.
+        allow: Dotted paths of further classes that the configuration may name, such as the
+            `backbone.target` of a custom backbone.
 
     Returns:
         The compressed network, on the CPU and in evaluation mode: images (B, C, H, W), normalised
         as the run's data module does it, to logits (B, classes).
 
     Raises:
-        InputError: The folder is no run folder, the file is missing or damaged, or it is of
-            another network than the configuration.
+        InputError: The folder is no run folder, the file is missing or damaged, it is of
+            another network than the configuration, or that names code which is not allowed.
     """
     folder = Path(run_dir)
     if weights not in _FILES:
         raise InputError(f"weights must be one of {', '.join(_FILES)}, got {weights!r}")
-    config = _read_config(folder)
+    config = _read_config(folder, allow)
     file = folder / _FILES[weights]
     if not file.is_file():
         present = [name for name, path in _FILES.items() if (folder / path).is_file()]
@@ -65,23 +71,25 @@ def load_model(
     return _with_checkpoint(net, file).eval()
 
 
-def read_data(run_dir: str | os.PathLike[str]) -> tuple[dict[str, Any], ImageDataModule]:
-    """Build the data module of a run, and return it after its configuration.
+def read_data(
+    run_dir: str | os.PathLike[str], *, allow: Collection[str] = ()
+) -> tuple[dict[str, Any], ImageDataModule]:
+    """Build the data module of a run, and return it after its configuration; see `load_model`.
 
     Raises:
-        InputError: The folder is no run folder.
+        InputError: The folder is no run folder, or names code that is not allowed.
     """
-    config = _read_config(Path(run_dir))["data"]
+    config = _read_config(Path(run_dir), allow)["data"]
     return config, instantiate(config, "data")
 
 
-def fresh_network(run_dir: str | os.PathLike[str]) -> nn.Module:
-    """Build the dense backbone of a run with new initial weights.
+def fresh_network(run_dir: str | os.PathLike[str], *, allow: Collection[str] = ()) -> nn.Module:
+    """Build the dense backbone of a run with new initial weights; see `load_model`.
 
     Raises:
-        InputError: The folder is no run folder.
+        InputError: The folder is no run folder, or names code that is not allowed.
     """
-    config = _read_config(Path(run_dir))
+    config = _read_config(Path(run_dir), allow)
     with torch.random.fork_rng():
         return build_backbone(config, instantiate(config["data"], "data"))
 
@@ -97,18 +105,16 @@ def _with_checkpoint(net: nn.Module, file: Path) -> nn.Module:
     return net
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path, allow: Collection[str]) -> dict[str, Any]:
     """Read what the network depends on, resolved."""
-    file = folder / HYDRA_FOLDER / "config.yaml"
     try:
-        loaded = OmegaConf.create(file.read_text(encoding="utf-8"))
-        if not isinstance(loaded, DictConfig):
-            raise TypeError("no mapping")
-        config = {
-            group: OmegaConf.to_container(loaded[group], resolve=True)
-            for group in ("backbone", "compression", "data")
-        }
-        return {**config, "seed": int(loaded["seed"])}
-    except (OSError, ValueError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split()) if file.is_file() else "it is missing"
-        raise InputError(f"{folder} is no run folder, {file} cannot be read: {reason}") from error
+        config = read_config(folder, ("backbone", "compression", "data", "seed"))
+    except InputError as error:
+        raise InputError(f"{folder} is no run folder, {error}") from error
+    try:
+        refuse_foreign_code(config, allow, "pass allow=[{!r}]")
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
+    if not isinstance(config["seed"], int):
+        raise InputError(f"{folder}: seed must be a whole number, got {config['seed']!r}")
+    return config

@@ -1,7 +1,7 @@
 """Predictions of a saved run for images as its data set has them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -31,18 +31,21 @@ class Predictor:
         self,
         run_dir: str | os.PathLike[str],
         weights: Literal["artifact", "last", "best"] = "artifact",
+        *,
+        allow: Collection[str] = (),
     ) -> None:
         """Load a run; its data set itself is not needed.
 
         Args:
             run_dir: A run folder.
             weights: See `load_model`.
+            allow: See `load_model`.
 
         Raises:
             InputError: As `load_model` does.
         """
-        _, self._data = read_data(run_dir)
-        self.network = load_model(run_dir, weights)
+        _, self._data = read_data(run_dir, allow=allow)
+        self.network = load_model(run_dir, weights, allow=allow)
 
     @torch.no_grad()
     def __call__(self, images: Images) -> Tensor:

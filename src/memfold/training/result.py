@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from memfold.training.processes import is_rank_zero
 from memfold.training.run_folder import RESULT, read_result, write_text_atomically
 
-__all__ = ["UNFINISHED", "ResultFile", "describe_environment", "describe_job"]
+__all__ = ["UNFINISHED", "ResultFile", "describe_environment", "describe_job", "without_nonfinite"]
 
 UNFINISHED = "not finished: still running, or killed before the end"
 
@@ -56,7 +56,7 @@ class ResultFile:
 
     def _write(self, result: dict[str, object]) -> None:
         if is_rank_zero():
-            text = json.dumps(_without_nonfinite(result), indent=2, allow_nan=False)
+            text = json.dumps(without_nonfinite(result), indent=2, allow_nan=False)
             write_text_atomically(self._path, text + "\n")
 
 
@@ -123,10 +123,10 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _without_nonfinite(value: object) -> object:
+def without_nonfinite(value: object) -> object:
     """Replace NaN and infinities, which JSON does not know, by `None`."""
     if isinstance(value, dict):
-        return {key: _without_nonfinite(item) for key, item in value.items()}
+        return {key: without_nonfinite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nonfinite(item) for item in value]
+        return [without_nonfinite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

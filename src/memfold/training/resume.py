@@ -4,18 +4,19 @@ import pickle
 import re
 import shlex
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 
 from memfold.errors import InputError
 from memfold.training.checks import GROUPS
-from memfold.training.run_folder import HYDRA_FOLDER
+from memfold.training.recorded import is_setting, read_overrides
+from memfold.training.run_folder import refuse_odd_files
 
 __all__ = [
     "StartingPoint",
@@ -55,7 +56,8 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
     Flags come first in the result, which saves the user from Hydra's refusal of a flag that
     stands between two overrides.
 
-    The run's own overrides come first, without those that are given anew. Expanding twice gives
+    The run's own overrides come first, without those that are given anew; those that could do more
+    than set a value must be, for the folder may be somebody else's. Expanding twice gives
     the same as expanding once, because Lightning starts its child processes with the expanded
     command line, which goes through here again.
 
@@ -63,7 +65,8 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
         arguments: The command line after the program's name.
 
     Raises:
-        InputError: `resume` does not name one run folder, or a group is null.
+        InputError: `resume` does not name one run folder, the folder would decide which code runs
+            or where it writes, or a group is null.
         OverrideParseException: Hydra cannot read an override.
     """
     flags = [text for text in arguments if not is_override(text)]
@@ -78,23 +81,23 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
     folder = _run_folder(given, in_sweep="-m" in arguments or "--multirun" in arguments)
     if folder is None:
         return [*flags, *given_texts]
-    file = folder / HYDRA_FOLDER / "overrides.yaml"
     try:
-        original_texts = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"resume={folder} is no run folder: {file} cannot be read") from error
-    if not isinstance(original_texts, list) or not all(isinstance(t, str) for t in original_texts):
-        raise InputError(f"resume={folder}: {file} holds no list of overrides")
-    original = OverridesParser.create().parse_overrides(original_texts)
-    kept = [
-        text
-        for text, override in zip(original_texts, original, strict=True)
-        if not _is_given_anew(override, given)
-    ]
+        original = read_overrides(folder)
+    except InputError as error:
+        raise InputError(f"resume={folder} is no run folder: {error}") from error
+    refuse_odd_files(folder)
+    kept = [override for override in original if not _is_given_anew(override, given)]
+    unsafe = _texts(override for override in kept if not is_setting(override))
+    if unsafe:
+        raise InputError(
+            f"resume={folder}: a run folder may neither name code nor places outside of it, but "
+            f"it was started with {', '.join(unsafe)}; if you trust that, give it again: "
+            f"{shlex.join(unsafe)}"
+        )
     # The folder's own .hydra stays until the checkpoint has been accepted (see training.job).
     extra = [f"hydra.run.dir={quote_value(str(folder))}", "hydra.output_subdir=null"]
     extra = [text for text in extra if text not in given_texts]
-    return [*flags, *kept, *given_texts, *extra]
+    return [*flags, *_texts(kept), *given_texts, *extra]
 
 
 def quote_value(text: str) -> str:
@@ -106,7 +109,10 @@ def resume_command(folder: Path) -> str:
     """Return what to type, in a shell, to go on with the run in `folder`."""
     is_plain = re.fullmatch(r"[\w./+-]+", str(folder)) is not None
     value = str(folder) if is_plain else quote_value(str(folder))
-    return shlex.join(["python", "train.py", f"resume={value}"])
+    again: list[str] = []
+    with suppress(InputError):
+        again = _texts(o for o in read_overrides(folder) if not is_setting(o))
+    return shlex.join(["python", "train.py", f"resume={value}", *again])
 
 
 def read_checkpoint(
@@ -197,6 +203,10 @@ def _read_plain_values(path: Path) -> dict[str, Any]:
 def is_override(argument: str) -> bool:
     """Tell an override (key=value, ~key) from a flag of Hydra's or the value of one."""
     return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
+
+
+def _texts(overrides: Iterable[Override]) -> list[str]:
+    return [str(override.input_line) for override in overrides]
 
 
 def _run_folder(given: Sequence[Override], *, in_sweep: bool) -> Path | None:

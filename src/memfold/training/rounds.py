@@ -25,11 +25,13 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from memfold.errors import InputError
+from memfold.files import read_json
 from memfold.strategies.rounds import Begin, Rounds
 from memfold.training.callbacks import MemoryMetrics, StepTimer
 from memfold.training.checkpoint_io import AtomicCheckpointIO
 from memfold.training.epoch_metrics import CHECKPOINT_KEY
 from memfold.training.loggers import ContinuedSteps
+from memfold.training.result import without_nonfinite
 from memfold.training.run_folder import (
     ARTIFACT,
     LAST_CHECKPOINT,
@@ -71,9 +73,12 @@ class RoundFolder:
         results: list[dict[str, Any]] = []
         while (folder := self._folder(len(results))).is_dir():
             try:
-                results.append(json.loads((folder / RESULT).read_text(encoding="utf-8")))
+                result = read_json(folder / RESULT)
             except (OSError, ValueError) as error:
                 raise InputError(f"{folder / RESULT} cannot be read: start a new run") from error
+            if not isinstance(result, dict):
+                raise InputError(f"{folder / RESULT} holds no result: start a new run")
+            results.append(result)
         return results
 
     @property
@@ -110,7 +115,8 @@ class RoundFolder:
                 target = partial / file.relative_to(self._run)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _link_or_copy(file, target)
-        write_text_atomically(partial / RESULT, json.dumps(result, indent=2) + "\n")
+        text = json.dumps(without_nonfinite(result), indent=2)
+        write_text_atomically(partial / RESULT, text + "\n")
         AtomicCheckpointIO().save_checkpoint(next_start, partial / _NEXT)
         with writing(partial):
             partial.rename(self._folder(number))

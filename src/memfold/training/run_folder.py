@@ -1,16 +1,16 @@
 """The names of what a run leaves behind, and when a folder may be used."""
 
 import fcntl
-import json
 import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from memfold.errors import InputError
+from memfold.files import open_regular, read_json
 
 __all__ = [
     "ARTIFACT",
@@ -23,8 +23,10 @@ __all__ = [
     "PACKED",
     "RESULT",
     "ROUNDS",
+    "lock_for_job",
     "locked",
     "read_result",
+    "refuse_odd_files",
     "refuse_used_folder",
     "remove_partial_files",
     "replacing",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+_for_jobs: dict[Path, IO[Any]] = {}
 
 HYDRA_FOLDER = ".hydra"
 RESULT = "result.json"
@@ -70,24 +73,58 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         InputError: Another process has the lock, or the folder cannot be written.
     """
-    with writing(folder / LOCK):
-        file = (folder / LOCK).open("a")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"{folder} is in use by another process; wait for it or choose another folder"
-            ) from error
-        except OSError as error:  # some network file systems have no locks
-            log.warning("%s cannot be locked (%s): start no second run in it", folder, error)
+    with _for_jobs.pop(folder.resolve(), None) or _lock(folder):
         yield
+
+
+def lock_for_job(folder: Path) -> None:
+    """Lock `folder` now for the `locked` that follows in this process.
+
+    Raises:
+        InputError: As `locked`.
+    """
+    _for_jobs[folder.resolve()] = _lock(folder)
+
+
+def _lock(folder: Path) -> IO[Any]:
+    with writing(folder / LOCK):
+        file = open_regular(folder / LOCK, "a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise InputError(
+            f"{folder} is in use by another process; wait for it or choose another folder"
+        ) from error
+    except OSError as error:  # some network file systems have no locks
+        log.warning("%s cannot be locked (%s): start no second run in it", folder, error)
+    return file
+
+
+def refuse_odd_files(folder: Path) -> None:
+    """Check that a run in `folder` would read and write regular files in it, and no others.
+
+    W&B's own folder has links to W&B's logs; a resumed run writes to none of the files there.
+
+    Raises:
+        InputError: There is a pipe or a device, or a link that leads out of the folder.
+    """
+    inside = os.path.realpath(folder)
+    for path, folders, files in os.walk(folder):
+        for entry in (Path(path, name) for name in (*folders, *files)):
+            target = Path(os.path.realpath(entry))
+            if not target.is_relative_to(inside):
+                raise InputError(f"{entry} is a link that leads out of the run folder: remove it")
+            if target.exists() and not (target.is_file() or target.is_dir()):
+                raise InputError(f"{entry} is no regular file: remove it")
+        if Path(path) == folder:
+            folders[:] = [name for name in folders if name != "wandb"]
 
 
 def read_result(folder: Path) -> dict[str, object]:
     """Return the contents of `result.json`; empty when there is none that can be read."""
     try:
-        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        result = read_json(folder / RESULT)
     except (OSError, ValueError):
         return {}
     return result if isinstance(result, dict) else {}
@@ -126,11 +163,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         InputError: The file cannot be written; it is then what it was.
     """
-    # One name for all attempts: what a killed run left is overwritten, not collected.
+    # One name for all attempts: what a killed run left is replaced, not collected.
     partial = path.with_name(path.name + ".partial")
     with writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            partial.unlink(missing_ok=True)  # it may be a link
             with partial.open("wb") as file:
                 yield file
                 file.flush()

@@ -20,6 +20,7 @@ _MAY_DIFFER = (
     "data.root",
     "data.download",
     "data.batch_size",  # the batch of all processes together must not
+    "distill.allow",
     "distill.teacher",  # may have moved; training.teacher compares what is in it
     "trainer.accelerator",
     "trainer.benchmark",

@@ -4,9 +4,6 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 import memfold
@@ -14,8 +11,9 @@ from memfold.data.base import ImageDataModule
 from memfold.errors import InputError
 from memfold.tasks.distillation import Distillation
 from memfold.training.instantiate import instantiate
+from memfold.training.recorded import named_code, read_config, refuse_foreign_code
 from memfold.training.resume import StartingPoint
-from memfold.training.run_folder import ARTIFACT, HYDRA_FOLDER, read_result
+from memfold.training.run_folder import ARTIFACT, read_result
 
 __all__ = ["describe_distillation", "load_distillation", "refuse_other_teacher"]
 
@@ -33,8 +31,8 @@ def load_distillation(config: dict[str, Any], data: ImageDataModule) -> Distilla
         `None` when `distill.teacher` is null.
 
     Raises:
-        InputError: The folder holds no completed run, its artifact cannot be read, or it was
-            trained for something else.
+        InputError: The folder holds no completed run, its artifact cannot be read, it was trained
+            for something else, or it names code that is neither memfold's nor named by `config`.
     """
     options = config["distill"]
     if options["teacher"] is None:
@@ -42,15 +40,20 @@ def load_distillation(config: dict[str, Any], data: ImageDataModule) -> Distilla
     folder = Path(options["teacher"]).expanduser()
     key = f"distill.teacher={options['teacher']}"
     _check_completed(folder, key)
-    trained = _read_config(folder / HYDRA_FOLDER / "config.yaml", key)
+    try:
+        trained = read_config(folder, ("backbone", "data._target_", "task._target_"))
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from error
     for group in ("data", "task"):
-        found, expected = trained[group], config[group]["_target_"]
+        found, expected = trained[f"{group}._target_"], config[group]["_target_"]
         if found != expected:
             raise InputError(
                 f"{key} is a teacher of another task: its {group} is {found}, "
                 f"that of this run {expected}"
             )
+    allowed = named_code(config) | set(options["allow"])
     try:
+        refuse_foreign_code(trained, allowed, "'distill.allow=[{}]'")
         net: nn.Module = instantiate(
             trained["backbone"],
             "backbone",
@@ -108,18 +111,3 @@ def _check_completed(folder: Path, key: str) -> None:
         raise InputError(
             f"{key}: the run is not completed ({result.get('error', 'no reason given')})"
         )
-
-
-def _read_config(file: Path, key: str) -> dict[str, Any]:
-    """Read the backbone of a run, resolved, and the targets of its data and its task."""
-    try:
-        loaded = OmegaConf.create(file.read_text(encoding="utf-8"))
-        if not isinstance(loaded, DictConfig):
-            raise TypeError("no mapping")
-        return {
-            "backbone": OmegaConf.to_container(loaded["backbone"], resolve=True),
-            "data": loaded["data"]["_target_"],
-            "task": loaded["task"]["_target_"],
-        }
-    except (OSError, ValueError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise InputError(f"{key}: {file} is missing or damaged") from error

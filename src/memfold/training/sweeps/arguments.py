@@ -1,5 +1,7 @@
 """`sweep.resume=FOLDER`: the command line of the sweep in that folder, before Hydra starts."""
 
+import re
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -9,16 +11,23 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 
 from memfold.errors import InputError
+from memfold.training.recorded import is_setting
 from memfold.training.resume import is_override, quote_value
 from memfold.training.sweeps.folder import PLAN, Plan
 
-__all__ = ["expand_sweep_arguments", "lasting_arguments", "resume_override"]
+__all__ = ["expand_sweep_arguments", "lasting_arguments", "resume_arguments", "resume_override"]
 
 _RESUME = "sweep.resume"
 _FOLDER = "hydra.sweep.dir"
 _CALLBACK = "hydra.callbacks.sweep"
 _MULTIRUN = ("-m", "--multirun")
 _LAUNCHER = ("hydra/launcher", "hydra.launcher")
+_SUBDIR = re.compile(r"(?!/|.*\.\.)([\w=,./-]|\$\{(hydra:)?[A-Za-z]\w*(\.\w+)*\})+")
+_WORDS = (
+    "hydra/launcher",
+    "hydra/sweeper",
+    *(f"hydra.launcher.{key}" for key in ("partition", "account", "qos", "constraint", "gres")),
+)
 # Of Hydra's own keys, these decide which jobs there are, and in which folders.
 _DECIDES_JOBS = ("hydra/sweeper", "hydra.sweeper", "hydra.sweep.subdir")
 
@@ -26,14 +35,15 @@ _DECIDES_JOBS = ("hydra/sweeper", "hydra.sweeper", "hydra.sweep.subdir")
 def expand_sweep_arguments(arguments: Sequence[str]) -> list[str]:
     """Put in the place of `sweep.resume=FOLDER` what that sweep was started with.
 
-    The overrides may be given again, all of them, or left out, all of them. The launcher may be
-    another one.
+    The overrides may be given again, all of them, or left out, all of them if they do no more than
+    set values: the folder may be somebody else's. The launcher may be another one.
 
     Args:
         arguments: The command line after the program's name.
 
     Raises:
-        InputError: There is no sweep in the folder, or it was another one.
+        InputError: There is no sweep in the folder, it was another one, or the folder would decide
+            which code runs.
         OverrideParseException: Hydra cannot read an override.
     """
     if not any(text.partition("=")[0] == _RESUME for text in arguments):
@@ -65,11 +75,24 @@ def expand_sweep_arguments(arguments: Sequence[str]) -> list[str]:
     if again:
         _refuse_other_sweep(folder, _by_key(before), _by_key(again))
     ours = [o for o in given if not _is_of_experiment(o) and o.key_or_group != _FOLDER]
-    if not again:
-        is_moved = any(o.key_or_group.startswith(_LAUNCHER) for o in ours)
-        kept = [o for o in before if not (is_moved and o.key_or_group.startswith(_LAUNCHER))]
-    else:
+    if again:
         kept = [override for override in before if _is_of_experiment(override)]
+    else:
+        is_moved = any(o.key_or_group.startswith(_LAUNCHER) for o in ours)
+        given_anew = {override.key_or_group for override in ours}
+        kept = [
+            override
+            for override in before
+            if not (is_moved and override.key_or_group.startswith(_LAUNCHER))
+            and override.key_or_group not in given_anew
+        ]
+        unsafe = _unsafe([] if _named(flags) else old_flags, kept)
+        if unsafe:
+            raise InputError(
+                f"{_RESUME}={folder}: a sweep's folder may neither name code nor places outside of "
+                f"it, but it was started with {', '.join(unsafe)}; if you trust that, give "
+                f"everything again: {shlex.join(resume_arguments(folder))}"
+            )
     return [
         *old_flags,
         *_texts(kept),
@@ -84,6 +107,16 @@ def lasting_arguments(arguments: Sequence[str]) -> list[str]:
     return [text for text in arguments if not text.startswith((f"{_FOLDER}=", f"{_CALLBACK}."))]
 
 
+def resume_arguments(folder: Path) -> list[str]:
+    """Return what to type after the program's name to go on with the sweep in `folder`."""
+    plan = Plan.read(folder)
+    again: list[str] = []
+    with suppress(OverrideParseException):
+        if plan is not None and _unsafe(*_split(plan.arguments)):
+            again = [text for text in plan.arguments if text not in _MULTIRUN]
+    return ["-m", resume_override(folder), *again]
+
+
 def resume_override(folder: Path) -> str:
     """Return the override that resumes the sweep in `folder`, quoted where Hydra needs it."""
     text = f"{_RESUME}={folder}"
@@ -92,6 +125,24 @@ def resume_override(folder: Path) -> str:
         if override.value() == str(folder) and "${" not in text:
             return text
     return f"{_RESUME}={quote_value(str(folder))}"
+
+
+def _unsafe(flags: Sequence[str], overrides: Sequence[Override]) -> list[str]:
+    """Return what could run code, or write elsewhere, if somebody else wrote it."""
+    unsafe = [flag for flag in flags if flag not in _MULTIRUN]
+    return [*unsafe, *_texts([o for o in overrides if not (_is_of_sweep(o) or is_setting(o))])]
+
+
+def _is_of_sweep(override: Override) -> bool:
+    """Tell whether an override only chooses a launcher and its limits, or names the jobs."""
+    key, value = override.key_or_group, override.value()
+    if key == "hydra.sweep.subdir":
+        return _SUBDIR.fullmatch(str(value)) is not None
+    if not key.startswith(_LAUNCHER) and key != "hydra/sweeper":
+        return False
+    is_number = isinstance(value, bool | int | float) or value is None
+    is_word = isinstance(value, str) and re.fullmatch(r"[\w.:@-]+", value) is not None
+    return (is_number and not key.startswith("hydra.launcher._")) or (is_word and key in _WORDS)
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[Override]]:

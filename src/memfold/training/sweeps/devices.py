@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from memfold.errors import InputError
+from memfold.files import open_regular
 from memfold.training.run_folder import writing
 
 __all__ = ["device_slot", "name_visible_devices", "num_parallel_jobs"]
@@ -80,7 +81,7 @@ def device_slot(sweep: Path, cfg: DictConfig, num_jobs: int) -> Iterator[str | N
     ]
     while True:
         for place, file in slots:
-            with file.open("a") as lock:
+            with open_regular(file, "a") as lock:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:

@@ -17,6 +17,7 @@ import psutil
 from omegaconf import OmegaConf
 
 from memfold.errors import InputError
+from memfold.files import read_json, read_text
 from memfold.training.run_folder import write_text_atomically, writing
 
 __all__ = ["PLAN", "JobNote", "Plan", "read_notes", "request_stop", "requested_stop", "unresolved"]
@@ -56,11 +57,14 @@ class Plan:
     def read(cls, folder: Path) -> "Plan | None":
         """Return the plan in `folder`, or `None` where there is none that can be read."""
         try:
-            plan = cls(**json.loads((folder / PLAN).read_text(encoding="utf-8")))
+            plan = cls(**read_json(folder / PLAN))  # pyright: ignore[reportCallIssue]
         except (OSError, ValueError, TypeError):
             return None
-        are_lists = isinstance(plan.arguments, list) and isinstance(plan.jobs, list | None)
-        return plan if are_lists and isinstance(plan.attempt, int) else None
+        are_texts = isinstance(plan.arguments, list) and all(
+            isinstance(text, str) for text in plan.arguments
+        )
+        is_plan = are_texts and isinstance(plan.jobs, list | None)
+        return plan if is_plan and isinstance(plan.attempt, int) else None
 
     @property
     def is_alone(self) -> bool:
@@ -102,7 +106,7 @@ def read_notes(sweep: Path, known: Collection[int] = ()) -> list[JobNote]:
     for file in _notes(sweep).glob("*.json"):
         if file.stem not in map(str, known):
             with suppress(OSError, ValueError, TypeError):  # replaced at this moment
-                notes.append(JobNote(**json.loads(file.read_text(encoding="utf-8"))))
+                notes.append(JobNote(**read_json(file)))  # pyright: ignore[reportCallIssue]
     return sorted(notes, key=lambda note: note.number)
 
 
@@ -120,7 +124,7 @@ def request_stop(sweep: Path, attempt: int, number: signal.Signals) -> None:
 def requested_stop(sweep: Path, attempt: int) -> signal.Signals | None:
     """Return the signal that the jobs of an attempt shall get; `None` if they may go on."""
     try:
-        name = _stop_mark(sweep, attempt).read_text(encoding="utf-8")
+        name = read_text(_stop_mark(sweep, attempt))
     except OSError:
         return None
     return signal.SIGINT if name == signal.SIGINT.name else signal.SIGTERM

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from memfold.errors import InputError
 from memfold.training.run_folder import LOCK, RESULT, locked, refuse_used_folder
-from memfold.training.sweeps.arguments import lasting_arguments, resume_override
+from memfold.training.sweeps.arguments import lasting_arguments, resume_arguments
 from memfold.training.sweeps.folder import PLAN, Plan, read_notes, request_stop, unresolved
 
 __all__ = ["admit", "common_overrides", "sweep_folder"]
@@ -161,7 +161,7 @@ def _refuse_used(folder: Path) -> None:
                 f"{_FOLDER}={folder} holds a sweep whose {PLAN} is missing or damaged; "
                 "choose another folder"
             )
-        again = shlex.join(["-m", resume_override(folder)])
+        again = shlex.join(resume_arguments(folder))
         raise InputError(
             f"{_FOLDER}={folder} holds a sweep; run what is missing in it with "
             f"{again}, or choose another folder"

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from memfold.errors import InputError
 from memfold.training.resume import quote_value
 from memfold.training.run_folder import locked, read_result, writing
-from memfold.training.sweeps.arguments import resume_override
+from memfold.training.sweeps.arguments import resume_arguments
 from memfold.training.sweeps.devices import name_visible_devices, num_parallel_jobs
 from memfold.training.sweeps.folder import read_notes, request_stop, unresolved
 from memfold.training.sweeps.isolation import CONSOLE, SECONDS_TO_STOP
@@ -112,7 +112,7 @@ class RunningSweep:
             print(f"W&B was offline; upload with: {upload}")
         if num_failed or num_missing:
             missing = f" and {num_missing} left no result" if num_missing else ""
-            again = shlex.join(["python", sys.argv[0], "-m", resume_override(self.folder)])
+            again = shlex.join(["python", sys.argv[0], *resume_arguments(self.folder)])
             print(
                 f"error: {num_failed} of {num_jobs} jobs failed{missing}; run them again with: "
                 f"{again}",

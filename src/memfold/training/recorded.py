@@ -1,0 +1,228 @@
+"""What a run folder says of its run, whoever wrote it: settings, but not which code runs.
+
+Whoever can hand over a folder could otherwise name any function with any arguments. So nothing
+that a folder says is instantiated unless it is a class of memfold, or the user names it again.
+"""
+
+import pkgutil
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from memfold.errors import InputError
+from memfold.files import read_yaml_text
+from memfold.training.run_folder import HYDRA_FOLDER
+
+__all__ = ["is_setting", "named_code", "read_config", "read_overrides", "refuse_foreign_code"]
+
+CONFIG = Path(HYDRA_FOLDER, "config.yaml")
+OVERRIDES = Path(HYDRA_FOLDER, "overrides.yaml")
+_GROUPS = ("backbone", "compression", "data")
+"""What the network of a run is built from."""
+_NAMES_CODE = ("backbone.target", "distill.allow")
+_NAMES_PLACE = ("dirpath", "filename")  # of a callback
+_WORD = re.compile(r"[A-Za-z][\w-]*")
+_CHOICE = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*")
+# OmegaConf's: a backslash makes ${ plain text, another one makes it plain itself.
+_ESCAPED = re.compile(r"(?<!\\)((?:\\\\)*)\\\$\{")
+_REFERENCE = re.compile(
+    r"\$\{(?:(?P<key>[A-Za-z]\w*(?:\.\w+)*)|hydra:runtime\.output_dir|oc\.env:\w+(?:,[\w./~-]*)?)\}"
+)
+_LONGEST_REFERENCE = 256
+
+
+def read_config(folder: Path, keys: Collection[str]) -> dict[str, Any]:
+    """Read parts of the configuration of a run, resolved, as plain values.
+
+    A value may refer to a plain one or to an environment variable. References to references are
+    refused: they can multiply.
+
+    Args:
+        folder: The run folder.
+        keys: Dotted, such as `backbone` or `data._target_`; empty for everything.
+
+    Raises:
+        InputError: The configuration is missing or damaged, or lacks a key.
+    """
+    file = folder / CONFIG
+    try:
+        loaded = OmegaConf.create(read_yaml_text(file))
+        if not isinstance(loaded, DictConfig):
+            raise TypeError("it is no mapping")
+        found = {}
+        for key in keys or map(str, loaded):
+            _refuse_growth(loaded, key)
+            value = OmegaConf.select(loaded, key)
+            is_container = OmegaConf.is_config(value)
+            found[key] = OmegaConf.to_container(value, resolve=True) if is_container else value
+        return found
+    except OSError as error:
+        reason = "it is missing" if isinstance(error, FileNotFoundError) else error.strerror
+        raise InputError(f"{file} cannot be read: {reason}") from error
+    except (ValueError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def read_overrides(folder: Path) -> list[Override]:
+    """Read the overrides that a run was started with.
+
+    Raises:
+        InputError: They are missing or damaged.
+    """
+    file = folder / OVERRIDES
+    try:
+        texts = yaml.safe_load(read_yaml_text(file))
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError("it holds no list of overrides")
+        return OverridesParser.create().parse_overrides(texts)
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    except (ValueError, yaml.YAMLError, HydraException) as error:
+        raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def is_setting(override: Override) -> bool:
+    """Tell whether an override only sets plain values and makes choices of the configuration.
+
+    Others name code (`_target_`, the class of a custom backbone), belong to Hydra (launchers,
+    callbacks and search paths run code), refer to files elsewhere or to other values.
+    """
+    key = override.key_or_group
+    if override.package is not None or key.partition(".")[0].partition("/")[0] == "hydra":
+        return False
+    try:
+        leaves = list(_leaves(key.split("."), override.value()))
+    except TypeError:
+        return False
+    is_choice = "." not in key
+    return all(
+        all(_WORD.fullmatch(word) for part in path for word in part.split("/"))
+        and ".".join(path) not in _NAMES_CODE
+        and not (path[0] == "callbacks" and path[-1] in _NAMES_PLACE)
+        and not (isinstance(leaf, str) and "${" in _ESCAPED.sub(r"\1", leaf))
+        and not (isinstance(leaf, str) and is_choice and not _CHOICE.fullmatch(leaf))
+        for path, leaf in leaves
+    )
+
+
+def named_code(config: Mapping[str, Any]) -> set[str]:
+    """Return what a configuration names of which the networks of others may be built, too."""
+    names = {config[group].get("_target_") for group in _GROUPS}
+    return {str(name) for name in (*names, config["backbone"].get("target")) if name is not None}
+
+
+def refuse_foreign_code(config: Mapping[str, Any], allowed: Collection[str], remedy: str) -> None:
+    """Check that the network of a run is built of memfold's classes and of those in `allowed`.
+
+    Args:
+        config: `backbone`, and `compression` and `data` if they are used, resolved.
+        allowed: Dotted paths of further classes and functions.
+        remedy: How to extend `allowed`, for the message: `{}` stands for a path.
+
+    Raises:
+        InputError: It names other code, or code among the arguments.
+    """
+    for group in _GROUPS:
+        if group not in config:
+            continue
+        section = config[group]
+        if not isinstance(section, Mapping):
+            raise InputError(f"{group} must be a mapping, got {section!r}")
+        arguments = {key: value for key, value in section.items() if key != "_target_"}
+        for path, _ in _leaves([group], arguments):
+            if "_target_" in path:
+                key = ".".join(path)
+                raise InputError(f"{key}: arguments that come from a run folder may name no code")
+        names = {"_target_": section.get("_target_")}
+        if group == "backbone" and "target" in section:
+            names["target"] = section["target"]
+        for key, name in names.items():
+            if name not in allowed and not _is_of_memfold(group, name):
+                raise InputError(
+                    f"{group}.{key}={name} is no {group} of memfold, and a run folder may name no "
+                    f"other code; if you trust it: {remedy.format(name)}"
+                )
+
+
+def _is_of_memfold(group: str, path: object) -> bool:
+    """Tell a class of a group from anything else that can be reached from memfold's modules."""
+    from torch import nn
+
+    from memfold.backbones import build_custom
+    from memfold.data.base import ImageDataModule
+    from memfold.strategies.base import Strategy
+
+    base = {"backbone": nn.Module, "compression": Strategy, "data": ImageDataModule}[group]
+    if not isinstance(path, str) or not re.fullmatch(r"memfold(\.\w+)+", path):
+        return False
+    try:
+        found = pkgutil.resolve_name(path)
+    except Exception:  # there is no such thing
+        return False
+    if group == "backbone" and found is build_custom:
+        return True
+    is_class = isinstance(found, type) and issubclass(found, base)
+    return is_class and found.__module__.startswith("memfold.")
+
+
+def _leaves(path: list[str], value: Any) -> Iterator[tuple[list[str], object]]:
+    """Yield all plain values below `value`, those of a sweep too, and where they stand.
+
+    Raises:
+        TypeError: A value is not plain.
+    """
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves([*path, *str(key).split(".")], item)
+        if not value:
+            yield path, None
+    elif isinstance(value, list | ChoiceSweep):
+        items = value.list if isinstance(value, ChoiceSweep) else value
+        for item in [*items, None]:
+            yield from _leaves(path, item)
+    elif value is None or isinstance(value, str | int | float):
+        yield path, value
+    elif isinstance(value, RangeSweep | IntervalSweep | Glob):  # numbers; choices that there are
+        yield path, None
+    else:
+        raise TypeError(f"{value!r} is no plain value")
+
+
+def _refuse_growth(loaded: DictConfig, key: str) -> None:
+    """Refuse what could take more memory than the file, or what runs a resolver of Hydra's.
+
+    Raises:
+        ValueError: A value refers to something else than a short plain one.
+    """
+    raw: Any = OmegaConf.to_container(loaded, resolve=False)
+    value: Any = raw
+    for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise ValueError(f"it has no {key}")
+        value = value[part]
+    for path, leaf in _leaves([key], value):
+        if not isinstance(leaf, str):
+            continue
+        text = _ESCAPED.sub(r"\1", leaf)
+        is_short = all(
+            _is_short(raw, match["key"]) for match in _REFERENCE.finditer(text) if match["key"]
+        )
+        if "${" in _REFERENCE.sub("", text) or not is_short:
+            raise ValueError(f"{'.'.join(path)}={leaf[:80]} may only refer to a plain value")
+
+
+def _is_short(raw: Any, key: str) -> bool:
+    value = raw
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    if isinstance(value, str):
+        return "${" not in value and len(value) < _LONGEST_REFERENCE
+    return not isinstance(value, dict | list)
