@@ -10,7 +10,7 @@ import math
 import os
 import stat
 from collections.abc import Iterable
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 __all__ = ["open_regular", "parse_json", "read_json", "read_text", "read_yaml_text"]
 
@@ -20,8 +20,8 @@ _MAX_YAML_BYTES = 2**20  # PyYAML takes a second for as much
 _MAX_DEPTH = 64
 
 
-def open_regular(path: str | os.PathLike[str], mode: str = "rb", **options: Any) -> IO[Any]:
-    """Open a file as `open` does.
+def open_regular(path: str | os.PathLike[str], mode: str = "rb", **options: Any) -> Any:
+    """Open a file as `open` does, and return what it returns.
 
     Raises:
         OSError: It cannot be opened, or is a pipe, a device or a folder.

@@ -2,16 +2,20 @@
 
 import functools
 import gc
+import gzip
 import hashlib
 import http.server
 import io
+import os
 import tarfile
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from memfold.data import files
 from memfold.data.files import Remote, fetch, unpack
 from memfold.errors import InputError
 
@@ -103,3 +107,62 @@ def test_an_archive_of_something_else(tmp_path: Path) -> None:
     archive.write_bytes(b"nonsense")
     with pytest.raises(InputError, match=rf"^{archive}: cannot be unpacked \(BadZipFile"):
         unpack(archive, "inside", tmp_path / "target")
+
+
+def zip_bytes(name: str = "inside/a") -> bytearray:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as zipped:
+        zipped.writestr(name, b"contents")
+    return bytearray(content.getvalue())
+
+
+def patched(offset: int, value: int) -> bytes:
+    """Change a byte of the local and of the central header."""
+    content = zip_bytes()
+    content[offset] = value
+    content[content.index(b"PK\1\2") + offset + 2] = value
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [patched(6, 1), patched(8, 99), patched(8, 14), bytes(zip_bytes("inside/" + "a" * 400))],
+    ids=["encrypted", "unknown method", "not LZMA", "long name"],
+)
+def test_odd_zip_files_are_one_line(content: bytes, tmp_path: Path) -> None:
+    archive = tmp_path / "set.zip"
+    archive.write_bytes(content)
+    with pytest.raises(InputError, match=rf"^{archive}: cannot be unpacked") as raised:
+        unpack(archive, "inside", tmp_path / "target")
+    assert "\n" not in str(raised.value)
+    assert not list((tmp_path / "target").iterdir())
+
+
+def tar_member(archive: Path, member: tarfile.TarInfo, content: bytes = b"") -> None:
+    with gzip.open(archive, "wb", compresslevel=1) as file:
+        file.write(member.tobuf(tarfile.USTAR_FORMAT) + content)
+
+
+def test_an_archive_that_grows_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, large = tmp_path / "set.tar.gz", tarfile.TarInfo("inside/a")
+    header = tarfile.TarInfo("names")
+    header.type, header.size = tarfile.XHDTYPE, 2**25
+    tar_member(archive, header, bytes(2**25))
+    with pytest.raises(InputError, match="a header of 33554432 bytes"):
+        unpack(archive, "inside", tmp_path / "target")
+    large.size = 2**33 - 1
+    tar_member(archive, large)
+    (tmp_path / "set.zip").write_bytes(zip_bytes())
+    for path, limit in ((archive, 2**32), (tmp_path / "set.zip", 4000)):  # a file takes a block
+        monkeypatch.setattr(files, "_MAX_UNPACKED", limit)
+        with pytest.raises(InputError, match="bytes when unpacked"):
+            unpack(path, "inside", tmp_path / "target")
+
+
+def test_a_pipe_in_place_of_an_archive(tmp_path: Path) -> None:
+    for name in ("set.zip", "set.tar.gz"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(InputError, match="is no regular file"):
+            unpack(tmp_path / name, "inside", tmp_path / "target")

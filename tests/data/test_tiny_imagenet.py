@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -98,11 +99,12 @@ def test_a_cache_of_changed_files_is_not_used(root: Path, decoded: list[str]) ->
 
 def test_a_cache_that_was_cut_short_is_made_again(root: Path, decoded: list[str]) -> None:
     whole = module(root).load_train().images.clone()
-    for name in ("images.npy", "labels.npy"):
-        path = next(root.glob(f"tiny_imagenet/decoded-*/{name}"))
-        content = path.read_bytes()
-        path.write_bytes(content[: len(content) // 2])
-        assert torch.equal(module(root).load_train().images, whole)
+    path = next(root.glob("tiny_imagenet/decoded-*/images.npy"))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert torch.equal(module(root).load_train().images, whole)
+    path.unlink()
+    os.mkfifo(path)
+    assert torch.equal(module(root).load_train().images, whole)
     assert len(decoded) == 3 * 18
 
 
@@ -187,9 +189,65 @@ def too_many_ids(folder: Path) -> Path:
     return folder / "wnids.txt"
 
 
+def huge_header(folder: Path) -> Path:
+    """14,000 x 14,000 pixels, says the frame header of a file of a few bytes."""
+    path = folder / "val" / "images" / "val_1.JPEG"
+    content = bytearray(path.read_bytes())
+    frame = content.index(b"\xff\xc0")
+    content[frame + 5 : frame + 9] = (14_000).to_bytes(2, "big") * 2
+    path.write_bytes(content)
+    return path
+
+
+def large_header(folder: Path) -> Path:
+    path = huge_header(folder)
+    content = path.read_bytes()
+    path.write_bytes(content.replace((14_000).to_bytes(2, "big"), (10_000).to_bytes(2, "big")))
+    return path
+
+
+def postscript(folder: Path) -> Path:
+    path = folder / "val" / "images" / "val_1.JPEG"
+    one_colour(3).save(path, format="EPS")
+    return path
+
+
+def pipe(folder: Path) -> Path:
+    path = folder / "val" / "images" / "val_1.JPEG"
+    path.unlink()
+    os.mkfifo(path)
+    return path
+
+
+def pipe_of_ids(folder: Path) -> Path:
+    (folder / "wnids.txt").unlink()
+    os.mkfifo(folder / "wnids.txt")
+    return folder / "wnids.txt"
+
+
+def named(*, image: str | None = None, class_id: str | None = None) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        path = folder / ("wnids.txt" if class_id else "val/val_annotations.txt")
+        path.write_text(class_id or f"{image}\tn00000001\t0\n")
+        return path
+
+    return write
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
+        (huge_header, "DecompressionBomb"),
+        (large_header, "DecompressionBomb|10000 x 10000 pixels"),
+        (postscript, "UnidentifiedImageError"),
+        (pipe, "is no regular file"),
+        (pipe_of_ids, "is no regular file"),
+        (named(class_id="a\0b"), "'a.x00b' is no id"),
+        (named(class_id="../../x"), "is no id"),
+        (named(class_id="n" * 400), "'n{80}' is no id"),
+        (named(image="a\0b"), "line 1 is 'a.x00b"),
+        (named(image="../images/val_1.JPEG"), "line 1 is"),
+        (named(image="n" * 400), "line 1 is"),
         (damage_jpeg, "expected a complete image"),
         (wrong_size, "32 x 32 pixels, expected 64 x 64"),
         (missing_training_image, "1 of the images in .*_boxes.txt are missing, such as .*_5.JPEG"),

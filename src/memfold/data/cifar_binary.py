@@ -15,10 +15,12 @@ from memfold.data.base import ImageDataModule
 from memfold.data.files import Remote, fetch, find, first_line, unpack, writable_folder
 from memfold.data.image_set import ImageSet, check_labels
 from memfold.errors import InputError
+from memfold.files import open_regular
 
 __all__ = ["CifarDataModule", "read_cifar"]
 
 _NUM_PIXEL_BYTES = 3 * 32 * 32
+_MAX_BYTES = 2**30  # seven times the largest file
 
 
 def read_cifar(path: Path, num_label_bytes: int) -> tuple[Tensor, Tensor]:
@@ -35,7 +37,8 @@ def read_cifar(path: Path, num_label_bytes: int) -> tuple[Tensor, Tensor]:
         InputError: The file cannot be read, or is not a whole number of records.
     """
     try:
-        content = bytearray(path.read_bytes())
+        with open_regular(path) as file:
+            content = bytearray(file.read(_MAX_BYTES))
     except OSError as error:
         raise InputError(f"{path}: {first_line(error)}; expected a CIFAR binary file") from error
     record_length = num_label_bytes + _NUM_PIXEL_BYTES

@@ -5,12 +5,12 @@ What is derived from the files (an unpacked archive, decoded images) is written 
 `<root>/<name>/`, or to the user's cache folder when that cannot be written.
 """
 
+import gzip
 import os
 import shutil
 import tarfile
 import uuid
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +19,14 @@ from pathlib import Path
 import pooch
 
 from memfold.errors import InputError
+from memfold.files import open_regular
 
 __all__ = ["Remote", "fetch", "find", "first_line", "new_folder", "unpack", "writable_folder"]
+
+_MAX_UNPACKED = 8 * 2**30
+"""Bytes in an archive, each member taken for a block: more than any data set here has."""
+_BLOCK = 4096
+_MAX_TAR_HEADER = 2**20
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,8 @@ def find(root: Path, name: str, relative: str) -> Path | None:
     folders = [root / name, root]
     if (writable := writable_folder(root, name)) not in folders:
         folders.append(writable)
-    return next((path for folder in folders if (path := folder / relative).exists()), None)
+    # Unlike its method, the function takes names that no file can have.
+    return next((path for folder in folders if os.path.exists(path := folder / relative)), None)
 
 
 def fetch(root: Path, name: str, remote: Remote, *, download: bool) -> Path:
@@ -82,17 +89,23 @@ def unpack(archive: Path, folder: str, parent: Path) -> Path:
         `parent / folder`.
 
     Raises:
-        InputError: The archive is truncated, damaged, unsafe or does not hold `folder`.
+        InputError: The archive is truncated, damaged, unsafe, too large or does not hold `folder`.
     """
     with new_folder(parent) as unpacked:
         try:
-            if archive.suffix == ".zip":
-                with zipfile.ZipFile(archive) as zipped:
-                    zipped.extractall(unpacked)
-            else:
-                with tarfile.open(archive, "r:gz") as tarred:
-                    _extract_files(tarred, unpacked)
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError) as error:
+            with open_regular(archive) as file:
+                if archive.suffix == ".zip":
+                    with zipfile.ZipFile(file) as zipped:
+                        _check_size(sum(max(m.file_size, _BLOCK) for m in zipped.infolist()))
+                        zipped.extractall(unpacked)
+                else:
+                    with (
+                        _BoundedGzip(fileobj=file) as stream,
+                        tarfile.open(fileobj=stream, mode="r:") as tarred,
+                    ):
+                        _extract_files(tarred, unpacked)
+        # Encryption, unknown methods, odd names and numbers: each library has its own errors.
+        except Exception as error:
             raise InputError(
                 f"{archive}: cannot be unpacked ({first_line(error)}); expected a complete archive "
                 f"of {folder}/, and room in {parent}; delete it to download it again"
@@ -108,8 +121,12 @@ def _extract_files(tarred: tarfile.TarFile, folder: Path) -> None:
 
     Raises:
         tarfile.TarError: A member is a link or device, or leads out of the folder.
+        ValueError: There is too much of it.
     """
+    total = 0
     for member in tarred:
+        total += max(member.size, _BLOCK)
+        _check_size(total)
         path = (folder / member.name).resolve()
         if not path.is_relative_to(folder.resolve()) or not (member.isfile() or member.isdir()):
             raise tarfile.TarError(f"unsafe member {member.name}")
@@ -119,10 +136,24 @@ def _extract_files(tarred: tarfile.TarFile, folder: Path) -> None:
                 shutil.copyfileobj(content, file)
 
 
+def _check_size(total: int) -> None:
+    if total > _MAX_UNPACKED:
+        raise ValueError(f"more than {_MAX_UNPACKED} bytes when unpacked")
+
+
+class _BoundedGzip(gzip.GzipFile):
+    """Refuses to read at once what only a tar header of a wrong size asks for."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= _MAX_TAR_HEADER:
+            raise tarfile.TarError(f"a header of {size} bytes")
+        return super().read(size)
+
+
 def writable_folder(root: Path, name: str) -> Path:
     """Return `<root>/<name>`, or a folder in the user's cache when that cannot be written."""
     folder = root / name
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     if os.access(existing, os.W_OK):
         return folder
     return Path(pooch.os_cache("memfold")) / name

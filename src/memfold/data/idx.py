@@ -5,13 +5,14 @@ each dimension as a big-endian 32-bit integer, then the values, last dimension f
 """
 
 import gzip
+import hashlib
 import math
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-import pooch
 import torch
 from torch import Tensor
 
@@ -19,51 +20,75 @@ from memfold.data.base import ImageDataModule
 from memfold.data.files import Remote, fetch, first_line
 from memfold.data.image_set import ImageSet, check_labels
 from memfold.errors import InputError
+from memfold.files import open_regular
 
 __all__ = ["IdxDataModule", "read_idx"]
 
 _UNSIGNED_BYTE = 0x08
+_CHUNK = 2**20
 
 
-def read_idx(path: Path, num_dims: int) -> Tensor:
-    """Read an idx.gz file of unsigned bytes.
+def read_idx(path: Path, expected: Sequence[int | None]) -> Tensor:
+    """Read an idx.gz file of unsigned bytes, and no more of it than its header says.
 
     Args:
         path: The file.
-        num_dims: Dimensions expected: 3 for images (N, H, W), 1 for labels (N,).
+        expected: Its shape: (None, H, W) for any number of images, (N,) for their labels.
 
     Returns:
         uint8, of the shape that the header gives.
 
     Raises:
-        InputError: The file cannot be read, is no such file, or is truncated.
+        InputError: The file cannot be read, is no such file, is truncated, or has another shape.
     """
     try:
-        with gzip.open(path) as stream:
-            content = bytearray(stream.read())
+        with open_regular(path) as file, gzip.open(file) as stream:
+            shape = _read_shape(stream, path, expected)
+            # One more, which is not there: a few bytes of gzip can stand for any number of zeros.
+            wanted, content = math.prod(shape) + 1, bytearray()
+            while chunk := stream.read(min(wanted - len(content), _CHUNK)):
+                content += chunk
     except (EOFError, zlib.error, OSError) as error:
         raise InputError(
             f"{path}: {first_line(error)}; expected a complete gzip file; delete it to download "
             "it again"
         ) from error
+    if len(content) != math.prod(shape):
+        more = " or more" if len(content) > math.prod(shape) else ""
+        raise InputError(
+            f"{path}: {len(content)} values{more}, expected {_sizes(shape)} = "
+            f"{math.prod(shape)} as its header says; delete it to download it again"
+        )
+    return torch.frombuffer(content, dtype=torch.uint8).view(shape)
+
+
+def _read_shape(
+    stream: gzip.GzipFile, path: Path, expected: Sequence[int | None]
+) -> tuple[int, ...]:
+    num_dims = len(expected)
     header_length = 4 + 4 * num_dims
     magic = bytes([0, 0, _UNSIGNED_BYTE, num_dims])
-    if content[:4] != magic:
+    header = stream.read(header_length)
+    if header[:4] != magic:
         raise InputError(
-            f"{path}: starts with {content[:4].hex() or 'nothing'}, expected {magic.hex()} (idx, "
+            f"{path}: starts with {header[:4].hex() or 'nothing'}, expected {magic.hex()} (idx, "
             f"unsigned bytes, {num_dims} dimension(s))"
         )
-    if len(content) < header_length:
-        raise InputError(f"{path}: {len(content)} bytes, expected a header of {header_length}")
-    shape = struct.unpack(f">{num_dims}I", content[4:header_length])
-    if len(content) - header_length != math.prod(shape) or not math.prod(shape):
-        sizes = " x ".join(map(str, shape))
+    if len(header) < header_length:
+        raise InputError(f"{path}: {len(header)} bytes, expected a header of {header_length}")
+    shape = struct.unpack(f">{num_dims}I", header[4:])
+    if not shape[0] or any(
+        size not in (None, found) for size, found in zip(expected, shape, strict=True)
+    ):
         raise InputError(
-            f"{path}: {len(content) - header_length} values, expected {sizes} = "
-            f"{math.prod(shape)} as its header says, and at least one; delete it to download it "
-            "again"
+            f"{path}: {_sizes(shape)} values, expected {_sizes(expected)}, and at least one; "
+            "delete it to download it again"
         )
-    return torch.frombuffer(content, dtype=torch.uint8, offset=header_length).view(shape)
+    return shape
+
+
+def _sizes(shape: Sequence[int | None]) -> str:
+    return " x ".join("N" if size is None else str(size) for size in shape)
 
 
 class IdxDataModule(ImageDataModule):
@@ -95,18 +120,8 @@ class IdxDataModule(ImageDataModule):
         images_path = self._path(f"{prefix}-images-idx3-ubyte.gz", download=False)
         labels_path = self._path(f"{prefix}-labels-idx1-ubyte.gz", download=False)
         self._check_owner(labels_path)
-        images = read_idx(images_path, num_dims=3)
-        labels = read_idx(labels_path, num_dims=1).long()
-        if images.shape[1:] != (self.image_size, self.image_size):
-            raise InputError(
-                f"{images_path}: images of {images.shape[1]} x {images.shape[2]} pixels, expected "
-                f"{self.image_size} x {self.image_size}"
-            )
-        if len(labels) != len(images):
-            raise InputError(
-                f"{labels_path}: {len(labels)} labels, expected {len(images)}, one for each image "
-                f"of {images_path.name}"
-            )
+        images = read_idx(images_path, (None, self.image_size, self.image_size))
+        labels = read_idx(labels_path, (len(images),)).long()
         check_labels(labels, self.num_classes, labels_path)
         return ImageSet(images[:, None], labels)
 
@@ -118,7 +133,12 @@ class IdxDataModule(ImageDataModule):
         """Refuse another set's files: straight in data.root, their names do not tell."""
         if labels_path.parent != self.root:
             return
-        other = self.foreign_labels.get(pooch.file_hash(str(labels_path), alg="md5"))
+        try:
+            with open_regular(labels_path) as file:
+                checksum = hashlib.file_digest(file, "md5").hexdigest()
+        except OSError:
+            return  # reading it will say so
+        other = self.foreign_labels.get(checksum)
         if other is not None:
             raise InputError(
                 f"data.root={self.root}: {labels_path.name} in it belongs to {other}, not to "

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from memfold.data.files import first_line, move_into_place, new_folder
 from memfold.data.image_set import ImageSet
 from memfold.errors import InputError
+from memfold.files import open_regular
 
 __all__ = ["ImageFile", "cached_images"]
 
@@ -28,6 +29,7 @@ _LAYOUT = "memfold-1"
 """Part of the fingerprint: to be changed with what the cache holds."""
 
 _NUM_FILES_AT_A_TIME = 1024
+_FORMATS = ("JPEG", "PNG")
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,9 @@ def cached_images(files: Sequence[ImageFile], image_size: int, parent: Path) -> 
     """
     cache = parent / f"decoded-{_fingerprint(files, image_size)}"
     expected_shape = (len(files), 3, image_size, image_size)
+    labels = torch.tensor([file.label for file in files], dtype=torch.int64)
     if (found := _open_cache(cache, expected_shape)) is not None:
-        return found
+        return ImageSet(found, labels)
     shutil.rmtree(cache, ignore_errors=True)
     with new_folder(parent) as unfinished:
         images = np.lib.format.open_memmap(
@@ -69,24 +72,23 @@ def cached_images(files: Sequence[ImageFile], image_size: int, parent: Path) -> 
                     images[number] = image
                 bar.update(len(some))
         images.flush()
-        np.save(unfinished / "labels.npy", np.array([file.label for file in files], np.int64))
         move_into_place(unfinished, cache)
     found = _open_cache(cache, expected_shape)
     assert found is not None
-    return found
+    return ImageSet(found, labels)
 
 
-def _open_cache(cache: Path, expected_shape: tuple[int, ...]) -> ImageSet | None:
-    """Map the arrays of a cache; None when there is none, or someone has cut it short."""
+def _open_cache(cache: Path, expected_shape: tuple[int, ...]) -> torch.Tensor | None:
+    """Map the images of a cache; None when there is none, or someone has cut it short."""
+    file = cache / "images.npy"
     try:
         # Copy-on-write: torch wants writable memory, the file must stay as it is.
-        images = np.load(cache / "images.npy", mmap_mode="c", allow_pickle=False)
-        labels = np.load(cache / "labels.npy", allow_pickle=False)
+        images = np.load(file, mmap_mode="c", allow_pickle=False) if file.is_file() else None
     except (OSError, ValueError, EOFError):
         return None
-    if images.shape != expected_shape or labels.shape != expected_shape[:1]:
+    if images is None or (images.shape, images.dtype) != (expected_shape, np.uint8):
         return None
-    return ImageSet(torch.from_numpy(images), torch.from_numpy(labels))
+    return torch.from_numpy(images)
 
 
 def _fingerprint(files: Sequence[ImageFile], image_size: int) -> str:
@@ -95,24 +97,25 @@ def _fingerprint(files: Sequence[ImageFile], image_size: int) -> str:
     for file in files:
         try:
             status = os.stat(file.path)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # NUL in a name
             raise InputError(f"{file.path}: {first_line(error)}; expected an image") from error
         fact = f"\0{file.path.name}\0{status.st_size}\0{status.st_mtime_ns}\0{file.label}"
-        digest.update(fact.encode())
+        digest.update(os.fsencode(fact))
     return digest.hexdigest()
 
 
 def _decode(path: Path, image_size: int) -> np.ndarray:
     """Return the image as (3, H, W) uint8; a grey image has three equal channels."""
     try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    # Pillow's plug-ins report damage by OSError, SyntaxError or ValueError.
-    except (OSError, SyntaxError, ValueError) as error:
+        # Some of Pillow's other formats start programs.
+        with open_regular(path) as file, Image.open(file, formats=_FORMATS) as image:
+            if image.size != (image_size, image_size):  # before any pixel is decoded
+                raise InputError(
+                    f"{path}: {image.height} x {image.width} pixels, expected {image_size} x "
+                    f"{image_size}"
+                )
+            return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's plug-ins report damage by any of them
         raise InputError(f"{path}: {first_line(error)}; expected a complete image") from error
-    if pixels.shape[:2] != (image_size, image_size):
-        raise InputError(
-            f"{path}: {pixels.shape[0]} x {pixels.shape[1]} pixels, expected {image_size} x "
-            f"{image_size}"
-        )
-    return pixels.transpose(2, 0, 1)

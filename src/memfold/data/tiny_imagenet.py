@@ -4,6 +4,7 @@ The published test labels are secret: as everywhere, the published validation se
 set, and the validation set comes out of the training set.
 """
 
+import re
 from pathlib import Path
 
 from memfold.data.base import ImageDataModule
@@ -11,10 +12,12 @@ from memfold.data.files import Remote, fetch, find, first_line, unpack, writable
 from memfold.data.image_folder import ImageFile, cached_images
 from memfold.data.image_set import ImageSet
 from memfold.errors import InputError
+from memfold.files import read_text
 
 __all__ = ["TinyImageNet"]
 
 _FOLDER = "tiny-imagenet-200"
+_NAME = re.compile(r"\w[\w.-]{0,100}")  # of a file or a folder, and no path
 _REMOTE = Remote(
     "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "md5:90528d7ca1a48142e341f4ef8d21d0de"
 )
@@ -56,7 +59,7 @@ class TinyImageNet(ImageDataModule):
         for number, line in enumerate(_read_lines(annotations), 1):
             filename, _, rest = line.partition("\t")
             class_id = rest.partition("\t")[0]
-            if class_id not in labels:
+            if class_id not in labels or not _NAME.fullmatch(filename):
                 raise InputError(
                     f"{annotations}: line {number} is {line[:80]!r}, expected a file name, a tab "
                     "and one of the ids in wnids.txt"
@@ -81,6 +84,9 @@ class TinyImageNet(ImageDataModule):
 def _class_ids(folder: Path) -> list[str]:
     """Return the WordNet ids of the classes, sorted: their place is the label."""
     class_ids = sorted(_read_lines(folder / "wnids.txt"))
+    odd = [class_id for class_id in class_ids if not _NAME.fullmatch(class_id)]
+    if odd:
+        raise InputError(f"{folder / 'wnids.txt'}: {odd[0][:80]!r} is no id, such as n01443537")
     if len(class_ids) > TinyImageNet.num_classes or len(set(class_ids)) < len(class_ids):
         raise InputError(
             f"{folder / 'wnids.txt'}: {len(class_ids)} ids, expected at most "
@@ -109,7 +115,7 @@ def _training_files(class_folder: Path, label: int) -> list[ImageFile]:
 def _read_lines(path: Path) -> list[str]:
     """Return the lines of a text file that are not empty."""
     try:
-        lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+        lines = [line for line in read_text(path).splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {first_line(error)}; expected a text file") from error
     if not lines:

@@ -9,6 +9,7 @@ from torch import nn
 import memfold
 from memfold.data.base import ImageDataModule
 from memfold.errors import InputError
+from memfold.files import open_regular
 from memfold.tasks.distillation import Distillation
 from memfold.training.instantiate import instantiate
 from memfold.training.recorded import named_code, read_config, refuse_foreign_code
@@ -64,7 +65,7 @@ def load_distillation(config: dict[str, Any], data: ImageDataModule) -> Distilla
         memfold.load(folder / ARTIFACT, net)
     except InputError as error:
         raise InputError(f"{key} cannot be loaded: {error}") from error
-    with (folder / ARTIFACT).open("rb") as file:
+    with open_regular(folder / ARTIFACT) as file:
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
     return Distillation(
         memfold.densify(net),
