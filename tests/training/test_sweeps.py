@@ -9,6 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from memfold.errors import InputError
+from memfold.reporting.sweep_folders import read_sweep_folder
 from memfold.training.resume import quote_value
 from memfold.training.sweeps.arguments import expand_sweep_arguments, resume_override
 from memfold.training.sweeps.devices import num_parallel_jobs
@@ -64,6 +65,51 @@ def test_failures_are_recorded_and_resumed(tmp_path: Path) -> None:
     assert f"resume='{folder}/2'" in seen(folder, 2)[1]["argv"]
     assert not any("resume" in text for text in seen(folder, 1)[1]["argv"])
     assert seen(folder, 1)[0]["argv"] == seen(folder, 1)[1]["argv"]
+
+
+@pytest.mark.ddp
+def test_a_strategy_with_one_ratio_is_run_once_a_seed(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    let(folder, 0, "fail")
+    status, out, err = sweep(folder, "compression=dense,snip", "ratio=0.1,0.01")
+    assert status == 1
+    assert err.startswith("error: 1 of 3 jobs failed; run them again with: ")
+    assert out.startswith(
+        f"4 jobs in {folder}, one after the other; 1 would repeat another, whose strategy has one "
+        "ratio: not run; what each prints"
+    )
+    assert "[3/3] 3: compression=snip ratio=0.01: completed" in out
+    (row,) = (line for line in out.splitlines() if "is job 0" in line)
+    assert row.split("│")[1:3] == [" 1   ", " dense       "]
+    assert statuses(folder) == {"0": "failed", "2": "completed", "3": "completed"}
+    assert not (folder / "1").exists()
+
+    let(folder, 0, "")
+    status, out, err = sweep(folder, f"sweep.resume={folder}")
+    assert (status, err) == (0, "")
+    assert "[3/3] 0: compression=dense ratio=0.1: completed" in out
+    assert list(statuses(folder)) == ["0", "2", "3"]
+    assert read_sweep_folder(folder).never_started == {}
+
+
+@pytest.mark.ddp
+def test_jobs_of_a_sweep_from_before_are_not_given_up(tmp_path: Path) -> None:
+    let(tmp_path, 1, "fail")
+    sweep(tmp_path, "compression=dense", "seed=1,2")
+    plan = json.loads((tmp_path / "sweep.json").read_text())
+    assert plan.pop("repeats") == {}
+    jobs = [["compression=dense", f"ratio={ratio}"] for ratio in (0.1, 0.01)]
+    arguments = ["-m", "compression=dense", "ratio=0.1,0.01"]
+    plan |= {"jobs": jobs, "arguments": arguments}
+    (tmp_path / "sweep.json").write_text(json.dumps(plan))
+    for number, overrides in enumerate(jobs):
+        file = tmp_path / ".sweep" / "jobs" / f"{number}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"overrides": overrides}))
+    let(tmp_path, 1, "")
+    status, out, err = sweep(tmp_path, f"sweep.resume={tmp_path}")
+    assert (status, err) == (0, "")
+    assert "is job" not in out
+    assert statuses(tmp_path) == {"0": "completed", "1": "completed"}
 
 
 @pytest.mark.ddp

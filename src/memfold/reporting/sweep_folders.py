@@ -42,6 +42,10 @@ def read_sweep_folder(folder: Path) -> SweepJobs:
         except UnusableError:  # as if the job had not started: its line says that it is missing
             continue
     planned = dict(enumerate(jobs or []))
+    repeats = Fields(plan.values.get("repeats") or {}, "repeats").values
+    for number in planned.keys() - folders.keys():
+        if str(number) in repeats:  # an earlier job is the same run
+            del planned[number]
     missing = {number: " ".join(planned[number]) for number in planned.keys() - folders.keys()}
     return SweepJobs(tuple(folders.values()), dict(sorted(missing.items())))
 

@@ -43,6 +43,8 @@ class Plan:
     pid: int = dataclasses.field(default_factory=os.getpid)
     started: float = dataclasses.field(default_factory=lambda: psutil.Process().create_time())
     """When the process `pid` was started, in seconds since 1970."""
+    repeats: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Number of a job that is not run -> number of the one before it that is the same run."""
 
     def write(self, folder: Path) -> None:
         """Write `sweep.json`.
@@ -64,7 +66,8 @@ class Plan:
             isinstance(text, str) for text in plan.arguments
         )
         is_plan = are_texts and isinstance(plan.jobs, list | None)
-        return plan if is_plan and isinstance(plan.attempt, int) else None
+        is_whole = is_plan and isinstance(plan.repeats, dict)
+        return plan if is_whole and isinstance(plan.attempt, int) else None
 
     @property
     def is_alone(self) -> bool:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -49,6 +49,10 @@ class _Sweep:
         """Whether the process that the user has started was killed."""
         return self._plan is not None and not self._is_on_cluster and self._plan.is_alone
 
+    def repeated_by(self, number: int) -> int | None:
+        """Return the number of the earlier job that is the same run as this one, if any."""
+        return None if self._plan is None else self._plan.repeats.get(str(number))
+
     def wanted_stop(self) -> signal.Signals | None:
         """Return the signal that the job shall get, if any."""
         number = requested_stop(self.folder, self.attempt)
@@ -65,7 +69,8 @@ def run_sweep_job(cfg: DictConfig, script: Path) -> float | None:
         script: The program to start.
 
     Returns:
-        The last validation accuracy; NaN when the job failed, so that the sweep goes on.
+        The last validation accuracy; NaN when the job failed, so that the sweep goes on. A job that
+        would repeat an earlier one has that of the earlier one, once it is there.
 
     Raises:
         KeyboardInterrupt: The sweep is to stop, and this is its own process.
@@ -74,6 +79,12 @@ def run_sweep_job(cfg: DictConfig, script: Path) -> float | None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     sweep = _Sweep()
     note = _new_note(sweep, folder)
+    earlier_number = sweep.repeated_by(note.number)
+    if earlier_number is not None:
+        with suppress(OSError):  # Hydra has made it
+            folder.rmdir()
+        done = [other for other in read_notes(sweep.folder) if other.number == earlier_number]
+        return _accuracy(sweep.folder / done[0].folder) if done else float("nan")
     earlier = [other for other in read_notes(sweep.folder) if other.folder == note.folder]
     _refuse_other_job(note, earlier)
     if read_result(folder).get("status") == "completed":

@@ -4,10 +4,11 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from memfold.errors import InputError
+from memfold.strategies import Strategy
 from memfold.training.run_folder import LOCK, RESULT, locked, refuse_used_folder
 from memfold.training.sweeps.arguments import lasting_arguments, resume_arguments
 from memfold.training.sweeps.folder import PLAN, Plan, read_notes, request_stop, unresolved
@@ -85,6 +87,7 @@ def admit(config: DictConfig, folder: Path, *, resume: bool) -> Plan:
         arguments=lasting_arguments(sys.argv[1:]) if before is None else before.arguments,
         jobs=jobs,
         attempt=1 if before is None else before.attempt + 1,
+        repeats=_repeats(config, jobs or [], {note.number for note in read_notes(folder)}),
     )
 
 
@@ -109,6 +112,46 @@ def _planned_jobs(config: DictConfig) -> list[list[str]] | None:
         swept = [str(o.input_line) for o in overrides if o.is_sweep_override()]
         raise InputError(f"{' '.join(swept)}: there is no such value, hence no job")
     return jobs
+
+
+def _repeats(
+    config: DictConfig, jobs: Sequence[list[str]], started: Collection[int]
+) -> dict[str, int]:
+    """Find the jobs that differ from an earlier one in a ratio which their strategy ignores.
+
+    Args:
+        config: The composed configuration, with Hydra's.
+        jobs: The overrides of every job, by number.
+        started: Numbers of jobs that have left something, and go on.
+    """
+    first: dict[tuple[str, ...], int] = {}
+    has_one: dict[tuple[str, ...], bool] = {}
+    repeats = {}
+    for number, overrides in enumerate(jobs):
+        others = _without(overrides, "ratio", "budget_bytes")
+        earlier = first.setdefault(others, number)
+        if earlier == number or number in started:
+            continue
+        choice = _without(others, "seed")  # composing takes 0.1 s
+        if choice not in has_one:
+            has_one[choice] = _has_one_ratio(config, choice)
+        if has_one[choice]:
+            repeats[str(number)] = earlier
+    return repeats
+
+
+def _without(overrides: Sequence[str], *keys: str) -> tuple[str, ...]:
+    return tuple(text for text in overrides if text.lstrip("+").partition("=")[0] not in keys)
+
+
+def _has_one_ratio(config: DictConfig, overrides: Sequence[str]) -> bool:
+    loader = GlobalHydra.instance().config_loader()
+    try:
+        job = loader.load_sweep_config(config, list(overrides))
+        strategy = hydra.utils.get_class(str(OmegaConf.select(job, "compression._target_")))
+    except (HydraException, OmegaConfBaseException, ImportError, ValueError):
+        return False  # the job will say it
+    return issubclass(strategy, Strategy) and strategy.ratios == "one"
 
 
 def _refuse_common_folders(config: DictConfig, jobs: Sequence[list[str]]) -> None:

@@ -43,7 +43,8 @@ def print_table(sweep: Path, plan: Plan) -> tuple[int, int, int]:
     """List every job, also those that were planned and never started.
 
     Returns:
-        The numbers of jobs, of failed ones, and of those without any result.
+        The numbers of jobs, of failed ones, and of those without any result; jobs that repeat
+        another are not counted.
     """
     notes = {note.number: note for note in read_notes(sweep)}
     given = dict(enumerate(map(_by_key, plan.jobs or ())))
@@ -58,14 +59,16 @@ def print_table(sweep: Path, plan: Plan) -> tuple[int, int, int]:
     for number, values in sorted(given.items()):
         note = notes.get(number)
         result = {} if note is None else read_result(sweep / note.folder)
-        statuses.append(str(result.get("status", _MISSING)))
+        earlier = plan.repeats.get(str(number)) if note is None else None
+        status = str(result.get("status", _MISSING)) if earlier is None else f"is job {earlier}"
+        statuses += [status] if earlier is None else []
         table.add_row(
             str(number) if note is None else note.folder,
             _text(_find(result, "compression", "name") or values.get("compression")),
             _text(_find(result, "compression", "ratio") or values.get("ratio")),
             _text(_find(result, "seed") if result else values.get("seed")),
             *(_text(values.get(key)) for key in swept),
-            statuses[-1],
+            status,
             _text(_find(result, "metrics", "test/acc")),
             _text(_find(result, "memory", "stored_bytes")),
         )

@@ -138,6 +138,9 @@ class RunningSweep:
         if at_once > 1:
             how = f"{at_once} at once"
         num_jobs = "jobs" if self._plan.jobs is None else f"{len(self._plan.jobs)} jobs"
+        if self._plan.repeats:
+            repeats = len(self._plan.repeats)
+            how += f"; {repeats} would repeat another, whose strategy has one ratio: not run"
         where = ""
         if self.is_isolated:
             where = (
@@ -151,7 +154,8 @@ class RunningSweep:
 
     def _say_of_job(self, number: int, overrides: list[str], end: str) -> None:
         self._reported.add(number)
-        of_all = "" if self._plan.jobs is None else f"/{len(self._plan.jobs)}"
+        jobs = self._plan.jobs
+        of_all = "" if jobs is None else f"/{len(jobs) - len(self._plan.repeats)}"
         varied = "".join(f" {text}" for text in overrides if text not in self._common)
         _say(f"[{len(self._reported)}{of_all}] {number}:{varied}{':' if varied else ''} {end}")
 
