@@ -1,25 +1,24 @@
 """Artifacts: the file that rebuilds the inference function, in safetensors format.
 
 It holds the stored bytes of the footprint and nothing else, after a header that describes the
-tensors and, as metadata, the strategy and the weights that it was made for. The format has no
-code in it, so loading one executes none.
+tensors and, as metadata, the strategy and the weights that it was made for.
 """
 
-import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from memfold.artifact_file import Record, read, write
 from memfold.errors import InputError
 from memfold.quantisation import SUFFIXES, dequantise, quantise
-from memfold.strategies.accounting import state_tensors
+from memfold.strategies.accounting import extent, state_tensors, ties_of
 from memfold.strategies.base import Strategy
 from memfold.strategies.compression import (
     Compression,
@@ -32,9 +31,6 @@ from memfold.strategies.dense import Dense
 from memfold.strategies.materialise import filler
 
 __all__ = ["header_bytes", "load", "save"]
-
-_KEY = "memfold"
-_VERSION = 2
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], *, bits: int | None = None) -> int:
@@ -53,43 +49,46 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, bits: int | None = N
 
     Raises:
         InputError: The folder does not exist, the model's state holds something that is not a
-            tensor, a layer was replaced after it was compressed, `model` is a part or a wrapper of
-            a compressed model, or `bits` is not allowed.
+            tensor, or one of a kind that the format lacks, a layer was replaced after it was
+            compressed, `model` is a part or a wrapper of a compressed model, or `bits` is not
+            allowed.
     """
     path = Path(path)
     if not path.parent.is_dir() or path.is_dir():
         raise InputError(f"artifact {path}: must be a file in a folder that exists")
     compression = _compression(model)
     for name, value in model.state_dict(keep_vars=True).items():
-        if not isinstance(value, Tensor):
-            raise InputError(f"{name} in the model's state is no tensor and cannot be stored")
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
+            raise InputError(f"{name} in the model's state is no dense tensor and cannot be stored")
     owned: frozenset[str] = frozenset()
     strategy: Strategy = Dense()
-    values, indices, num_values, weights, reshaped = {}, {}, 0, [], {}
+    values, indices, num_values, weights, reshaped = {}, {}, 0, {}, {}
+    ties = ties_of(model)
     if compression is not None:
         compression.check_places()
         strategy, owned = compression.strategy, compression.owned_names()
         values, indices = compression.value_tensors(), compression.index_tensors()
         num_values = compression.num_values
         shapes = zip(compression.names, compression.shapes, strict=True)
-        weights = [[name, list(shape)] for name, shape in shapes]
+        weights = {name: list(shape) for name, shape in shapes}
         reshaped = {name: list(shape) for name, shape in compression.dense_shapes().items()}
+        ties = {name: first for name, first in ties.items() if name not in owned} | compression.ties
     if bits is not None:
         strategy = replace(strategy, bits=bits)
     tensors = indices | state_tensors(model, leave_out=owned)
     for name, value in values.items():
         parts = quantise(value, strategy.bits)
         tensors |= {name + suffix: part for suffix, part in parts.items()}
-    record = {
-        "version": _VERSION,
-        "strategy": strategy.to_dict(),
-        "num_values": num_values,
-        "weights": weights,
-        "values": [[name, list(value.shape)] for name, value in values.items()],
-        "indices": list(indices),
-        "reshaped": reshaped,
-    }
-    _write(path, tensors, json.dumps(record))
+    record = Record(
+        strategy,
+        num_values,
+        weights,
+        {name: list(value.shape) for name, value in values.items()},
+        frozenset(indices),
+        reshaped,
+        ties,
+    )
+    write(path, tensors, record)
     return path.stat().st_size
 
 
@@ -115,29 +114,28 @@ def load(
         `model`, with the artifact's values.
 
     Raises:
-        InputError: The file is missing, damaged, not an artifact, or made for another backbone;
-            `form` is another word; a tensor on the meta device is not in the artifact. The model
-            is then unchanged.
+        InputError: The file is missing, damaged, not an artifact, or made for another backbone,
+            ties included; `form` is another word; a tensor on the meta device is not in the
+            artifact; a tensor of the model cannot be written. Whatever fails, the model is then
+            unchanged.
     """
     path = Path(path)
     if form not in ("compressed", "dense"):
         raise InputError(f"form must be compressed or dense, got {form!r}")
     check_not_compressed(model)
-    record, tensors = _read(path)
-    tensors = _unpack(path, record, tensors)
+    record, stored = read(path)
+    tensors = _unpack(path, record, stored)
     _check_backbone(path, model, record, tensors)
-    fill = filler(model, [*tensors, *record.weights])
-    owned: frozenset[str] = frozenset()
-    if record.weights:
-        names = list(record.weights)
-        compression = record.strategy.restore(model, names, record.num_values, tensors)
-        owned = compression.owned_names()
-    fill(tensors)
-    for name, target in state_tensors(model, leave_out=owned).items():
-        with torch.no_grad():
-            target.copy_(tensors[name])
-    if form == "dense":
-        restore_dense(model)
+    try:
+        with _unchanged_on_failure(model) as overwritten:
+            _take(model, record, tensors, overwritten)
+            if form == "dense":
+                restore_dense(model)
+    except InputError as error:
+        raise InputError(f"artifact {path}: {error}") from error
+    except Exception as error:  # whatever the model's own tensors and modules raise
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"artifact {path} does not go into this model: {reason}") from error
     return model
 
 
@@ -147,67 +145,86 @@ def header_bytes(path: str | os.PathLike[str]) -> int:
         return 8 + int.from_bytes(file.read(8), "little")
 
 
-@dataclass(frozen=True)
-class _Record:
-    """What an artifact's metadata says."""
+def _take(
+    model: nn.Module,
+    record: Record,
+    tensors: Mapping[str, Tensor],
+    overwritten: list[tuple[Tensor, Tensor]],
+) -> None:
+    """Turn `model` into the one that was saved; note every tensor and what it was before."""
+    plain = tensors.keys() - (record.values.keys() | record.indices)
+    dense = state_tensors(model)
+    fill = filler(model, [*tensors, *record.weights])
+    filled = {name for name, target in dense.items() if target.is_meta}
+    # What stays is written first, for what follows hardly fails.
+    stays = plain - (filled | record.reshaped.keys())
+    _overwrite({name: dense[name] for name in stays}, tensors, overwritten)
+    if record.weights:
+        names = list(record.weights)
+        record.strategy.restore(model, names, record.num_values, tensors)
+    fill(tensors)
+    # Weights that are stored as they are, and all of a network that has become narrower.
+    done = {id(target) for target, _ in overwritten}
+    names = (plain | record.weights.keys() & tensors.keys()) - filled
+    state = state_tensors(model)
+    late = {name: state[name] for name in names if id(state[name]) not in done}
+    _overwrite(late, tensors, overwritten)
 
-    strategy: Strategy
-    num_values: int
-    weights: dict[str, list[int]]
-    """Name -> shape of each compressed weight."""
-    values: dict[str, list[int]]
-    """Name -> shape of each tensor of learned values that stands for them."""
-    indices: frozenset[str]
-    """Names of the other tensors that do."""
-    reshaped: dict[str, list[int]]
-    """Name -> shape in the backbone of each untouched tensor that is stored with another."""
+
+def _overwrite(
+    targets: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    overwritten: list[tuple[Tensor, Tensor]],
+) -> None:
+    in_memory = Counter(extent(target)[0] for target in targets.values())
+    with torch.no_grad():
+        for name, target in targets.items():
+            overwritten.append((target, target.clone()))
+            _write(target, tensors[name])
+        for name, target in targets.items():
+            if in_memory[extent(target)[0]] == 1 and 0 not in target.stride():
+                continue
+            if not torch.allclose(target, tensors[name].to(target), 0, 0, equal_nan=True):
+                raise InputError(
+                    f"its {name} has values of its own, where this model's shares memory with "
+                    "another tensor or between its own entries"
+                )
 
 
-def _read(path: Path) -> tuple[_Record, dict[str, Tensor]]:
-    if not path.is_file():
-        raise InputError(f"artifact {path} does not exist")
+def _write(target: Tensor, values: Tensor) -> None:
+    """Copy, also into what `expand` has made, where many entries are one place in memory."""
+    places = tuple(slice(1) if step == 0 else slice(None) for step in target.stride())
+    target[places].copy_(values[places])
+
+
+@contextmanager
+def _unchanged_on_failure(model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Put back modules, and the values in the list that is given out, if the body fails."""
+    before = [(module, type(module), dict(vars(module))) for module in model.modules()]
+    contents = [
+        (registry, dict(registry))
+        for _, _, attributes in before
+        for registry in attributes.values()
+        if type(registry) in (dict, OrderedDict)  # of parameters, modules, hooks
+    ]
+    overwritten: list[tuple[Tensor, Tensor]] = []
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"artifact {path} cannot be read: it is truncated, damaged or not in safetensors "
-            f"format ({error})"
-        ) from error
-    if _KEY not in metadata:
-        raise InputError(f"{path} is not a memfold artifact: its metadata has no key {_KEY!r}")
-    try:
-        record = json.loads(metadata[_KEY])
-        version = record["version"]
-        if version != _VERSION:
-            raise InputError(f"artifact {path} has version {version!r}, expected {_VERSION}")
-        num_values, weights = record["num_values"], _shapes(record["weights"])
-        if type(num_values) is not int or num_values < 0:
-            raise ValueError("num_values")
-        strategy = Strategy.from_dict(record["strategy"])
-        values, indices = _shapes(record["values"]), frozenset(record["indices"])
-        reshaped = _shapes(record["reshaped"])
-        if reshaped and not strategy.changes_shapes:
-            raise ValueError("reshaped")
-        return _Record(strategy, num_values, weights, values, indices, reshaped), tensors
-    except InputError:
+        yield overwritten
+    except BaseException:
+        for module, cls, attributes in before:
+            module.__class__ = cls
+            vars(module).clear()
+            vars(module).update(attributes)
+        for registry, content in contents:
+            registry.clear()
+            registry.update(content)
+        with torch.no_grad():
+            for target, values in reversed(overwritten):
+                _write(target, values)
         raise
-    except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"artifact {path} has damaged metadata ({error!r})") from error
 
 
-def _shapes(named: Any) -> dict[str, list[int]]:
-    """Read pairs of names and shapes, or a mapping."""
-    shapes = {str(name): list(shape) for name, shape in dict(named).items()}
-    if len(shapes) != len(named):
-        raise ValueError("a name comes twice")
-    if not all(type(size) is int and size >= 0 for shape in shapes.values() for size in shape):
-        raise ValueError("a shape is not made of whole numbers")
-    return shapes
-
-
-def _unpack(path: Path, record: _Record, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _unpack(path: Path, record: Record, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Turn packed values back into floating-point tensors of their shapes."""
     unpacked = dict(tensors)
     for name, shape in record.values.items():
@@ -224,26 +241,41 @@ def _unpack(path: Path, record: _Record, tensors: dict[str, Tensor]) -> dict[str
 
 
 def _check_backbone(
-    path: Path, model: nn.Module, record: _Record, tensors: Mapping[str, Tensor]
+    path: Path, model: nn.Module, record: Record, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Compare names and shapes with the dense backbone before it is touched."""
+    """Compare names, shapes, kinds and ties with the dense backbone before it is touched."""
+    other = f"artifact {path} is of another backbone"
     stored = {name: list(tensor.shape) for name, tensor in tensors.items()}
     stored |= record.weights | record.reshaped
-    for name, target in state_tensors(model).items():
+    own = state_tensors(model)
+    for name, target in own.items():
         if name not in tensors and name not in record.weights:
-            raise InputError(f"artifact {path} is of another backbone: it has no {name}")
+            raise InputError(f"{other}: it has no {name}{_tied(record.ties, name)}")
         if stored[name] != list(target.shape):
             raise InputError(
-                f"artifact {path} is of another backbone: its {name} has shape {stored[name]}, "
-                f"this one's has {list(target.shape)}"
+                f"{other}: its {name} has shape {stored[name]}, this one's has {list(target.shape)}"
             )
-    known = model.state_dict(keep_vars=True)
-    for name in record.weights:
+        if name in tensors and not torch.can_cast(tensors[name].dtype, target.dtype):
+            raise InputError(
+                f"{other}: its {name} is {tensors[name].dtype}, this one's {target.dtype}"
+            )
+    ties = ties_of(model)
+    known = own.keys() | ties.keys()
+    plain = tensors.keys() - (record.values.keys() | record.indices)
+    for name in sorted(plain | record.weights.keys()):
         if name not in known:
-            raise InputError(f"artifact {path} is of another backbone: this one has no {name}")
-    for name in tensors:
-        if name not in known and name not in record.values and name not in record.indices:
-            raise InputError(f"artifact {path} is of another backbone: this one has no {name}")
+            raise InputError(f"{other}: this one has no {name}")
+        if name in ties:
+            raise InputError(f"{other}: this one has no {name} of its own{_tied(ties, name)}")
+    if record.ties is not None and record.ties != ties:
+        name, first = sorted(record.ties.items() ^ ties.items())[0]
+        owner = "its" if name in record.ties else "this one's"
+        raise InputError(f"{other}: {owner} {name} is the same tensor as {first} (tied)")
+
+
+def _tied(ties: Mapping[str, str] | None, name: str) -> str:
+    first = (ties or {}).get(name)
+    return "" if first is None else f": it is tied to {first}"
 
 
 def _compression(model: nn.Module) -> Compression | None:
@@ -254,26 +286,3 @@ def _compression(model: nn.Module) -> Compression | None:
         part = prefix.removesuffix(".")
         raise InputError(f"the compressed model is the part {part!r}: save that part")
     return found.get("")
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor], record: str) -> None:
-    """Write a file once it is complete."""
-    # One key: safetensors writes several in an order that differs from run to run.
-    metadata = {_KEY: record}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        # safetensors makes files that only their owner can read; this one gets the usual mode.
-        partial.touch()
-        mode = partial.stat().st_mode
-        save_file({k: _alone(v) for k, v in tensors.items()}, partial, metadata)
-        partial.chmod(mode)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _alone(tensor: Tensor) -> Tensor:
-    """Return a tensor whose memory no other one uses."""
-    tensor = tensor.detach().contiguous()
-    is_alone = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize
-    return tensor if is_alone else tensor.clone()

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 from torch import Tensor, nn
 
-__all__ = ["extent", "state_tensors", "storage_key", "tensor_bytes", "unique_tensors"]
+__all__ = ["extent", "state_tensors", "storage_key", "tensor_bytes", "ties_of", "unique_tensors"]
 
 
 def storage_key(tensor: Tensor) -> tuple[object, ...]:
@@ -43,6 +43,18 @@ def state_tensors(model: nn.Module, leave_out: Collection[str] = ()) -> dict[str
     return dict(
         unique_tensors((k, v) for k, v in state if isinstance(v, Tensor) and k not in leave_out)
     )
+
+
+def ties_of(model: nn.Module) -> dict[str, str]:
+    """Return the further state-dict names of tied tensors: name -> first name of that tensor."""
+    first: dict[tuple[object, ...], str] = {}
+    ties = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and tensor.numel() > 0:
+            known = first.setdefault(storage_key(tensor), name)
+            if known != name:
+                ties[name] = known
+    return ties
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:

@@ -156,7 +156,7 @@ class Strategy(ABC):
             names: State-dict names of the compressed weights, in their order.
             num_values: Number of stored values.
             tensors: `value_tensors` and `index_tensors` of that model's compression; others are
-                ignored.
+                ignored, and so are values that stay where the dense model has them.
 
         Raises:
             InputError: A weight or tensor is missing or does not fit.

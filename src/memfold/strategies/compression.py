@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from memfold.errors import InputError
 from memfold.quantisation import packed_bytes
+from memfold.strategies.accounting import ties_of
 from memfold.strategies.computed import check_computable, computed_sources
 from memfold.strategies.materialise import check_has_values
 from memfold.strategies.selection import CompressibleWeight
@@ -49,6 +50,9 @@ class Compression(ABC):
         self.model = model
         self.names: list[str] = [weight.name for weight in weights]
         self.shapes: list[torch.Size] = [weight.shape for weight in weights]
+        own = {owner.name for weight in weights for owner in weight.owners}
+        self.ties = {n: first for n, first in ties_of(model).items() if {n, first} & own}
+        """Of these weights in the dense model: see `ties_of`."""
         self.structure_version = 0
         """Counts the changes of structure since the model was compressed."""
 

@@ -111,6 +111,4 @@ class Dense(Strategy, name="dense"):
                 raise InputError(
                     f"the artifact has no tensor {weight.name} of shape {tuple(weight.shape)}"
                 )
-        for weight in weights:
-            weight.tensor.detach().copy_(tensors[weight.name])
         return DenseWeights(self, model, weights)

@@ -213,24 +213,19 @@ class Small(Strategy, name="small"):
         widths: tuple[int, ...],
         tensors: Mapping[str, Tensor],
     ) -> NarrowWeights:
-        """Turn `model` into the network with these widths, with `tensors` where they are given."""
+        """Turn `model` into the network with these widths, which `tensors` have to fit."""
         shapes = {name: tensor.shape for name, tensor in state_tensors(model).items()}
         narrow = model
         if widths != _widths_of(model):
             with _drawing(derive_seed(self.seed, "small")):
                 narrow = _narrow(model, widths, torch.device("cpu"))
             _match_placement(narrow, model)
-        state = state_tensors(narrow)
-        for name, tensor in state.items():
+        for name, tensor in state_tensors(narrow).items():
             if name in tensors and tensors[name].shape != tensor.shape:
                 raise InputError(
                     f"the artifact's {name} has shape {tuple(tensors[name].shape)}, its widths "
                     f"make that {tuple(tensor.shape)}"
                 )
-        with torch.no_grad():
-            for name in names:
-                if name in tensors:
-                    state[name].copy_(tensors[name])
         if narrow is not model:
             model.__dict__.clear()
             model.__dict__.update(narrow.__dict__)

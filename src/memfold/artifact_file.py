@@ -1,0 +1,195 @@
+"""The file of an artifact: tensors, and a record of what they are, in safetensors format.
+
+The format has no code in it, so reading one executes none. A checksum in the record is of
+everything else in the file: what was damaged is refused.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from memfold.errors import InputError
+from memfold.files import open_regular, parse_json
+from memfold.strategies.base import Strategy
+
+__all__ = ["Record", "checksum", "read", "write"]
+
+_KEY = "memfold"
+_CHECKSUM = "checksum"
+_VERSION = 3
+_WITHOUT_CHECKSUM = 2
+"""A version that is still read; it knows neither checksum nor ties."""
+_LONGEST_NAME = 1000
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an artifact says about its tensors."""
+
+    strategy: Strategy
+    num_values: int
+    weights: dict[str, list[int]]
+    """Name -> shape of each compressed weight."""
+    values: dict[str, list[int]]
+    """Name -> shape of each tensor of learned values that stands for them."""
+    indices: frozenset[str]
+    """Names of the other tensors that do."""
+    reshaped: dict[str, list[int]]
+    """Name -> shape in the backbone of each untouched tensor that is stored with another."""
+    ties: dict[str, str] | None
+    """In the backbone: see `accounting.ties_of`; `None` where the file does not say."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "strategy": self.strategy.to_dict(),
+            "num_values": self.num_values,
+            "weights": list(self.weights.items()),
+            "values": list(self.values.items()),
+            "indices": sorted(self.indices),
+            "reshaped": self.reshaped,
+            "ties": self.ties,
+        }
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], record: Record) -> None:
+    """Write a file; one that was there is replaced once the new one is complete.
+
+    Raises:
+        InputError: The format has no place for a tensor of this kind, or for its name.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        # safetensors makes files that only their owner can read; this one gets the usual mode.
+        partial.touch()
+        mode = partial.stat().st_mode
+        _check_names(tensors)
+        stored = {name: _alone(tensor) for name, tensor in tensors.items()}
+        # Lists, as JSON will give them back.
+        contents = json.loads(json.dumps({"version": _VERSION, **record.to_dict()}))
+        contents[_CHECKSUM] = checksum(contents, stored)
+        # One key: safetensors writes several in an order that differs from run to run.
+        save_file(stored, partial, {_KEY: json.dumps(contents)})
+        partial.chmod(mode)
+        partial.replace(path)
+    except (KeyError, TypeError, ValueError, NotImplementedError) as error:
+        raise InputError(
+            f"artifact {path}: it has no place for a tensor of the model ({error!r})"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read(path: Path) -> tuple[Record, dict[str, Tensor]]:
+    """Read a file that somebody else may have written, its tensors by name, on the CPU.
+
+    Raises:
+        InputError: It is missing, no regular file, damaged, or not an artifact.
+    """
+    try:
+        open_regular(path).close()
+    except FileNotFoundError as error:
+        raise InputError(f"artifact {path} does not exist") from error
+    except OSError as error:
+        raise InputError(f"artifact {path} cannot be read: {error.strerror}") from error
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # whatever safetensors and PyTorch make of a damaged header
+        raise InputError(
+            f"artifact {path} cannot be read: it is truncated, damaged or not in safetensors "
+            f"format ({str(error)[:100]!r})"
+        ) from error
+    if _KEY not in metadata:
+        raise InputError(f"{path} is not a memfold artifact: its metadata has no key {_KEY!r}")
+    try:
+        _check_names(tensors)
+        return _record(path, parse_json(metadata[_KEY]), tensors), tensors
+    except InputError:
+        raise
+    except (KeyError, ValueError, TypeError) as error:
+        reason = repr(error)[:100]
+        raise InputError(f"artifact {path} has damaged metadata ({reason})") from error
+
+
+def _record(path: Path, contents: Any, tensors: Mapping[str, Tensor]) -> Record:
+    version = contents["version"]
+    if type(version) is not int or version not in (_WITHOUT_CHECKSUM, _VERSION):
+        raise InputError(
+            f"artifact {path} has version {str(version)[:20]!r}, "
+            f"expected {_WITHOUT_CHECKSUM} or {_VERSION}"
+        )
+    is_old = version == _WITHOUT_CHECKSUM and _CHECKSUM not in contents
+    if not is_old and contents.pop(_CHECKSUM) != checksum(contents, tensors):
+        raise InputError(
+            f"artifact {path} is damaged: its checksum is of other contents; save it again"
+        )
+    try:
+        strategy = Strategy.from_dict(contents["strategy"])
+    except InputError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"artifact {path}: {reason}") from error
+    num_values, reshaped = contents["num_values"], _shapes(contents["reshaped"])
+    if type(num_values) is not int or num_values < 0:
+        raise ValueError("num_values")
+    if reshaped and not strategy.changes_shapes:
+        raise ValueError("reshaped")
+    return Record(
+        strategy,
+        num_values,
+        _shapes(contents["weights"]),
+        _shapes(contents["values"]),
+        frozenset(_text(name) for name in contents["indices"]),
+        reshaped,
+        None if is_old else {_text(k): _text(v) for k, v in dict(contents["ties"]).items()},
+    )
+
+
+def _shapes(named: Any) -> dict[str, list[int]]:
+    """Read pairs of names and shapes, or a mapping."""
+    shapes = {_text(name): list(shape) for name, shape in dict(named).items()}
+    if len(shapes) != len(named):
+        raise ValueError("a name comes twice")
+    if not all(type(size) is int and size >= 0 for shape in shapes.values() for size in shape):
+        raise ValueError("a shape is not made of whole numbers")
+    return shapes
+
+
+def _check_names(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse names that could not stand in the line of a message."""
+    for name in tensors:
+        _text(name)
+
+
+def _text(name: Any) -> str:
+    if not (isinstance(name, str) and name.isprintable() and len(name) <= _LONGEST_NAME):
+        raise ValueError(f"a name is no printable text of at most {_LONGEST_NAME} characters")
+    return name
+
+
+def checksum(contents: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 of the record's other entries, and of every tensor in alphabetical order."""
+    value = zlib.crc32(json.dumps(contents, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        kind = json.dumps([name, str(tensor.dtype), list(tensor.shape)])
+        value = zlib.crc32(kind.encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
+    return value
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """Return a tensor in main memory that no other one uses."""
+    tensor = tensor.detach().cpu().contiguous()
+    is_alone = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize
+    return tensor if is_alone else tensor.clone()
