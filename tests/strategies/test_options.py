@@ -1,5 +1,6 @@
 """What users get wrong, each answered in one line; the model stays as it was."""
 
+import copy
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -76,13 +77,6 @@ def mixed_model():
     return net
 
 
-def infinite_model():
-    net = model()
-    with torch.no_grad():
-        net[2].weight[0, 0] = float("inf")
-    return net
-
-
 def compressed_model():
     return memfold.compress(model(), "stable_rps", ratio=0.5)
 
@@ -94,7 +88,6 @@ def compressed_model():
         (lambda: model().requires_grad_(False), "has no compressible weights"),
         (lazy_model, "lazy parameter"),
         (mixed_model, "several dtypes (torch.bfloat16, torch.float32)"),
-        (infinite_model, "2.weight has initial weights that are not finite"),
         (lambda: nn.Sequential(nn.Embedding(5, 3, max_norm=1.0)), "max_norm=1.0"),
         (lambda: torch.jit.script(model()), "compiled code"),
         (compressed_model, "compressed already"),
@@ -106,6 +99,19 @@ def compressed_model():
 def test_models_that_cannot_be_shared(build, message):
     with pytest.raises(InputError, match=re.escape(message)):
         memfold.compress(build(), "stable_rps", ratio=0.5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("strategy", memfold.strategies())
+def test_initial_weights_are_finite(strategy, value):
+    net = model()
+    with torch.no_grad():
+        net[2].weight[0, 0] = value
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(InputError, match=r"2\.weight has initial weights that are not finite"):
+        memfold.compress(net, strategy)
+    assert compression_of(net) is None
+    torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0, equal_nan=True)
 
 
 def test_an_exclude_pattern_without_a_match_is_said():

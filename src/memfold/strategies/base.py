@@ -223,9 +223,13 @@ class Strategy(ABC):
         check_not_compressed(model)
         if type(model).__name__ == "OptimizedModule":
             raise InputError("the model is compiled: compress it first, then torch.compile it")
-        return select_weights(
+        weights = select_weights(
             model, include=self.include, exclude=self.exclude, min_size=self.min_size
         )
+        for weight in weights:
+            if not weight.tensor.is_meta and not _is_finite(weight.tensor.detach()):
+                raise InputError(f"{weight.name} has initial weights that are not finite")
+        return weights
 
 
 def strategy_names() -> tuple[str, ...]:
@@ -265,6 +269,11 @@ def _patterns(key: str, value: object) -> tuple[str, ...]:
     if patterns is None or isinstance(value, str) or not all(isinstance(p, str) for p in patterns):
         raise InputError(f"compression.{key} must be a list of patterns, got {value!r}")
     return patterns
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are, without a copy of them: the extremes of a NaN are NaN."""
+    return all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
 
 
 def _is_number(value: object) -> bool:

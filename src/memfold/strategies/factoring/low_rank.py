@@ -139,8 +139,6 @@ class LowRank(Strategy, name="low_rank"):
 
     def _initial_factors(self, weight: CompressibleWeight, rank: int) -> tuple[Tensor, Tensor]:
         tensor = weight.tensor.detach()
-        if not bool(tensor.isfinite().all()):
-            raise InputError(f"{weight.name} has initial weights that are not finite")
         seed = derive_seed(self.seed, "low_rank", weight.name)
         generator = torch.Generator("cpu").manual_seed(seed)
         left, right = spectral_factors(matrix_of(tensor), rank, generator)
