@@ -39,6 +39,7 @@ from memfold.strategies.factoring.matrices import (
     spectral_factors,
     weight_of,
 )
+from memfold.strategies.optimizers import optimizers_in
 from memfold.strategies.selection import CompressibleWeight
 
 __all__ = ["LowRank", "LowRankWeights"]
@@ -47,6 +48,7 @@ _VALUES = "factor_values"
 _RANKS = "factor_ranks"
 _RANK_BYTES = torch.int32.itemsize
 _LATER = "_memfold_later"
+_DECAYED = "_memfold_decayed_version"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,25 +271,34 @@ class LowRankWeights(Compression):
         del step, total_steps
         if self._decay == 0:
             return
-        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        # The innermost comes last, and is the one that takes the steps.
+        steps = {
+            id(p): (one, group)
+            for one in optimizers_in(optimizer)
+            for group in one.param_groups
+            for p in group["params"]
+        }
         for pair in self.products.pairs():
             for factor, other in (pair, pair[::-1]):
-                group = groups.get(id(factor))
-                if group is None:
+                one, group = steps.get(id(factor), (None, {}))
+                if one is None:
                     continue
                 # Of a step that was skipped (mixed precision, gradients not finite).
-                vars(optimizer).get(_LATER, {}).pop(factor, None)
-                if factor.grad is None:
+                vars(one).get(_LATER, {}).pop(factor, None)
+                gradient = factor.grad
+                if gradient is None or vars(gradient).get(_DECAYED) == gradient._version:
                     continue
                 removed = group.get("weight_decay", 0)
                 added = removed if self._decay is None else self._decay
                 wide = torch.promote_types(factor.dtype, torch.float32)
-                gradient = frobenius_gradient(factor.to(wide), other.to(wide))
-                change = added * gradient - removed * factor
-                if _is_decoupled(optimizer, group):
-                    _add_later(optimizer, factor, change * -group["lr"])
+                decay = frobenius_gradient(factor.to(wide), other.to(wide))
+                change = added * decay - removed * factor
+                if _is_decoupled(one, group):
+                    _add_later(one, factor, change * -group["lr"])
                 else:
-                    factor.grad.add_(change)
+                    gradient.add_(change)
+                    # Once for these gradients, however often this is called.
+                    vars(gradient)[_DECAYED] = gradient._version
 
     def _tensors(self) -> Iterator[nn.Parameter]:
         pairs, whole = self.products.pairs(), iter(self._whole)

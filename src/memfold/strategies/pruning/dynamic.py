@@ -28,6 +28,7 @@ from memfold.errors import InputError
 from memfold.seeding import derive_seed
 from memfold.strategies.base import Context, set_number
 from memfold.strategies.compression import check_replaceable
+from memfold.strategies.optimizers import keeps_state_around
 from memfold.strategies.pruning.base import SparseStrategy
 from memfold.strategies.pruning.densities import DISTRIBUTIONS, Distribution, layer_counts
 from memfold.strategies.pruning.masks import keep_counts
@@ -187,13 +188,21 @@ class DynamicWeights(SparseWeights):
         # Belongs to the coming optimizer step. An update that could not be made stays due, and a
         # checkpoint remembers it.
         self._due = False
+        self._step: int | None = None
+        self._has_moved = False
 
     def prepare_step(self, step: int, total_steps: int) -> None:
         """Watch the dense gradients if an update is due in this step and needs them."""
         self._set_due(self._is_due(step, total_steps))
 
     def before_step(self, optimizer: Optimizer, step: int, total_steps: int) -> None:
-        """Replace connections if an update is due."""
+        """Replace connections if an update is due, once per step however often it is called.
+
+        Raises:
+            InputError: The optimizer keeps state that cannot follow, or is one whose step cannot
+                be skipped.
+        """
+        super().before_step(optimizer, step, total_steps)
         last = self.rules.end * total_steps
         if step == 0 and self.rules.fraction > 0 and 0 < last <= self.rules.update_every:
             warn(
@@ -202,16 +211,28 @@ class DynamicWeights(SparseWeights):
                 f"{last:g}, where the updates end",
                 stacklevel=2,
             )
-        self._due = self._is_due(step, total_steps)
-        scores = self.rules.growth_scores(self, step) if self._due else None
-        if scores is None:
-            return
-        self.set_masks(self._updated(scores, self._moves(step, total_steps)), optimizer)
-        self._due = False
-        if self.rules.skips_step:
+        is_again, self._step = step == self._step, step
+        if not is_again:
+            self._has_moved = False
+            self._due = self._is_due(step, total_steps)
+            scores = self.rules.growth_scores(self, step) if self._due else None
+            if scores is not None:
+                self._update(optimizer, scores, self._moves(step, total_steps))
+        if self._has_moved and self.rules.skips_step:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = None
+
+    def _update(self, optimizer: Optimizer, scores: Iterable[Tensor], moves: Sequence[int]) -> None:
+        values = [self.values(index) for index in range(len(self.shapes))]
+        if self.rules.skips_step and keeps_state_around(optimizer, values):
+            raise InputError(
+                f"{self.strategy.name} skips the optimizer's step where it moves weights, and "
+                f"{type(optimizer).__name__} acts on them beside the optimizer that it wraps: "
+                "take that one alone"
+            )
+        self.set_masks(self._updated(scores, moves), optimizer)
+        self._due, self._has_moved = False, True
 
     def structure(self) -> dict[str, Tensor]:
         """See `Compression.structure`: also whether the coming step has to update it."""
@@ -227,6 +248,7 @@ class DynamicWeights(SparseWeights):
         if due is None or due.dtype != torch.bool or due.numel() != 1:
             raise InputError(f"{_DUE} must be one truth value")
         super().adopt(structure)
+        self._step = None
         self._set_due(bool(due))
 
     def _set_due(self, due: bool) -> None:

@@ -5,9 +5,11 @@ positions are int64 numbers beside them. A dense tensor exists while its layer n
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
-from typing import ClassVar
+from typing import Any, ClassVar
+from weakref import WeakSet, ref
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,8 @@ from memfold.seeding import derive_seed
 from memfold.strategies.base import Strategy
 from memfold.strategies.computed_weights import MARKS, ComputedWeights
 from memfold.strategies.marks import check_marks
+from memfold.strategies.optimizers import check_movable, move_state, optimizers_in
+from memfold.strategies.pruning.copies import Content, Copies, content_of
 from memfold.strategies.pruning.encoding import cheapest, decode, encode
 from memfold.strategies.selection import CompressibleWeight
 
@@ -62,6 +66,13 @@ class SparseWeights(ComputedWeights):
         self.positions = [mask.reshape(-1).nonzero().squeeze(1) for mask in masks]
         self.from_seed = from_seed
         self._gradients: list[Tensor | None] | None = None
+        self._optimizer: ref[Optimizer] | None = None
+        self._watched: WeakSet[Optimizer] = WeakSet()
+        self._state_is_loaded = False
+        self._copies = Copies()
+        self._copies.members.add(self)
+        self._is_trained = False
+        self._left: list[Content] | None = None
 
     def keep(self, dense: Sequence[Tensor]) -> None:
         """Replace the weights, with the values that `dense` has at the kept positions."""
@@ -79,6 +90,7 @@ class SparseWeights(ComputedWeights):
     def weight(self, index: int) -> Tensor:
         """Compute dense weight number `index`: zeros, and the kept values in their places."""
         values = self.part(index, "values")
+        self._check_copies(index)
         dense = values.new_zeros(self.shapes[index].numel())
         dense.index_copy_(0, self._positions_on(index, values.device), values)
         dense = dense.view(self.shapes[index])
@@ -108,14 +120,38 @@ class SparseWeights(ComputedWeights):
             optimizer: Its state for the values (momentum, moments) moves along, as gradients
                 do: zero for positions that are new.
         """
-        changed = False
+        moves: dict[int, Tensor] = {}
         for index, mask in enumerate(masks):
             new = mask.reshape(-1).nonzero().squeeze(1)
             if not torch.equal(new, self._positions_on(index, new.device)):
-                self._move(index, new, optimizer)
-                changed = True
-        if changed:
-            self.structure_version += 1
+                moves[index] = new
+        if not moves:
+            return
+        if optimizer is not None:
+            check_movable(optimizer, [self.values(index) for index in moves])
+        if self._is_trained:
+            self._leave_copies_behind()
+        for index, new in moves.items():
+            self._move(index, new, optimizer)
+        self.structure_version += 1
+        self._catch_up()
+
+    def before_step(self, optimizer: Optimizer, step: int, total_steps: int) -> None:
+        """Take note of who trains: when a state dict moves the values, its state moves along."""
+        del step, total_steps
+        if self._left is not None:
+            self._check_all_copies()
+        self._is_trained = True
+        self._catch_up()
+        self._state_is_loaded = False
+        if self._optimizer is None or self._optimizer() is not optimizer:
+            self._optimizer = ref(optimizer)
+        for one in optimizers_in(optimizer):
+            if one not in self._watched:
+                self._watched.add(one)
+                # A wrapper that lacks the hooks loads the optimizer inside, which has them.
+                with suppress(AttributeError):
+                    one.register_load_state_dict_post_hook(partial(_note_load, ref(self)))
 
     def watch_gradients(self, watch: bool) -> None:
         """Sum up the gradients of the dense weights from now on, or drop them."""
@@ -167,6 +203,7 @@ class SparseWeights(ComputedWeights):
 
     def value_tensors(self) -> dict[str, Tensor]:
         """See `Compression.value_tensors`; one vector, in the order of the weights."""
+        self._check_all_copies()
         return {_VALUES: torch.cat([self.values(i).detach() for i in range(len(self.shapes))])}
 
     def index_tensors(self) -> dict[str, Tensor]:
@@ -185,6 +222,7 @@ class SparseWeights(ComputedWeights):
 
     def structure(self) -> dict[str, Tensor]:
         """See `Compression.structure`: counts, packed positions, and whose they are."""
+        self._check_all_copies()
         index = self._index()
         return {**index, MARKS: self.marks(*index.values())}
 
@@ -207,7 +245,10 @@ class SparseWeights(ComputedWeights):
             raise InputError(
                 f"these positions belong to another seed, ratio or strategy than {self.strategy}"
             )
-        self.set_masks(masks)
+        optimizer = None if self._optimizer is None else self._optimizer()
+        # A state that was loaded since the last step belongs to the positions that come now.
+        self.set_masks(masks, None if self._state_is_loaded else optimizer)
+        self._catch_up()
 
     def split(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         """Return each weight's values out of an artifact's tensors.
@@ -251,19 +292,85 @@ class SparseWeights(ComputedWeights):
             return dense.index_copy_(0, old.to(tensor.device), tensor)[new.to(tensor.device)]
 
         if optimizer is not None:
-            state = optimizer.state.get(values, {})
-            for key, entry in state.items():
-                if isinstance(entry, Tensor) and entry.shape == values.shape:
-                    state[key] = moved(entry)
+            move_state(optimizer, values, moved)
         # The same parameter object: optimizers and DDP go on knowing it.
         gradient, values.grad = values.grad, None
-        values.data = moved(values.data)
-        values.grad = None if gradient is None else moved(gradient)
+        values.data = _put(values.data, moved(values.data))
+        values.grad = None if gradient is None else _put(gradient, moved(gradient))
         self.positions[index] = new
+
+    def _leave_copies_behind(self) -> None:
+        """Let untrained copies at the same positions remember their values: these move away."""
+        for other in self._copies.members:
+            if other is self or other._is_trained or other._left is not None:
+                continue
+            pairs = zip(self.positions, other.positions, strict=True)
+            if all(torch.equal(own, its.to(own.device)) for own, its in pairs):
+                other._left = [content_of(other.values(i)) for i in range(len(other.shapes))]
+                self._copies.left_behind.add(other)
+
+    def _catch_up(self) -> None:
+        self._left = None
+        self._copies.left_behind.discard(self)
+
+    def _check_all_copies(self) -> None:
+        for index in range(len(self.shapes) if self._copies.left_behind else 0):
+            self._check_copies(index)
+
+    def _check_copies(self, index: int) -> None:
+        """Check that nothing has been written into what was left behind.
+
+        Without gradients also into other copies: averaging callbacks evaluate their average in the
+        trained model.
+        """
+        if torch.compiler.is_compiling():
+            return
+        for copy in self._copies.left_behind:
+            if (copy is self or not torch.is_grad_enabled()) and copy._was_written(index):
+                raise InputError(
+                    f"{self.names[index]}: values of a copy were changed after the model that it "
+                    f"was copied from moved its weights ({self.strategy.name}), so they belong to "
+                    "different positions: average or copy dense weights, those of "
+                    "memfold.densify(model), or use load_state_dict"
+                )
+
+    def _was_written(self, index: int) -> bool:
+        assert self._left is not None
+        before, now = self._left[index], content_of(self.values(index))
+        if before.dtype != now.dtype:  # converted
+            self._left[index] = now
+        return before.dtype == now.dtype and before != now
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to this object's own training."""
+        state = {**self.__dict__, "_optimizer": None, "_is_trained": False}
+        del state["_watched"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Join the copies."""
+        vars(self).update(state)
+        self._watched = WeakSet()
+        self._copies.members.add(self)
+        if self._left is not None:
+            self._copies.left_behind.add(self)
 
     def _fingerprint(self) -> int:
         digests = [blake2b(p.cpu().numpy().tobytes()).hexdigest() for p in self.positions]
         return derive_seed("kept", *digests, *(str(tuple(shape)) for shape in self.shapes))
+
+
+def _note_load(sparse: "ref[SparseWeights]", optimizer: Optimizer) -> None:
+    del optimizer
+    found = sparse()
+    if found is not None:
+        found._state_is_loaded = True
+
+
+def _put(old: Tensor, new: Tensor) -> Tensor:
+    """Return `new`, in the memory of `old` where that is a part of a bucket (DDP, ZeRO)."""
+    is_view = old.untyped_storage().nbytes() > old.numel() * old.itemsize
+    return old.copy_(new) if is_view and old.shape == new.shape else new
 
 
 def index_bytes(counts: Sequence[int], shapes: Sequence[torch.Size]) -> int:
