@@ -202,14 +202,14 @@ BAD_VALUES = {
     "above 1": ({"metrics__test/acc": 1.01}, "metrics.test/acc must be at least 0 and at most 1"),
     "percent": ({"metrics__test/acc": 93.5}, "not 93.5"),
     "negative": ({"metrics__test/acc": -0.1}, "metrics.test/acc must be at least 0"),
-    "NaN": ({"metrics__test/acc": float("nan")}, "metrics.test/acc must be at least 0"),
-    "infinite": ({"metrics__test/acc": float("inf")}, "metrics.test/acc must be at least 0"),
+    "NaN": ({"metrics__test/acc": float("nan")}, "JSON knows no NaN"),
+    "infinite": ({"metrics__test/acc": float("inf")}, "JSON knows no Infinity"),
     "text": ({"metrics__test/acc": "0.9"}, "metrics.test/acc must be a number, not '0.9'"),
     "true": ({"metrics__test/acc": True}, "metrics.test/acc must be a number, not True"),
     "no bytes": ({"memory__stored_bytes": 0}, "memory.stored_bytes must be a whole number"),
     "half bytes": ({"memory__stored_bytes": 1.5}, "memory.stored_bytes must be a whole number"),
-    "huge": ({"memory__stored_bytes": 10**400}, "memory.stored_bytes must be a whole number"),
-    "huge time": ({"time__fit_seconds": 10**400}, "time.fit_seconds must be at least 0 and finite"),
+    "huge": ({"memory__stored_bytes": 10**400}, "is too large"),
+    "huge time": ({"time__fit_seconds": 10**400}, "is too large"),
     "ratio 0": ({"compression__ratio": 0}, "compression.ratio must be at least"),
     "asked 0": ({"compression__requested_ratio": 0}, "compression.requested_ratio must be at"),
     "5 bits": ({"compression__bits": 5}, "compression.bits must be one of"),
@@ -300,8 +300,21 @@ def test_other_training_data_in_one_setting_is_named(here):
         "step,val/acc\n1,high\n",
         "step,density/a\n1,1.5\n",
         "\xff\n",
+        f"step,val/acc\n{10**400},1\n",
+        "step,val/acc\n-1,1\n",
+        "step,val/acc\n" + "1," * 2**20,
     ],
-    ids=["empty", "no step", "truncated", "no number", "density", "no text"],
+    ids=[
+        "empty",
+        "no step",
+        "truncated",
+        "no number",
+        "density",
+        "no text",
+        "huge step",
+        "negative step",
+        "long line",
+    ],
 )
 def test_a_damaged_metrics_file_costs_the_curves_only(here, text):
     write_run(here / "a", result())
@@ -310,6 +323,21 @@ def test_a_damaged_metrics_file_costs_the_curves_only(here, text):
     assert run.curves == {}
     assert problem.folder == "a"
     assert problem.reason.startswith("metrics.csv: ")
+
+
+def test_pipes_are_named_and_the_rest_is_read(here):
+    write_run(here / "good", result())
+    write_run(here / "bad", result(seed=2))
+    (here / "bad" / "result.json").unlink()
+    for name in ("bad/result.json", "good/metrics.csv", "sweep.json", "gone.txt"):
+        os.mkfifo(here / name)
+    (here / "gone.overrides.json").write_text("[]")
+    runs, problems = read([here])
+    assert [run.folder for run in runs] == ["good"]
+    assert {problem.folder for problem in problems} == {".", "bad", "gone", "good"}
+    assert [p.folder for p in problems if "is no regular file" in p.reason] == [".", "bad", "good"]
+    os.mkfifo(here / "runs.jsonl")
+    assert read([here / "runs.jsonl"]) == ([], [Problem("runs.jsonl", "does not exist")])
 
 
 def test_curves_are_thinned_and_densities_are_the_last(here):

@@ -1,4 +1,6 @@
+import functools
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -77,7 +79,12 @@ def test_runs_of_two_places_with_one_name_are_two_runs(tmp_path, monkeypatch):
         ({"curves": {"val/acc": {"steps": [1], "values": []}}}, "as many steps as values"),
         ({"curves": {"val/acc": {"steps": [1.5], "values": [1]}}}, "must be whole numbers"),
         ({"curves": {"val/acc": {"steps": [1], "values": [None]}}}, "must be finite numbers"),
+        ({"curves": {"val/acc": {"steps": [2**60], "values": [1]}}}, "must be whole numbers"),
         ({"densities": {"a": 3}}, "densities.a must be at least 0 and at most 1"),
+        ({"command": "\ud800"}, "surrogates not allowed"),
+        ({"options": {"fraction": 10**400}}, "is too large"),
+        ({"options": {"fraction": math.nan}}, "JSON knows no NaN"),
+        ({"options": functools.reduce(lambda inner, _: [inner], range(600), {})}, "nested"),
     ],
 )
 def test_a_bad_line_is_named_and_the_others_are_read(tmp_path, monkeypatch, change, reason):
@@ -94,6 +101,19 @@ def test_a_bad_line_is_named_and_the_others_are_read(tmp_path, monkeypatch, chan
         f"runs.jsonl line {number}" for number in (3, 4, 5)
     ]
     assert reason in problems[0].reason
+
+
+def test_a_line_of_other_bytes_and_one_of_any_length(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "a", result())
+    line = to_run_lines(Comparison(tuple(read(["a"])[0]))).encode()
+    Path("runs.jsonl").write_bytes(line + b"\xff\n" + line)
+    assert [problem.folder for problem in read(["runs.jsonl"])[1]] == ["runs.jsonl line 2"]
+    with Path("runs.jsonl").open("wb") as file:
+        file.write(line)
+        file.truncate(2**40)
+    runs, (problem,) = read(["runs.jsonl"])
+    assert (len(runs), problem.folder) == (1, "runs.jsonl line 2")
 
 
 def test_a_file_that_holds_something_else_is_named(tmp_path, monkeypatch):

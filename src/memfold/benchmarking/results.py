@@ -11,7 +11,6 @@ its group in the same round. They are empty for a case that failed, and `relativ
 case did.
 """
 
-import json
 import os
 import platform
 import statistics
@@ -26,6 +25,7 @@ import torch
 from memfold.benchmarking.cases import Case
 from memfold.benchmarking.runner import Measurement
 from memfold.errors import InputError
+from memfold.files import read_json
 from memfold.training.result import describe_environment
 
 __all__ = ["Entry", "by_group", "describe_machine", "read_results", "summarise"]
@@ -104,7 +104,7 @@ def read_results(path: Path) -> dict[str, Any]:
         InputError: It cannot be read, or is something else.
     """
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = read_json(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as a results.json ({error})") from error
     if not isinstance(results, dict) or not isinstance(results.get("cases"), list):

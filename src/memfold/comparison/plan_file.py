@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from memfold.errors import InputError
+from memfold.files import read_yaml_text
 
 __all__ = ["read_mapping"]
 
@@ -32,9 +33,8 @@ def read_mapping(path: Path) -> Any:
         InputError: It cannot be read, or a mapping names a key twice.
     """
     try:
-        with path.open(encoding="utf-8") as file:
-            return yaml.load(file, _Loader)
+        return yaml.load(read_yaml_text(path), _Loader)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from memfold.comparison.folders import CHOICES, OTHERS
+from memfold.files import open_regular
 from memfold.reporting.checks import keep_first, natural, sort_problems, warn_of_unequal_training
 from memfold.reporting.fields import UnusableError
 from memfold.reporting.labels import label_methods, label_settings
@@ -18,6 +19,7 @@ __all__ = ["read"]
 
 _INSIDE_RUNS = {PACKED, ROUNDS, "checkpoints", "wandb"}
 _STUDY = "study.db"
+_MAX_PRINTED = 2**24
 _TRIALS = "trials"
 
 
@@ -106,7 +108,8 @@ def _read_folder(root: Path, seen: set[Path]) -> tuple[list[Run], list[Problem]]
 def _why_no_folder(printed: Path) -> str:
     """Say why a run that `memfold.launching` has started left no folder."""
     try:
-        lines = printed.read_text(encoding="utf-8", errors="replace").splitlines()
+        with open_regular(printed) as file:
+            lines = file.read(_MAX_PRINTED).decode("utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from memfold.errors import InputError
+from memfold.files import open_regular
 from memfold.reporting.fields import SMALLEST_RATIO
 from memfold.reporting.records import Problem, Reference, Setting
 
@@ -60,7 +61,7 @@ def _describe_repeated(kept: Reference, other: Reference) -> str:
 
 def _read(file: Path) -> list[Reference]:
     try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
+        with open_regular(file, "r", encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines)
             missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
             if missing:

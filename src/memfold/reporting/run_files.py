@@ -1,21 +1,24 @@
 """One run folder: its `result.json`, the packed ones below it, and its `metrics.csv`."""
 
 import csv
-import json
 import math
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePath
 
+from memfold.files import open_regular, read_json
 from memfold.reporting.fields import SMALLEST_RATIO, Fields, UnusableError
 from memfold.reporting.records import Curve, Problem, Run, Setting
 from memfold.training.run_folder import METRICS, PACKED, RESULT
 
-__all__ = ["MAX_POINTS", "load_json", "read_run_folder"]
+__all__ = ["MAX_POINTS", "MAX_STEPS", "load_json", "read_run_folder"]
 
 MAX_POINTS = 200
 """Of a curve: more than a plot can show."""
+_LONGEST_LINE = 2**20
+MAX_STEPS = 2**53
+"""What a float counts."""
 _BITS = (32, 16, 8, 4)
 _NO_OPTIONS = (
     "name",
@@ -72,14 +75,14 @@ def load_json(path: Path) -> object:
     Raises:
         UnusableError: There is none, or it is damaged.
     """
-    if not path.is_file():
-        raise UnusableError(f"no {path.name}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UnusableError(f"no {path.name}") from error
     except OSError as error:
         reason = error.strerror or error
         raise UnusableError(f"{path.name} cannot be read: {reason}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UnusableError(f"{path.name} is truncated or no JSON ({error})") from error
 
 
@@ -174,13 +177,14 @@ def _shorten(command: str) -> str:
 
 def _read_metrics(path: Path) -> tuple[dict[str, Curve], dict[str, float]]:
     """Read the curves, and the last densities, of a metrics.csv; both empty without one."""
-    if not path.is_file():
+    if not path.exists():
         return {}, {}
     curves: dict[str, dict[int, float]] = {}
     densities: dict[str, float] = {}
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.reader(file)
+        with open_regular(path, "r", encoding="utf-8", newline="") as file:
+            # A longer line is read in parts, which are not complete.
+            reader = csv.reader(iter(lambda: file.readline(_LONGEST_LINE), ""))
             names = next(reader, [])
             if "step" not in names:
                 raise UnusableError("no column 'step'")
@@ -210,7 +214,10 @@ def _read_row(
                 raise UnusableError(f"{name} must be at least 0 and at most 1, not {text}")
             densities[name.removeprefix(_DENSITY)] = value
         else:
-            curves.setdefault(name, {})[int(row["step"])] = value
+            step = int(row["step"])
+            if not 0 <= step < MAX_STEPS:
+                raise UnusableError(f"no run has {row['step'][:20]} steps")
+            curves.setdefault(name, {})[step] = value
 
 
 def _thin(values: Mapping[int, float]) -> Curve:

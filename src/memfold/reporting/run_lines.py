@@ -3,14 +3,18 @@
 import dataclasses
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
+from memfold.files import open_regular, parse_json
 from memfold.reporting.fields import SMALLEST_RATIO, Fields, UnusableError
 from memfold.reporting.records import Comparison, Curve, Problem, Run, Setting
+from memfold.reporting.run_files import MAX_STEPS
 
 __all__ = ["RUN_LINES", "read_run_lines", "to_run_lines"]
 
 RUN_LINES = "runs.jsonl"
+_LONGEST_LINE = 2**24
 _KIND = "kind"
 _RUN, _PROBLEM = "run", "problem"
 
@@ -29,13 +33,13 @@ def read_run_lines(path: Path, name: str) -> tuple[list[Run], list[Problem]]:
         path: The file.
         name: What it is called in a report.
     """
+    runs, problems = [], []
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = list(_lines(path))
     except OSError as error:
         return [], [Problem(name, f"cannot be read: {error.strerror or error}")]
-    except ValueError:
+    if lines and not _is_text(lines[0]):
         return [], [Problem(name, "is no text")]
-    runs, problems = [], []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -53,10 +57,27 @@ def read_run_lines(path: Path, name: str) -> tuple[list[Run], list[Problem]]:
     return runs, problems
 
 
-def _load(line: str) -> object:
+def _lines(path: Path) -> Iterator[bytes]:
+    """Yield lines; one that is too long is cut, and nothing behind it is read."""
+    with open_regular(path) as file:
+        while line := file.readline(_LONGEST_LINE):
+            yield line
+            if len(line) == _LONGEST_LINE:
+                return
+
+
+def _is_text(line: bytes) -> bool:
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
+        line.decode("utf-8")
+    except ValueError:
+        return False
+    return True
+
+
+def _load(line: bytes) -> object:
+    try:
+        return parse_json(line.decode("utf-8"))
+    except ValueError as error:
         raise UnusableError(f"truncated or no JSON ({error})") from error
 
 
@@ -97,7 +118,7 @@ def _curve(fields: Fields) -> Curve:
     steps, values = fields.values.get("steps"), fields.values.get("values")
     if not isinstance(steps, list) or not isinstance(values, list) or len(steps) != len(values):
         raise UnusableError("a curve must have as many steps as values")
-    if not all(type(step) is int for step in steps):
+    if not all(type(step) is int and 0 <= step < MAX_STEPS for step in steps):
         raise UnusableError("the steps of a curve must be whole numbers")
     if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
         raise UnusableError("the values of a curve must be finite numbers")

@@ -3,7 +3,6 @@
 Needs the extra `wandb`. Panels name what `memfold.training.wandb_values` writes.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from wandb_workspaces.reports.v2.interface import ParallelCoordinatesPlotColumn
 from wandb_workspaces.workspaces.internal import View
 
 from memfold.errors import InputError
+from memfold.files import read_json
 from memfold.reporting.styles import styles
 
 __all__ = ["Selection", "build_workspace", "read_workspace", "write_workspace"]
@@ -134,7 +134,9 @@ def read_workspace(path: Path, changes: Mapping[str, str]) -> workspaces.Workspa
         InputError: The file cannot be read, or is no such definition.
     """
     try:
-        definition = json.loads(path.read_text(encoding="utf-8"))
+        definition = read_json(path)
+        if not isinstance(definition, dict):
+            raise TypeError
         view = View.model_validate({**definition, **changes})
         return workspaces.Workspace._from_model(view)
     except OSError as error:

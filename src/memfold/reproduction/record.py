@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from memfold.errors import InputError
+from memfold.files import read_json
 from memfold.reproduction.grid import Grid
 from memfold.training.run_folder import write_text_atomically
 
@@ -20,7 +21,7 @@ def refuse_other_grid(out: Path, grid: Grid) -> None:
     """
     file = out / _RECORD
     try:
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = read_json(file)
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:

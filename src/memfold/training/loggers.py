@@ -10,6 +10,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from memfold.errors import InputError
+from memfold.files import read_text
 from memfold.training.run_folder import METRICS, write_text_atomically, writing
 
 __all__ = [
@@ -109,9 +110,16 @@ class MetricsFile(Logger):
     def _read(self) -> list[dict[str, Any]]:
         if not self._path.exists():
             return []
-        text = self._path.read_text(encoding="utf-8")
-        whole_lines = text[: text.rfind("\n") + 1]  # a kill may have cut the last row short
-        return list(csv.DictReader(io.StringIO(whole_lines)))
+        try:
+            text = read_text(self._path)
+            whole_lines = text[: text.rfind("\n") + 1]  # a kill may have cut the last row short
+            return list(csv.DictReader(io.StringIO(whole_lines)))
+        except OSError as error:
+            raise InputError(f"{self._path} cannot be read: {error.strerror}") from error
+        except (ValueError, csv.Error) as error:
+            raise InputError(
+                f"{self._path} is damaged ({error}): remove it to go on without the earlier rows"
+            ) from error
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         names = dict.fromkeys(key for row in rows for key in row if key)

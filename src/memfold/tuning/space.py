@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from memfold.errors import InputError
+from memfold.files import read_yaml_text
 
 if TYPE_CHECKING:
     import optuna
@@ -129,7 +130,7 @@ def read_space(path: Path) -> Space:
         InputError: The file cannot be read, or a key or value in it is wrong.
     """
     try:
-        loaded = OmegaConf.create(path.read_text(encoding="utf-8"))
+        loaded = OmegaConf.create(read_yaml_text(path))
         content: Any = OmegaConf.to_container(loaded)
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
