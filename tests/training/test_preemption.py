@@ -52,7 +52,7 @@ def assert_terminated(folder: Path) -> None:
     assert result["status"] == "failed"
     assert result["error"].startswith(reason)
     named = shlex.split(result["error"].removeprefix(reason))  # code, for which no folder stands
-    assert all("target=training." in text for text in named)
+    assert all("=training." in text for text in named)
 
 
 # 10 steps an epoch; the rounds of a lottery ticket start at step 13.
@@ -217,7 +217,7 @@ def test_two_ranks_stop_and_go_on_exactly(
     status, _, err = train(*job, *sigterm_in(hook, number, rank), f"hydra.run.dir={tmp_path}")
     assert (status, err) == (143, "")
     assert_terminated(tmp_path)
-    named = [text for text in (*job, *sigterm_in(hook, number)) if "target=training." in text]
+    named = [text for text in (*job, *sigterm_in(hook, number)) if "=training." in text]
     status, _, err = train(f"resume={tmp_path}", *named, "~callbacks.sender")
     assert (status, err) == (0, "")
     assert not differences(tmp_path, two_ranks(strategy))
