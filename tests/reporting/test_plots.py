@@ -4,15 +4,24 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from memfold.reporting.details import draw_curves, draw_densities, draw_memory
 from memfold.reporting.drawing import house_style
 from memfold.reporting.planes import draw_plane
 from memfold.reporting.plots import draw
 from memfold.reporting.reading import read
-from memfold.reporting.records import Comparison, Reference, Setting
-from memfold.reporting.statistics import AXES, pareto_front, points
+from memfold.reporting.records import Comparison, Curve, Reference, Setting
+from memfold.reporting.statistics import (
+    AXES,
+    at_most_bits,
+    common_request,
+    pareto_front,
+    points,
+)
 from memfold.reporting.styles import styles
 from reporting.fabricated import packed, result, write_run
 from reporting.page.comparisons import one_run
+
+CURVE = {"val/acc": Curve((1, 2), (0.1, 0.2))}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +57,33 @@ def test_every_setting_gets_the_figures_that_it_has_values_for(comparison, tmp_p
     for file in tmp_path.glob("*.png"):
         with Image.open(file) as picture:
             assert picture.width >= 1200
-    assert all(file.read_bytes().startswith(b"%PDF") for file in tmp_path.glob("*.pdf"))
+    for file in tmp_path.glob("*.pdf"):
+        contents = file.read_bytes()
+        assert contents.startswith(b"%PDF")
+        assert b"/TrueType" in contents or b"/CIDFontType2" in contents
+        assert b"/Type3" not in contents
+
+
+def test_the_figures_show_one_ratio_and_every_training_once():
+    """Of a method without a common ratio, of what was packed later, and in every figure."""
+    ratios = (0.3, 0.1, 0.03)
+    kept = {"stem": 0.2, "head": 0.9}
+    runs = [one_run("stable_rps", ratio=ratio, curves=CURVE) for ratio in ratios]
+    runs += [one_run("mag", ratio=r, densities=kept, curves=CURVE) for r in (*ratios, 0.01)]
+    runs += [one_run("mag", ratio=r, bits=8, peak_bytes=1) for r in (*ratios, 0.01)]
+    request, trained, looks = common_request(runs), at_most_bits(runs), styles(["mag"])
+    looks |= styles(["stable_rps"])
+    assert [run.bits for run in trained] == [32] * 7
+    with house_style():
+        memory = draw_memory(trained, request, looks)
+        curves = draw_curves(trained, request, looks)
+        density = draw_densities(trained, request, looks)
+    for figure in (memory, curves, density):
+        assert figure.get_suptitle().endswith("(ratio 0.1)")
+    assert [t.get_text() for t in density.axes[0].get_xticklabels()] == ["stem", "head"]
+    with house_style():
+        alone = draw_densities([run for run in trained if run.ratio < 0.02], request, looks)
+    assert alone.get_suptitle().endswith("(ratio 0.01)")
 
 
 def test_there_is_no_accuracy_above_all_or_below_nothing():

@@ -21,21 +21,25 @@ _MEMORY: tuple[tuple[str, Callable[[Run], int | None]], ...] = (
     ("peak of training", lambda run: run.peak_bytes),
 )
 _CURVES = (("val/acc", "validation accuracy, %"), ("train/loss", "training loss"))
+Request = tuple[str, float]
 _MAX_NAMES = 24
 _LONGEST_NAME = 26
 
 
-def draw_memory(runs: Sequence[Run], styles: Mapping[str, Style]) -> Figure | None:
+def draw_memory(
+    runs: Sequence[Run], request: Request | None, styles: Mapping[str, Style]
+) -> Figure | None:
     """Draw the bytes of the train state and the peak, with the accuracy beside each bar.
 
     Args:
-        runs: Of one setting, at one number of bits.
+        runs: Of one setting, each training once.
+        request: What was asked of those that are shown; dense is shown in any case.
         styles: Of every method.
 
     Returns:
         `None` where neither was measured.
     """
-    methods, note = _at_common_request(runs)
+    methods, note = _at_request(runs, request)
     panels = [
         (title, found)
         for title, value in _MEMORY
@@ -71,17 +75,20 @@ def draw_memory(runs: Sequence[Run], styles: Mapping[str, Style]) -> Figure | No
     return figure
 
 
-def draw_curves(runs: Sequence[Run], styles: Mapping[str, Style]) -> Figure | None:
+def draw_curves(
+    runs: Sequence[Run], request: Request | None, styles: Mapping[str, Style]
+) -> Figure | None:
     """Draw validation accuracy and training loss over the optimizer steps, means over seeds.
 
     Args:
-        runs: Of one setting, at one number of bits.
+        runs: Of one setting, each training once.
+        request: What was asked of those that are shown; dense is shown in any case.
         styles: Of every method.
 
     Returns:
         `None` where no run has curves.
     """
-    methods, note = _at_common_request(runs)
+    methods, note = _at_request(runs, request)
     panels = [
         (title, found)
         for name, title in _CURVES
@@ -102,17 +109,23 @@ def draw_curves(runs: Sequence[Run], styles: Mapping[str, Style]) -> Figure | No
     return figure
 
 
-def draw_densities(runs: Sequence[Run], styles: Mapping[str, Style]) -> Figure | None:
+def draw_densities(
+    runs: Sequence[Run], request: Request | None, styles: Mapping[str, Style]
+) -> Figure | None:
     """Draw the share of weights that each sparse method keeps in each tensor.
 
     Args:
-        runs: Of one setting, at one number of bits.
+        runs: Of one setting, each training once.
+        request: What was asked of those that are shown; dense is shown in any case.
         styles: Of every method.
 
     Returns:
         `None` where no run is sparse.
     """
-    methods, note = _at_common_request([run for run in runs if run.densities])
+    sparse = [run for run in runs if run.densities]
+    if not any(run.request == request for run in sparse):
+        request = common_request(sparse)
+    methods, note = _at_request(sparse, request)
     if not methods:
         return None
     tensors = list(
@@ -155,9 +168,8 @@ def _scale_densities(axes: Axes, densities: Sequence[float]) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
 
 
-def _at_common_request(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], str]:
-    """Choose the runs of the ratio that most methods have, and say so; dense comes first."""
-    request = common_request(runs)
+def _at_request(runs: Sequence[Run], request: Request | None) -> tuple[dict[str, list[Run]], str]:
+    """Choose the runs of a request, and say which it is; dense comes first."""
     chosen = [run for run in runs if run.is_dense or run.request == request]
     methods: dict[str, list[Run]] = defaultdict(list)
     for run in sorted(chosen, key=lambda run: (not run.is_dense, run.method)):

@@ -49,6 +49,7 @@ def house_style() -> AbstractContextManager[None]:
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.axisbelow": True,
+        "pdf.fonttype": 42,  # Type 3 fonts are what some journals refuse
         "text.parse_math": False,  # names are the runs' own and may hold a dollar
     }
     return mpl.rc_context(settings)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from memfold.reporting.records import Run
 
-__all__ = ["differences"]
+__all__ = ["differences", "overrides"]
 
 _UNSET = "its default"
 # Known from the results, or of no effect on them.
@@ -24,18 +24,19 @@ def differences(runs: Sequence[Run]) -> list[tuple[str, dict[str, Run]]]:
     Returns:
         The name of each override, and its values, each with the first run that has it.
     """
-    known = [(run, _overrides(run.command)) for run in runs if run.command]
+    known = [(run, overrides(run.command)) for run in runs if run.command]
     found = []
-    for name in sorted({name for _, overrides in known for name in overrides}):
+    for name in sorted({name for _, given in known for name in given}):
         values: dict[str, Run] = {}
-        for run, overrides in known:
-            values.setdefault(overrides.get(name, _UNSET), run)
+        for run, given in known:
+            values.setdefault(given.get(name, _UNSET), run)
         if len(values) > 1:
             found.append((name, values))
     return found
 
 
-def _overrides(command: str) -> dict[str, str]:
+def overrides(command: str) -> dict[str, str]:
+    """Return the overrides of a command that say how its run was trained, with their values."""
     pairs = (word.partition("=") for word in _words(command))
     named = ((name.lstrip("+~"), value) for name, _, value in pairs)
     return {name: value for name, value in named if name and not _is_left_out(name)}

@@ -6,14 +6,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 
 from memfold.reporting.checks import natural
+from memfold.reporting.recipes import recipe, short_recipe
 from memfold.reporting.records import Comparison, Curve, Reference, Run, Setting
 from memfold.reporting.statistics import (
     AXES,
+    NEAR,
     NEGLIGIBLE_COST,
     TIE_ERRORS,
     Point,
     WinMatrix,
     at_best_bits,
+    at_most_bits,
+    common_request,
+    has_collapsed,
     mean_curve,
     num_trainings,
     points,
@@ -24,6 +29,7 @@ from memfold.reporting.styles import Style, comparison_styles
 __all__ = ["BEST_BITS", "page_data"]
 
 BEST_BITS = "best"
+_MOST = 0.75
 _COLUMNS: dict[str, Callable[[Run], float | None]] = {
     "stored_bytes": lambda run: run.stored_bytes,
     "stored_ratio": lambda run: run.stored_ratio,
@@ -46,6 +52,7 @@ def page_data(comparison: Comparison) -> dict[str, object]:
         ],
         "tieErrors": TIE_ERRORS,
         "negligibleCost": NEGLIGIBLE_COST,
+        "near": NEAR,
         "settings": [
             _setting(setting, runs, comparison.references, looks)
             for setting, runs in sorted(by_setting.items(), key=_largest_first)
@@ -70,11 +77,19 @@ def _setting(
 ) -> dict[str, object]:
     numbers = {id(run): number for number, run in enumerate(runs)}
     rows = points(runs, AXES["stored_bytes"])
-    at_ratios = _at_highest_bits(rows)
+    at_ratios = sorted(
+        points(at_most_bits(runs), AXES["stored_bytes"]), key=lambda point: (point.method, point.x)
+    )
+    common = common_request(runs)
+    widest = max(point.bits for point in rows)
     return {
         "data": setting.data,
         "backbone": setting.backbone,
         "numRuns": num_trainings(runs),
+        "training": short_recipe(runs),
+        "recipe": list(recipe(runs).items()),
+        "opensAt": next((_label(p) for p in rows if p.runs[0].request == common), None),
+        "opensNear": _is_crowded([point for point in rows if point.bits == widest]),
         "methods": _methods(runs, looks),
         "bits": sorted({run.bits for run in runs}, reverse=True),
         "runs": [_run(run) for run in runs],
@@ -85,6 +100,13 @@ def _setting(
         "wins": [_wins(matrix) for matrix in win_matrix(runs)],
         "references": _references([r for r in references if r.setting == setting], looks),
     }
+
+
+def _is_crowded(found: Sequence[Point]) -> bool:
+    """Tell whether most points stand close together only because a few others have collapsed."""
+    best = max(point.y for point in found)
+    num_near = sum(point.y >= best - NEAR for point in found)
+    return has_collapsed(found) and num_near >= _MOST * len(found)
 
 
 def _methods(runs: Iterable[Run], looks: Mapping[str, Style]) -> list[dict[str, object]]:
@@ -147,14 +169,6 @@ def _label(point: Point) -> str:
     if kind == "budget_bytes":
         return f"{value:,.0f} bytes"
     return f"~{value:g}" if kind == "found" and point.strategy != "dense" else f"{value:g}"
-
-
-def _at_highest_bits(found: Iterable[Point]) -> list[Point]:
-    """Keep one point of each training: what is packed to fewer bits was trained once."""
-    highest: dict[tuple[str, str], Point] = {}
-    for point in sorted(found, key=lambda p: p.bits):
-        highest[point.method, _label(point)] = point
-    return sorted(highest.values(), key=lambda p: (p.method, p.x))
 
 
 def _curves(point: Point) -> list[dict[str, object]]:

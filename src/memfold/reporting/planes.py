@@ -18,13 +18,10 @@ from memfold.reporting.drawing import (
     title_of,
 )
 from memfold.reporting.records import Reference
-from memfold.reporting.statistics import Axis, Point, pareto_front
+from memfold.reporting.statistics import NEAR, Axis, Point, has_collapsed, pareto_front
 from memfold.reporting.styles import Style
 
 __all__ = ["draw_plane"]
-
-_NEAR = 0.1  # of accuracy below the best: what is shown once more where the rest is far below
-_FAR = 0.25
 
 
 def draw_plane(
@@ -51,14 +48,14 @@ def draw_plane(
     what = re.split("[:,]", axis.title)[0]
     title = f"{title_of(setting)}: test accuracy over {what} ({note})"
     best = max(point.y for point in points)
-    has_collapsed = min(point.y for point in points) < best - _FAR
+    is_split = has_collapsed(points)
     figure, panels = (
-        new_figure(2, 7.6, title, stacked=True) if has_collapsed else new_figure(1, 4.9, title)
+        new_figure(2, 7.6, title, stacked=True) if is_split else new_figure(1, 4.9, title)
     )
     for axes in panels:
         _draw_panel(axes, points, axis, styles, references)
-    if has_collapsed:
-        panels[0].set_ylim(best - _NEAR, best + _NEAR / 10)
+    if is_split:
+        panels[0].set_ylim(best - NEAR, best + NEAR / 10)
         panels[0].set_xlabel("")
     add_legend(figure, panels)
     return figure

@@ -14,8 +14,14 @@ from PIL import Image
 from memfold.reporting.details import draw_curves, draw_densities, draw_memory
 from memfold.reporting.drawing import house_style
 from memfold.reporting.planes import draw_plane
-from memfold.reporting.records import Comparison, Run, Setting
-from memfold.reporting.statistics import AXES, at_best_bits, points
+from memfold.reporting.records import Comparison, Setting
+from memfold.reporting.statistics import (
+    AXES,
+    at_best_bits,
+    at_most_bits,
+    common_request,
+    points,
+)
 from memfold.reporting.styles import Style, comparison_styles
 from memfold.training.run_folder import replacing
 
@@ -63,18 +69,14 @@ def _figures(
         axis = AXES["stored_bytes"]
         found = at_best_bits(points(runs, axis))
         yield f"{axis.key}-best_bits", draw_plane(found, axis, looks, note="best bits a value")
+    request, trained = common_request(runs), at_most_bits(runs)
     for name, figure in (
-        ("memory", draw_memory(widest, looks)),
-        ("curves", draw_curves(_with_curves(runs), looks)),
-        ("density", draw_densities(_with_curves(runs), looks)),
+        ("memory", draw_memory(trained, request, looks)),
+        ("curves", draw_curves(trained, request, looks)),
+        ("density", draw_densities(trained, request, looks)),
     ):
         if figure is not None:
             yield name, figure
-
-
-def _with_curves(runs: Sequence[Run]) -> list[Run]:
-    """Leave out what was packed later: its training is that of another entry."""
-    return [run for run in runs if run.curves or run.densities]
 
 
 def _stems(settings: Sequence[Setting]) -> Iterator[tuple[Setting, str]]:

@@ -61,6 +61,8 @@ class Run:
     """What was asked for instead of a ratio."""
     options: Mapping[str, object] = field(default_factory=dict)
     """The strategy's options, without ratio, bytes, bits and seed; `distill`: its teacher."""
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    """How it was trained, named as on the command line; empty where the result does not say."""
     environment: Mapping[str, object] = field(default_factory=dict)
     command: str = ""
     curves: Mapping[str, Curve] = field(default_factory=dict)

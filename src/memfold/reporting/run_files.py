@@ -129,6 +129,7 @@ def _parse(result: object, name: str) -> Run:
         epochs=training.number_or_none("epochs", 0),
         steps=training.integer_or_none("steps", 0),
         options=_options(compression.values, fields.values.get("distill")),
+        recipe=dict(Fields(fields.values.get("recipe") or {}, "recipe").values),
         environment=dict(Fields(fields.values.get("environment") or {}, "environment").values),
         command=_shorten(str(fields.values.get("command") or "")),
     )

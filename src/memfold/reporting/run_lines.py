@@ -107,6 +107,7 @@ def _run(fields: Fields) -> Run:
         epochs=fields.number_or_none("epochs", 0),
         steps=fields.integer_or_none("steps", 0),
         options=dict(fields.section("options").values),
+        recipe=dict(Fields(fields.values.get("recipe") or {}, "recipe").values),
         environment=dict(fields.section("environment").values),
         command=str(fields.values.get("command") or ""),
         curves={key: _curve(curves.section(key)) for key in curves.values},

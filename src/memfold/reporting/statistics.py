@@ -16,6 +16,7 @@ from memfold.reporting.records import Curve, Run, Setting
 
 __all__ = [
     "AXES",
+    "NEAR",
     "NEGLIGIBLE_COST",
     "TIE_ERRORS",
     "Axis",
@@ -24,7 +25,9 @@ __all__ = [
     "Point",
     "WinMatrix",
     "at_best_bits",
+    "at_most_bits",
     "common_request",
+    "has_collapsed",
     "is_tie",
     "mean_curve",
     "num_trainings",
@@ -36,6 +39,9 @@ __all__ = [
 TIE_ERRORS = 2.0
 NEGLIGIBLE_COST = 0.01
 """Relative difference in cost that saves nothing: some bytes of metadata, the noise of a clock."""
+NEAR = 0.1
+"""Of accuracy below the best: what is shown enlarged where the rest is far below."""
+_FAR = 0.25
 _ROUNDING = 1e-9  # of accuracies that were averaged in another order
 
 
@@ -162,6 +168,25 @@ def at_best_bits(points: Iterable[Point]) -> list[Point]:
         methods[point.setting, point.method].append(point)
     fronts = [point for own in methods.values() for point in pareto_front(own)]
     return sorted(fronts, key=lambda p: (p.x, -p.y))
+
+
+def has_collapsed(points: Iterable[Point]) -> bool:
+    """Return whether some accuracies are so far below the best that the others cannot be told."""
+    accuracies = [point.y for point in points]
+    return min(accuracies) < max(accuracies) - _FAR
+
+
+def at_most_bits(runs: Iterable[Run]) -> list[Run]:
+    """Keep, of each method at each request, the runs with the most bits: what was trained.
+
+    What was packed into fewer bits later has the same training, which should not count twice.
+    """
+    runs = list(runs)
+    most: dict[object, int] = {}
+    for run in runs:
+        key = (run.setting, run.method, run.request)
+        most[key] = max(run.bits, most.get(key, 0))
+    return [run for run in runs if run.bits == most[run.setting, run.method, run.request]]
 
 
 def common_request(runs: Iterable[Run]) -> tuple[str, float] | None:

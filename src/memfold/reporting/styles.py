@@ -59,23 +59,25 @@ _MARKERS = {
     "hexagon2": "H",
 }
 _SYMBOLS = tuple(_MARKERS)
-# Strategy -> colour, dash, symbol. The three most used have the colours of Okabe and Ito (2008).
+# Strategy -> colour, dash, symbol. The shared vectors have colours of Okabe and Ito (2008). The
+# others are as far as can be from them and from each other, those with the same dash above all, to
+# eyes with and without red, green or blue cones: tests/reporting/test_styles.py says how far.
 _KNOWN = {
     "dense": ("#000000", "solid", "star"),
     "stable_rps": ("#0072B2", "solid", "circle"),
     "roast": ("#D55E00", "solid", "square"),
     "hashednet": ("#009E73", "solid", "triangle-up"),
-    "rand": ("#7F7F7F", "dashdot", "diamond"),
-    "mag": ("#AA4499", "dashdot", "triangle-down"),
-    "snip": ("#8C6D00", "dashdot", "cross"),
-    "grasp": ("#5B8C00", "dashdot", "x"),
-    "synflow": ("#C2185B", "dashdot", "pentagon"),
-    "ltr": ("#6B3E26", "dot", "hexagon"),
-    "set": ("#E0559A", "dot", "triangle-left"),
-    "rigl": ("#332288", "dot", "triangle-right"),
-    "supermask": ("#1A9CB0", "longdashdot", "octagon"),
-    "small": ("#00564A", "longdash", "diamond-tall"),
-    "low_rank": ("#8F1D1D", "longdash", "hexagon2"),
+    "rand": ("#95929F", "dashdot", "diamond"),
+    "mag": ("#7F3584", "dashdot", "triangle-down"),
+    "snip": ("#8C7045", "dashdot", "cross"),
+    "grasp": ("#52580D", "dashdot", "x"),
+    "synflow": ("#4A0620", "dashdot", "pentagon"),
+    "ltr": ("#701D00", "dot", "hexagon"),
+    "set": ("#11556D", "dot", "triangle-left"),
+    "rigl": ("#9074FC", "dot", "triangle-right"),
+    "supermask": ("#3928A1", "longdashdot", "octagon"),
+    "small": ("#043E27", "longdash", "diamond-tall"),
+    "low_rank": ("#AD4762", "longdash", "hexagon2"),
 }
 
 

@@ -5,6 +5,7 @@ import io
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
+from memfold.reporting.recipes import short_recipe
 from memfold.reporting.records import Comparison, Problem, Reference, Run, Setting
 from memfold.reporting.statistics import (
     AXES,
@@ -99,7 +100,10 @@ def to_markdown(comparison: Comparison, title: str) -> str:
     matrices = win_matrix(comparison.runs)
     for setting in sorted({run.setting for run in comparison.runs}):
         rows = [p for p in _rows(comparison.runs) if p.setting == setting]
-        lines += ["", f"## {_escape(_name(setting))}", "", *_table(_HEADS, map(_cells, rows))]
+        lines += ["", f"## {_escape(_name(setting))}", ""]
+        training = short_recipe([run for run in comparison.runs if run.setting == setting])
+        lines += [f"Training: {_escape(training)}.", ""] if training else []
+        lines += _table(_HEADS, map(_cells, rows))
         for matrix in matrices:
             if matrix.setting == setting:
                 lines += _matrix(matrix)

@@ -6,6 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from memfold.training.processes import is_rank_zero
 from memfold.training.run_folder import RESULT, read_result, write_text_atomically
 
 __all__ = ["UNFINISHED", "ResultFile", "describe_environment", "describe_job", "without_nonfinite"]
+
+_OF_NO_EFFECT = {"data.root", "data.seed", "data.download"}
 
 UNFINISHED = "not finished: still running, or killed before the end"
 
@@ -81,6 +84,7 @@ def describe_job(cfg: DictConfig) -> dict[str, Any]:
         "backbone": target or choices.get("backbone"),
         "data": choices.get("data"),
         "task": choices.get("task"),
+        "recipe": _describe_recipe(config, choices),
         "environment": {**describe_environment(), "device": None, "world_size": None},
         # Known when the run is completed; a failed one has the keys too.
         "distill": None,
@@ -92,6 +96,22 @@ def describe_job(cfg: DictConfig) -> dict[str, Any]:
         "memory": None,
         "time": None,
     }
+
+
+def _describe_recipe(config: Mapping[Any, Any], choices: Mapping[str, Any]) -> dict[str, object]:
+    """Return what decides how the network is trained, named as on the command line."""
+    recipe: dict[str, object] = {}
+    for group in ("data", "optimizer", "scheduler", "task"):
+        if group in ("optimizer", "scheduler"):
+            recipe[group] = choices.get(group)
+        options = config.get(group)
+        for key, value in options.items() if isinstance(options, Mapping) else ():
+            if not str(key).startswith("_") and f"{group}.{key}" not in _OF_NO_EFFECT:
+                recipe[f"{group}.{key}"] = value
+    trainer = config.get("trainer")
+    for key in ("accumulate_grad_batches", "gradient_clip_val", "precision"):
+        recipe[f"trainer.{key}"] = trainer.get(key) if isinstance(trainer, Mapping) else None
+    return recipe
 
 
 def describe_environment() -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,7 +11,7 @@ from playwright.sync_api import expect
 from memfold.errors import InputError
 from memfold.reporting.page import write_page
 from memfold.reporting.records import Comparison, Curve, Problem, Reference, Setting
-from reporting.page.comparisons import FASHION, METHODS, SMALL, one_run, realistic
+from reporting.page.comparisons import DIGITS, FASHION, METHODS, SMALL, one_run, realistic
 from reporting.page.looking import hover, rows
 
 HOSTILE = (
@@ -62,6 +63,27 @@ def test_problems_are_counted_at_the_top_and_listed(open_page, small_page):
     assert rows(page, "#problem-list") == [[p.folder, p.reason] for p in problems]
     assert small_page.inner_text("#summary") == f"{summary}, no problems"
     assert small_page.locator("#problem-list").is_hidden()
+
+
+def test_the_training_stands_above_the_first_plot(open_page):
+    recipe = {"optimizer": "sgd", "optimizer.lr": 0.1, "optimizer.momentum": 0.9}
+    recipe |= {"data.batch_size": 128, "data.train_subset": 5000, "scheduler": "cosine"}
+    runs = (
+        one_run(recipe=recipe),
+        one_run("mag", ratio=0.1, recipe=recipe | {"optimizer.lr": 0.03}),
+        one_run("mag", ratio=0.1, command="train.py optimizer.lr=1 seed=3", setting=DIGITS),
+    )
+    page = open_page(Comparison(runs))
+    training = page.locator("#training")
+    assert training.inner_text() == (
+        "Training: epochs 6, steps 564, data.train_subset 5,000, data.batch_size 128, "
+        "optimizer sgd, optimizer.lr 0.03 | 0.1, scheduler cosine."
+    )
+    box = training.bounding_box()
+    assert box["y"] + box["height"] < page.locator("#plane").bounding_box()["y"] < 900
+    assert "optimizer.momentum0.9" in re.sub(r"\s", "", page.locator("#recipe").text_content())
+    page.get_by_role("tab", name="digits").click()
+    assert training.inner_text() == "Training: epochs 6, steps 564, optimizer.lr 1."
 
 
 def test_provenance(small_page):
@@ -129,6 +151,31 @@ def test_a_phone_needs_no_sideways_scrolling_and_no_pointed_fingers(open_page):
     summary.tap()
     page.evaluate("window.scrollTo(0, 2000)")
     assert 0 <= summary.bounding_box()["y"] < 50
+
+
+def test_a_phone_shows_stored_bytes_beside_the_accuracy(open_page):
+    runs = [replace(run, stored_bytes=44_700_000 + run.stored_bytes) for run in SMALL.runs]
+    runs[0] = replace(runs[0], method="stable_rps (gradient_scale=projection)")
+    phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+    page = open_page(Comparison(tuple(runs)), **phone)
+    cells = page.locator("#table tr > :nth-child(3)")
+    assert re.fullmatch(r"4\d,\d{3},\d{3}", cells.all_inner_texts()[1])
+    ends = cells.evaluate_all("nodes => nodes.map((n) => n.getBoundingClientRect().right)")
+    assert max(ends) <= 390
+
+
+def test_the_toolbar_covers_no_label(open_page):
+    page = open_page(realistic(methods=METHODS[:5], all_bits=(32,), seeds=(1,)))
+    inside = """node => {
+      const bar = node.querySelector(".modebar").getBoundingClientRect();
+      return [...node.querySelectorAll("text")].filter((text) => {
+        const box = text.getBoundingClientRect();
+        return box.width && box.right > bar.left && box.top < bar.bottom;
+      }).map((text) => text.textContent);
+    }"""
+    plots = page.locator(".plot:has(.modebar)")
+    assert plots.count() == 4
+    assert [plot.evaluate(inside) for plot in plots.all()] == [[], [], [], []]
 
 
 def test_no_toolbar_covers_points_on_a_narrow_screen(open_page):

@@ -44,6 +44,49 @@ def test_the_plane_can_show_what_is_near_the_best(small_page):
     assert small_page.evaluate(read) == pytest.approx(whole)
 
 
+def test_the_page_opens_near_the_best_where_most_points_crowd_there(open_page):
+    accuracies = ((0.3, 0.9), (0.1, 0.89), (0.03, 0.88), (0.01, 0.3))
+    runs = (
+        one_run(accuracy=0.9),
+        *(one_run(m, ratio=ratio, accuracy=a) for m in ("mag", "rand") for ratio, a in accuracies),
+        *(one_run("mag", ratio=r, accuracy=a, setting=DIGITS) for r, a in accuracies[2:]),
+    )
+    page = open_page(Comparison(runs))
+    read = "() => document.getElementById('plane')._fullLayout.yaxis.range"
+    assert page.is_checked("#near")
+    assert page.evaluate(read) == pytest.approx([80, 91])
+    note = page.locator("#plane-note")
+    assert '2 points below ("near the best" is on): mag, rand.' in note.inner_text()
+    page.uncheck("#near")
+    assert page.evaluate(read)[0] < 30
+    assert "below" not in note.inner_text()
+    page.get_by_role("tab", name="digits").click()
+    assert not page.is_checked("#near")
+    page.get_by_role("tab", name="fashion_mnist").click()
+    assert page.is_checked("#near")
+
+
+def ticks(page, plot):
+    return page.locator(f"#{plot} .xtick text").all_text_contents()
+
+
+def test_bytes_have_units_on_every_axis_also_when_zoomed(small_page):
+    assert "100 kB" in ticks(small_page, "plane")
+    zoom = "range => Plotly.relayout('plane', {'xaxis.range': range})"
+    small_page.evaluate(zoom, [4.6, 4.8])  # powers of ten
+    assert ticks(small_page, "plane") == ["40 kB", "45 kB", "50 kB", "55 kB", "60 kB"]
+    small_page.evaluate("Plotly.relayout('plane', {'xaxis.autorange': true})")
+    assert "100 kB" in ticks(small_page, "plane")
+    small_page.select_option("#axis", "peak_bytes")
+    assert all(tick.endswith(" MB") for tick in ticks(small_page, "plane"))
+    assert len(set(ticks(small_page, "plane"))) >= 3
+    small_page.evaluate(zoom, [91_001_000, 91_002_000])
+    assert ticks(small_page, "plane")[:2] == ["91.001 MB", "91.0012 MB"]
+    assert {tick[-2:] for tick in ticks(small_page, "memory")} == {" B", "MB"}
+    small_page.select_option("#axis", "ratio")
+    assert ticks(small_page, "plane") == ["0.01", "0.1", "1"]
+
+
 def test_the_dense_accuracy_is_a_line_with_its_number(small_page):
     mean = fmean(run.accuracy for run in SMALL.runs if run.is_dense and run.bits == 32)
     label = small_page.locator("#plane .annotation-text")
@@ -150,6 +193,7 @@ def test_a_single_run_does_not_hide_its_mean(open_page):
 def test_a_single_run_far_from_its_mean_tells_of_itself(open_page):
     mags = [one_run("mag", ratio=0.1, seed=s, accuracy=a) for s, a in ((1, 0.9), (2, 0.7))]
     page = open_page(Comparison((one_run(accuracy=0.1), *mags)))
+    page.uncheck("#near")
     hover(page, "mag")
     x, y = place(page, "mag")
     scale = "(() => { const {yaxis} = document.getElementById('plane')._fullLayout;"
@@ -196,7 +240,7 @@ def test_there_is_no_accuracy_above_all_or_below_nothing(open_page):
 def test_a_single_point_has_ticks_that_can_be_read(open_page):
     page = open_page(Comparison((one_run(ratio=None, stored_bytes=12_345),)))
     ticks = page.locator("#plane .xtick text").all_text_contents()
-    assert ticks == ["2k", "5k", "10k", "20k", "50k", "100k"]
+    assert ticks == ["2 kB", "5 kB", "10 kB", "20 kB", "50 kB", "100 kB"]
 
 
 def test_settings_are_never_in_one_picture(open_page):

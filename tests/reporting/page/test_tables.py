@@ -5,6 +5,7 @@ from statistics import fmean, stdev
 import pytest
 
 from memfold.reporting.records import Comparison, Curve
+from memfold.reporting.statistics import common_request
 from reporting.page.comparisons import NAMES, SMALL, one_run, realistic
 from reporting.page.looking import column, drawn, rows, toggle, traces
 
@@ -117,6 +118,17 @@ def test_curves_and_densities_are_means_over_seeds_at_the_ratio_that_is_chosen(o
     page.select_option("#ratio", "0.1")
     page.select_option("#metric", "train/loss")
     assert found() == {"snip": [2]}
+
+
+def test_the_page_opens_at_the_ratio_of_the_figures(open_page):
+    runs = realistic(methods=("mag", "rand"), all_bits=(32, 8), seeds=(1,)).runs
+    page = open_page(Comparison(runs))
+    assert page.input_value("#ratio") == "0.03"
+    request = common_request(runs)
+    assert request == ("ratio", 0.03)
+    mag = next(run for run in runs if run.method == "mag" and run.request == request)
+    bars = traces(page, "memory", "bars")[0]
+    assert dict(zip(bars["y"], bars["x"], strict=True))["mag"] == mag.peak_bytes
 
 
 def test_memory_bars_carry_their_numbers(small_page):

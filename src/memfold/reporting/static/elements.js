@@ -40,11 +40,12 @@ function spread(mean, std) {
   return std === null ? percent(mean) : `${percent(mean)} ${PLUS_MINUS} ${percent(std)}`;
 }
 
-function bytes(value) {
-  if (value < 1e4) return `${integer(value)} B`;
-  const [size, unit] = value < 1e6 ? [1e3, "kB"] : value < 1e9 ? [1e6, "MB"] : [1e9, "GB"];
-  return `${significant(value / size)} ${unit}`;
-}
+/** 20000 as 20 kB: on axes and in texts, as in the figures. */
+const bytesTo = (digits) => (value) => {
+  const [size, unit] = [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"]].find(([one]) => value >= one) ?? [1, "B"];
+  return `${Number((value / size).toPrecision(digits))} ${unit}`;
+};
+const bytes = bytesTo(3);
 
 const plural = (count, word) => `${integer(count)} ${word}${count === 1 ? "" : "s"}`;
 
@@ -66,13 +67,15 @@ function breakable(name) {
 
 const isNarrow = () => window.innerWidth < 600;
 const isTouched = () => window.matchMedia("(pointer: coarse)").matches;
+/** On a narrow screen it would cover points. */
+const hasToolbar = () => !isTouched() && !isNarrow();
 
 /** What all plots share. */
 function baseLayout(height) {
   return {
     autosize: true,
     height,
-    margin: { l: 56, r: 12, t: 12, b: 52 },
+    margin: { l: 56, r: 12, t: hasToolbar() ? 36 : 12, b: 52 }, // no label stands where the toolbar appears
     font: { family: "system-ui, sans-serif", size: 13, color: "#1b1f24" },
     paper_bgcolor: "#fff",
     plot_bgcolor: "#fff",
@@ -100,7 +103,7 @@ function logTicks(values, format) {
   if (low === high) [low, high] = [low - 1, high + 1]; // what plotly shows around a single value
   const span = high - low;
   if (span < 0.7) return {};
-  const inside = span > 4 ? [1] : span < 1.3 ? [1, 2, 3, 5] : isNarrow() ? [1, 3] : [1, 2, 5];
+  const inside = span > 4 ? [1] : span < 1.3 ? [1, 2, 3, 5] : isNarrow() ? (span > 2 ? [1] : [1, 3]) : [1, 2, 5];
   const decades = Math.ceil(high) - Math.floor(low) + 1;
   const tickvals = Array.from({ length: decades }, (_, i) => Math.floor(low) + i).flatMap((power) =>
     inside.map((digit) => Number(`${digit}e${power}`)),
@@ -108,14 +111,28 @@ function logTicks(values, format) {
   return { tickvals, ticktext: tickvals.map(format) };
 }
 
-/** 20000 as 20k. */
-function short(value) {
-  const [size, unit] = [[1e9, "G"], [1e6, "M"], [1e3, "k"], [1, ""]].find(([one]) => value >= one) ?? [1, ""];
-  return `${significant(value / size)}${unit}`;
+/** Ticks at round numbers of bytes, evenly apart, with as many digits as tell them from each other. */
+function byteTicks(low, high) {
+  const rough = (high - low) / (isNarrow() ? 3 : 6);
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * [1, 2, 5, 10].find((one) => one * power >= rough);
+  const first = Math.ceil(low / step);
+  const tickvals = Array.from({ length: Math.floor(high / step) - first + 1 }, (_, i) => (first + i) * step);
+  const digits = Math.max(3, Math.ceil(Math.log10(high / step)) + 1);
+  return { tickvals, ticktext: tickvals.map(bytesTo(digits)) };
 }
 
-/** Draw, or say why there is nothing to draw. */
-function draw(id, traces, layout, label, whenEmpty) {
+/** Give an axis of bytes the ticks of what it shows, which is known when it is drawn or zoomed. */
+function tickBytes(node) {
+  const { type, range } = node.layout.xaxis;
+  const isLog = type === "log";
+  const [low, high] = isLog ? range.map((power) => 10 ** power) : range;
+  const { tickvals, ticktext } = isLog && high > 5 * low ? logTicks([low, high], bytes) : byteTicks(low, high);
+  Plotly.relayout(node, { "xaxis.tickvals": tickvals, "xaxis.ticktext": ticktext });
+}
+
+/** Draw, or say why there is nothing to draw; `retick` is called when the x axis shows something else. */
+function draw(id, traces, layout, label, whenEmpty, retick = () => {}) {
   const node = byId(id);
   node.setAttribute("aria-label", traces.length ? label : whenEmpty);
   if (!traces.length) {
@@ -124,12 +141,19 @@ function draw(id, traces, layout, label, whenEmpty) {
     return;
   }
   if (node.querySelector(".empty")) node.replaceChildren();
+  const isFirst = !node.on;
   Plotly.react(node, traces, layout, {
     responsive: true,
     displaylogo: false,
-    // On a narrow screen it would cover points.
-    displayModeBar: isTouched() || isNarrow() ? false : "hover",
+    displayModeBar: hasToolbar() ? "hover" : false,
     // These and no others: plotly's own set can send the data to its maker's site.
     modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
   });
+  node.retick = retick;
+  node.retick(node);
+  if (isFirst) {
+    node.on("plotly_relayout", (change) => {
+      if (Object.keys(change).some((key) => /^xaxis\.(auto)?range/u.test(key))) node.retick(node);
+    });
+  }
 }

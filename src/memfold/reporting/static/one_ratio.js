@@ -50,8 +50,7 @@ function barAxes(found, key, title, number, height) {
       ...axisStyle,
       title: { text: title, standoff: 6 },
       range: [0, 1.35 * largest || 1],
-      exponentformat: "SI",
-      nticks: 5,
+      ...byteTicks(0, 1.35 * largest || 1),
       domain: domain(side ? [0.54, 1] : [0, 0.46]),
       anchor: `y${panel}`,
     },
@@ -72,8 +71,8 @@ function barAxes(found, key, title, number, height) {
 function drawMemory(setting, choice) {
   const found = rowsAtRatio(setting, choice.ratio, choice.isShown);
   const panels = [
-    ["peak_bytes", "peak above the start, bytes"],
-    ["train_state_bytes", "train state, bytes"],
+    ["peak_bytes", "peak above the start"],
+    ["train_state_bytes", "train state"],
   ].filter(([key]) => found.some(([, row]) => row[key] !== null));
   const traces = panels.map(([key, title], i) => barTrace(found, key, title, i + 1));
   const numLines = Math.max(1, ...found.map(([method]) => barName(method).split("<br>").length));

@@ -7,7 +7,7 @@ const choice = {
   axis: report.axes[0].key,
   bits: "",
   isLog: report.axes[0].isLog,
-  isNear: false,
+  isNear: false, // as the setting opens
   single: true,
   ratio: "",
   metric: "val/acc",
@@ -122,7 +122,8 @@ function fillControls() {
   const dense = new Set(setting.methods.filter((method) => method.isDense).map((method) => method.name));
   const rows = setting.rows.filter((row) => !dense.has(row.method)).sort((a, b) => b.order - a.order);
   const ratios = [...new Set(rows.map((row) => row.ratio))];
-  choice.ratio = fillSelect(byId("ratio"), ratios.map((ratio) => [ratio, ratio]), choice.ratio);
+  const wanted = ratios.includes(choice.ratio) ? choice.ratio : setting.opensAt;
+  choice.ratio = fillSelect(byId("ratio"), ratios.map((ratio) => [ratio, ratio]), wanted);
   const metrics = [...new Set(setting.curves.map((curve) => curve.metric))].sort();
   choice.metric = fillSelect(byId("metric"), metrics.map((metric) => [metric, metric]), choice.metric);
 }
@@ -130,10 +131,12 @@ function fillControls() {
 function drawAccuracy() {
   const setting = currentSetting();
   const axis = report.axes.find((one) => one.key === choice.axis);
-  const { absent } = drawPlane(setting, axis, { ...choice, isShown });
+  const { absent, below } = drawPlane(setting, axis, { ...choice, isShown });
   byId("log").checked = choice.isLog;
+  byId("near").checked = choice.isNear;
   byId("plane-title").textContent = `Accuracy over ${axis.title.split(/[,:]/)[0]}`;
   byId("plane-note").textContent = [
+    below.length ? `${plural(below.length, "point")} below ("near the best" is on): ${[...new Set(below.map((point) => point.method))].join(", ")}.` : "",
     choice.bits === "best" ? "Of each method, at any number of bits, the points that none of its own beats." : "",
     absent.length ? `Without a value here: ${absent.join(", ")}.` : "",
     setting.references.length && axis.key !== "ratio" ? "Published curves are known over the ratio only." : "",
@@ -170,13 +173,16 @@ function drawAll() {
 
 function openSetting(number) {
   choice.setting = number;
+  choice.isNear = currentSetting().opensNear;
   for (const [i, tab] of [...byId("settings").children].entries()) {
     tab.setAttribute("aria-selected", String(i === number));
     tab.tabIndex = i === number ? 0 : -1;
   }
+  byId("training").textContent = `Training: ${currentSetting().training || "not known"}.`;
   drawMethods();
   fillControls();
   drawAll();
+  drawRecipe(currentSetting());
 }
 
 function drawTabs() {

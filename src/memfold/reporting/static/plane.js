@@ -2,7 +2,6 @@
 
 const INK = "#1b1f24";
 const REFERENCE = "#57606a";
-const NEAR = 10; // points of accuracy
 const SINGLE_SIZE = 6;
 const MOST_LISTED = 5;
 const LABEL_LENGTH = 9; // characters of a line
@@ -177,28 +176,32 @@ function denseLabel(row) {
   };
 }
 
+const isOfBytes = (axis) => axis.key.endsWith("_bytes");
+
 function planeAxis(axis, isLog, points) {
   const style = {
     ...axisStyle,
     title: { text: axis.title, standoff: 8 },
     type: isLog ? "log" : "linear",
-    exponentformat: axis.key === "ratio" ? "none" : "SI",
+    exponentformat: "none",
   };
   const values = [...new Set(points.map((point) => point.x))].sort((a, b) => a - b);
-  if (!isLog || !values.length) return style;
-  if (axis.key !== "ratio") return { ...style, ...logTicks(values, short) };
+  if (!isLog || !values.length || isOfBytes(axis)) return style;
   // The ratios that were asked for are few: each has its own tick.
   if (values.length <= 8) return { ...style, tickvals: values, ticktext: values.map(significant) };
   return { ...style, ...logTicks(values, significant) };
 }
 
+/** The accuracies near the best of `points`. */
+function nearRange(points) {
+  const best = Math.max(...points.map((point) => point.y));
+  return [100 * (best - report.near), 100 * (best + report.near / 10)];
+}
+
 /** All accuracies, or those near the best where others have collapsed. */
 function accuracyAxis(points, isNear) {
   const style = { ...axisStyle, title: { text: "test accuracy, %", standoff: 6 } };
-  if (isNear && points.length) {
-    const best = 100 * Math.max(...points.map((point) => point.y));
-    return { ...style, range: [best - NEAR, best + NEAR / 10] };
-  }
+  if (isNear && points.length) return { ...style, range: nearRange(points) };
   // The spread over seeds may reach beyond all and nothing; accuracies do not.
   return { ...style, autorangeoptions: { clipmin: -2, clipmax: 102 } };
 }
@@ -238,7 +241,9 @@ function drawPlane(setting, axis, choice) {
     annotations: dense ? [denseLabel(dense)] : [],
   };
   const label = `Test accuracy over ${axis.title}: ${plural(drawn.length, "method")}. The numbers are in the table below.`;
-  draw("plane", traces, layout, label, "No method that is shown has a point here.");
+  draw("plane", traces, layout, label, "No method that is shown has a point here.",
+    isOfBytes(axis) ? tickBytes : undefined);
   const absent = methods.filter((method) => !drawn.some(([other]) => other === method));
-  return { absent: absent.map((method) => method.name) };
+  const below = choice.isNear ? points.filter((point) => 100 * point.y < nearRange(points)[0]) : [];
+  return { absent: absent.map((method) => method.name), below };
 }

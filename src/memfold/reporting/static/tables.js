@@ -2,11 +2,11 @@
 
 const COLUMNS = [
   { key: "method", title: "method" },
-  { key: "bits", title: "bits", format: integer },
-  { key: "order", title: "ratio", format: (_, row) => row.ratio },
   { key: "y", title: "accuracy, %", format: (value, row) => spread(value, row.yStd) },
-  { key: "seeds", title: "n", value: (row) => row.runs.length, format: integer },
   { key: "stored_bytes", title: "stored bytes", format: integer },
+  { key: "order", title: "ratio", format: (_, row) => row.ratio },
+  { key: "bits", title: "bits", format: integer },
+  { key: "seeds", title: "n", value: (row) => row.runs.length, format: integer },
   { key: "stored_ratio", title: "stored ratio", format: significant },
   { key: "train_state_bytes", title: "train state", format: bytes },
   { key: "peak_bytes", title: "peak memory", format: bytes },
@@ -150,6 +150,11 @@ function drawProblems() {
     element("td", { className: "long" }, element("code", {}, folder)),
     element("td", { className: "long" }, reason)));
   box.replaceChildren(headRow(["folder", "reason"]), element("tbody", {}, ...rows));
+}
+
+function drawRecipe(setting) {
+  const entries = setting.recipe.flatMap(([name, text]) => [element("dt", {}, name), element("dd", {}, text)]);
+  byId("recipe").replaceChildren(element("dl", {}, ...entries));
 }
 
 function drawProvenance() {
