@@ -1,9 +1,11 @@
 """A run folder from somebody else: it may say what was trained, not which code runs here."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from memfold.backbones import MLP
 from memfold.data.digits import Digits
@@ -32,6 +35,19 @@ from training.launching import clean_environment
 CUSTOM = ("backbone=custom", "backbone.target=training.networks.DropoutNet")
 
 
+@functools.cache
+def composed(*overrides: str) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        return OmegaConf.to_yaml(compose_job(Path(folder), *overrides))
+
+
+def record(folder: Path, *overrides: str) -> None:
+    """Leave what a run has recorded; nothing is trained."""
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    (folder / ".hydra" / "config.yaml").write_text(composed(*overrides))
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
+
+
 def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     file = folder / ".hydra" / "config.yaml"
     config = yaml.safe_load(file.read_text())
@@ -41,7 +57,7 @@ def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 
 def hostile(folder: Path, text: str) -> Path:
     """Make a folder whose configuration makes the folder `ran`, if what it names is called."""
-    compose_job(folder, *SMALL)
+    record(folder, *SMALL)
     call = {"_target_": "os.mkdir", "path": str(folder / "ran")}
     group, *path = text.split(".")
 
@@ -90,7 +106,7 @@ def test_a_teacher_names_no_code(place: str, tmp_path: Path) -> None:
 
 
 def student(teacher: Path, *overrides: str) -> dict[str, Any]:
-    compose_job(teacher, *SMALL)
+    record(teacher, *SMALL)
     (teacher / "result.json").write_text('{"status": "completed"}')
     distill = {"teacher": str(teacher), "temperature": 4.0, "weight": 0.9, "allow": []}
     return {**read_config(teacher, ("backbone", "compression", "data", "task")), "distill": distill}
@@ -115,14 +131,14 @@ def student(teacher: Path, *overrides: str) -> dict[str, Any]:
     ],
 )
 def test_only_classes_of_the_group_will_do(group: str, target: object, tmp_path: Path) -> None:
-    compose_job(tmp_path, *SMALL)
+    record(tmp_path, *SMALL)
     change(tmp_path, lambda config: config[group].update(_target_=target))
     with pytest.raises(InputError, match=rf"{group}\._target_=.* is no {group} of memfold"):
         load_model(tmp_path)
 
 
 def test_a_custom_backbone_is_named_again(tmp_path: Path) -> None:
-    compose_job(tmp_path, *SMALL[1:], *CUSTOM)
+    record(tmp_path, *SMALL[1:], *CUSTOM)
     with pytest.raises(InputError, match=r"allow=\['training\.networks\.DropoutNet'\]"):
         fresh_network(tmp_path)
     name = "training.networks.DropoutNet"
@@ -132,7 +148,7 @@ def test_a_custom_backbone_is_named_again(tmp_path: Path) -> None:
 
     teacher = tmp_path / "teacher"
     config = student(teacher)
-    compose_job(teacher, *SMALL[1:], *CUSTOM)
+    record(teacher, *SMALL[1:], *CUSTOM)
     with pytest.raises(InputError, match=rf"'distill\.allow=\[{name}\]'"):
         load_distillation(config, Digits())
     config["distill"]["allow"] = [name]
@@ -161,7 +177,7 @@ def test_a_custom_backbone_is_named_again(tmp_path: Path) -> None:
     ],
 )
 def test_a_configuration_refers_to_short_plain_values(value: str, tmp_path: Path) -> None:
-    compose_job(tmp_path, *SMALL)
+    record(tmp_path, *SMALL)
     change(tmp_path, lambda c: c["data"].update(root=value, long="x" * 300, name="${seed}"))
     with pytest.raises(InputError, match=r"data\.root=.* may only refer to a plain value"):
         read_config(tmp_path, ["data"])
@@ -170,7 +186,7 @@ def test_a_configuration_refers_to_short_plain_values(value: str, tmp_path: Path
 def test_references_that_runs_have_are_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compose_job(tmp_path, *SMALL, "seed=5", "artifact.bits=8", "ratio=0.5")
+    record(tmp_path, *SMALL, "seed=5", "artifact.bits=8", "ratio=0.5")
     monkeypatch.setenv("MEMFOLD_DATA", "there")
     config = read_config(tmp_path, ["data", "compression", "seed", "task._target_"])
     assert (config["data"]["root"], config["data"]["seed"], config["seed"]) == ("there", 5, 5)
@@ -191,7 +207,7 @@ def test_arguments_are_not_resolved_again(text: str) -> None:
     ["a: &a [*a]", "[" * 200_000, "a: &a {b: 1}\nc: *a", "\0", "a: !!python/name:os.system", "[1]"],
 )
 def test_a_damaged_configuration_is_one_line(text: str, tmp_path: Path) -> None:
-    compose_job(tmp_path, *SMALL)
+    record(tmp_path, *SMALL)
     for name in ("config.yaml", "overrides.yaml"):
         (tmp_path / ".hydra" / name).write_text(text)
     for read in (load_model, read_overrides):
@@ -333,7 +349,7 @@ def test_plain_arguments_of_a_sweep_are_kept(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["train.log", "checkpoints/last.ckpt", "rounds/0/result.json"])
 def test_pipes_and_links_in_a_run_folder_are_refused(place: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    compose_job(folder, *SMALL)
+    record(folder, *SMALL)
     odd = folder / place
     odd.parent.mkdir(parents=True, exist_ok=True)
     (odd.parent / "inside").symlink_to(folder / ".hydra")
