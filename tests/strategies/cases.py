@@ -33,13 +33,13 @@ STRATEGIES = {
     "hashednet": Case(),
     "rand": Case(),
     "mag": Case(),
-    "snip": Case(ratio=0.6, refused={"zero_head": "2.weight has no weights but zeros"}),
-    "grasp": Case({"absolute": True}, ratio=0.6),
+    "snip": Case(ratio=0.6, refused={"zero_head": "every score is zero"}),
+    "grasp": Case({"absolute": True}, ratio=0.6, refused={"zero_head": "every score is zero"}),
     "synflow": Case(
         {"rounds": 10},
         ratio=0.6,
         refused={
-            "zero_head": "2.weight has no weights but zeros",
+            "zero_head": "every score is zero",
             "weight_norm": "a layer divides by zero, as weight norm does",
         },
     ),

@@ -174,7 +174,7 @@ def test_a_padding_row_that_a_tied_head_trains_is_shared():
 
 def test_zero_initialised_and_one_element_layers_can_learn():
     for name in ("zero_head", "one_element"):
-        model = compressed_or_skipped("stable_rps", name)
+        model = memfold.compress(build(name), "stable_rps", ratio=0.4, structured="share")
         assert all(scale > 0 for scale in compression_of(model).scales)
 
 

@@ -64,7 +64,7 @@ def test_one_weight_has_memory_at_a_time(ratio):
     model = on_meta(lambda: nn.Sequential(*[Watched(8, 8) for _ in range(4)]))
     Watched.model, Watched.seen = model, []
     folded(model, ratio=ratio)
-    assert Watched.seen == [1, 1, 1, 1]
+    assert Watched.seen == [1] * 8  # once to look whether they are noise, once to fold them
 
 
 class Fails(nn.Linear):
@@ -137,8 +137,6 @@ def test_where_a_module_cannot_be_initialised_the_model_stays_as_it_was(build, e
 
 def test_what_is_checked_first_costs_no_initialisation():
     model = on_meta(lambda: nn.Sequential(Fails(8, 8), nn.Linear(8, 8)))
-    with refusal("fewer than one tile"):
-        folded(model, "roast", ratio=0.1)
     with refusal("leave nothing to compress"):
         folded(model, min_size=1000)
 

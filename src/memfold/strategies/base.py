@@ -13,7 +13,15 @@ from memfold.errors import InputError
 from memfold.quantisation import check_bits
 from memfold.strategies.accounting import state_tensors, tensor_bytes
 from memfold.strategies.compression import Compression, check_not_compressed, set_compression
-from memfold.strategies.selection import CompressibleWeight, named_weights, select_weights
+from memfold.strategies.materialise import check_has_values, structured_weights
+from memfold.strategies.selection import (
+    CompressibleWeight,
+    check_memory,
+    is_named,
+    named_weights,
+    sample_names,
+    select_weights,
+)
 
 __all__ = [
     "Context",
@@ -26,6 +34,7 @@ __all__ = [
 
 Ratios = Literal["any", "steps", "one"]
 DEFAULT_RATIO = 0.1
+Structured = Literal["keep", "share"]
 _REGISTRY: dict[str, type["Strategy"]] = {}
 
 
@@ -57,6 +66,9 @@ class Strategy(ABC):
     """Glob patterns of the tensors or modules to leave untouched."""
     min_size: int = 0
     """Tensors with fewer elements are left untouched."""
+    structured: Structured = "keep"
+    """Tensors whose initial values are constant, or plainly not noise around zero: `keep` leaves
+    them untouched unless `include` names them, `share` treats them like all others."""
 
     name: ClassVar[str]
     ratios: ClassVar[Ratios] = "any"
@@ -65,6 +77,8 @@ class Strategy(ABC):
     `budget_bytes` then become `None`, loudly."""
     changes_shapes: ClassVar[bool] = False
     """Whether untouched tensors may be smaller than in the dense model."""
+    initialises: ClassVar[bool] = False
+    """Whether it takes models on the meta device and lets them initialise themselves."""
 
     def __init_subclass__(cls, name: str | None = None) -> None:
         """Register a concrete strategy under `name`; abstract families give none."""
@@ -101,6 +115,10 @@ class Strategy(ABC):
             raise InputError(f"budget_bytes must be a positive whole number, got {budget!r}")
         if not _is_integer(self.seed):
             raise InputError(f"seed must be a whole number, got {self.seed!r}")
+        if self.structured not in ("keep", "share"):
+            raise InputError(
+                f"compression.structured must be keep or share, got {self.structured!r}"
+            )
         if not (_is_integer(self.min_size) and self.min_size >= 0):
             raise InputError(
                 f"compression.min_size must be a whole number of at least 0, got {self.min_size!r}"
@@ -138,7 +156,18 @@ class Strategy(ABC):
         Raises:
             InputError: The model cannot be compressed with these options.
         """
-        compression = self.build(model, self._select(model), context)
+        candidates = self._select(model)
+        structured = self._structured(model, candidates)
+        weights = tuple(weight for weight in candidates if weight.name not in structured)
+        if not weights:
+            raise InputError(
+                f"nothing is left to compress: {sample_names(sorted(structured))} start constant "
+                "or not as noise around zero; name them in compression.include, or set "
+                "compression.structured=share"
+            )
+        check_memory(model, weights)
+        compression = self.build(model, weights, context)
+        compression.structured = tuple(w.name for w in candidates if w.name in structured)
         set_compression(model, compression)
         return compression
 
@@ -230,6 +259,16 @@ class Strategy(ABC):
             if not weight.tensor.is_meta and not _is_finite(weight.tensor.detach()):
                 raise InputError(f"{weight.name} has initial weights that are not finite")
         return weights
+
+    def _structured(
+        self, model: nn.Module, weights: Sequence[CompressibleWeight]
+    ) -> frozenset[str]:
+        if not self.initialises:
+            check_has_values(model)
+        if self.structured == "share":
+            return frozenset()
+        unnamed = [weight for weight in weights if not is_named(weight, self.include)]
+        return structured_weights(model, unnamed)
 
 
 def strategy_names() -> tuple[str, ...]:

@@ -55,6 +55,8 @@ class Compression(ABC):
         """Of these weights in the dense model: see `ties_of`."""
         self.structure_version = 0
         """Counts the changes of structure since the model was compressed."""
+        self.structured: tuple[str, ...] = ()
+        """Names of the tensors that were left untouched because of their initial values."""
 
     @property
     def num_weights(self) -> int:

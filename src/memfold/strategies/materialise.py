@@ -7,21 +7,22 @@ order in which they are registered: that is the order of most constructors, so P
 generator hands every module the numbers that the dense construction would have drawn.
 """
 
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import nan
-from warnings import warn
 
 import torch
 from torch import Tensor, nn
 
 from memfold.errors import InputError
 from memfold.strategies.accounting import storage_key
+from memfold.strategies.initial_values import is_structured
 from memfold.strategies.initialisers import Initialisers, written_storages
-from memfold.strategies.selection import CompressibleWeight, plain_tensors
+from memfold.strategies.selection import CompressibleWeight, plain_tensors, sample_names
 
-__all__ = ["check_has_values", "dense_weights", "device_of", "filler"]
+__all__ = ["check_has_values", "dense_weights", "device_of", "filler", "structured_weights"]
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,31 @@ def dense_weights(
         raise
 
 
+def structured_weights(model: nn.Module, weights: Sequence[CompressibleWeight]) -> frozenset[str]:
+    """Name those of `weights` whose initial values are no noise (see `is_structured`).
+
+    Weights on the meta device are initialised for it as `dense_weights` does, and dropped again;
+    model and random state are as before, so that it can draw the same values. Initialisers run
+    twice, therefore.
+
+    Raises:
+        InputError: See `dense_weights`.
+    """
+    tensors = _meta_tensors(model)
+    passing: Iterator[int] = iter(range(len(weights)))
+    with ExitStack() as stack:
+        if tensors:
+            device = device_of(model, weights)
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")  # said when they are initialised for good
+            cuda = [device] if device.type == "cuda" else []
+            stack.enter_context(torch.random.fork_rng(devices=cuda))
+            plan = _Plan(model, weights, tensors, device)
+            stack.callback(plan.restore)
+            passing = plan.run()
+        return frozenset(weights[i].name for i in passing if is_structured(weights[i].tensor))
+
+
 def filler(model: nn.Module, names: Collection[str]) -> Callable[[Mapping[str, Tensor]], None]:
     """Prepare to give tensors on the meta device memory, and values that are stored elsewhere.
 
@@ -255,7 +281,7 @@ class _Plan:
                     self._tied.setdefault(unit, []).append(place)
         if without:
             raise InputError(
-                f"{_sample(without)}: on the meta device, and nothing initialises them; their "
+                f"{sample_names(without)}: on the meta device, and nothing initialises them; their "
                 "module needs reset_parameters(), or the model _init_weights(module), or they "
                 "need values before"
             )
@@ -283,13 +309,13 @@ class _Plan:
         what = self._initialisers.describe(module)
         if unfilled:
             raise InputError(
-                f"{_sample(unfilled)}: on the meta device, and {what} does not fill it in place "
-                "with numbers; it needs values before"
+                f"{sample_names(unfilled)}: on the meta device, and {what} does not fill it in "
+                "place with numbers; it needs values before"
             )
         lost = [name for storage, name in self._dropped.items() if storage in written]
         if lost:
-            warn(
-                f"{what} also writes to {_sample(lost)} of other modules: on the meta device "
+            warnings.warn(
+                f"{what} also writes to {sample_names(lost)} of other modules: on the meta device "
                 "these keep what their own initialiser gave them",
                 stacklevel=2,
             )
@@ -336,7 +362,3 @@ def _empty_like(tensor: Tensor, device: torch.device) -> Tensor:
     for name, value in vars(tensor).items():
         setattr(parameter, name, value)
     return parameter
-
-
-def _sample(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")

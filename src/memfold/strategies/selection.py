@@ -9,11 +9,21 @@ from warnings import warn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from memfold.errors import InputError
 from memfold.strategies.accounting import extent, storage_key
 
-__all__ = ["CompressibleWeight", "Owner", "named_weights", "plain_tensors", "select_weights"]
+__all__ = [
+    "CompressibleWeight",
+    "Owner",
+    "check_memory",
+    "is_named",
+    "named_weights",
+    "plain_tensors",
+    "sample_names",
+    "select_weights",
+]
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,
@@ -83,7 +93,7 @@ def select_weights(
 
     Raises:
         InputError: An include pattern matches nothing, nothing is left to compress, the model has
-            parameters that do not exist yet (lazy modules), or weights overlap in memory.
+            parameters that do not exist yet (lazy modules).
     """
     weights = tuple(w for w in _weights(model) if w.tensor.requires_grad)
     if not weights:
@@ -117,8 +127,17 @@ def select_weights(
             f"compression.min_size={min_size} leave nothing to compress; "
             f"this model has {_sample(weights)}"
         )
-    _check_memory(model, chosen)
     return chosen
+
+
+def is_named(weight: CompressibleWeight, include: Sequence[str]) -> bool:
+    """Whether an include pattern means this very tensor: it matches its name, or its layer's.
+
+    Patterns that end in a part that is all wildcard (`*`, `blocks.*`) mean no tensor in particular.
+    """
+    patterns = [pattern for pattern in include if pattern.rpartition(".")[2] != "*"]
+    names = {name for owner in weight.owners for name in (owner.name, owner.path)}
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
 def named_weights(model: nn.Module, names: Sequence[str]) -> tuple[CompressibleWeight, ...]:
@@ -173,11 +192,23 @@ def _weights(model: nn.Module) -> Iterator[CompressibleWeight]:
 
 def _is_bias_or_norm(owner: Owner) -> bool:
     is_bias = owner.attribute.startswith("bias") or owner.attribute.endswith("bias")
-    return is_bias or isinstance(owner.module, _NORMS)
+    return is_bias or isinstance(owner.module, _NORMS) or _is_magnitude(owner)
 
 
-def _check_memory(model: nn.Module, chosen: Sequence[CompressibleWeight]) -> None:
-    """Check that nothing else in the model holds the memory of the chosen weights."""
+def _is_magnitude(owner: Owner) -> bool:
+    """Whether weight norm, in its old or its new form, multiplies directions with this tensor."""
+    module, name = owner.module, owner.attribute
+    if isinstance(module, ParametrizationList):
+        return name == "original0" and hasattr(module, "original1")
+    return name.endswith("_g") and f"{name[:-2]}_v" in module._parameters
+
+
+def check_memory(model: nn.Module, chosen: Sequence[CompressibleWeight]) -> None:
+    """Check that nothing else in the model holds the memory of the chosen weights.
+
+    Raises:
+        InputError: Something does, or they overlap.
+    """
     places: dict[int, list[tuple[int, int, str]]] = {}
     for weight in chosen:
         storage, first, last = extent(weight.tensor)
@@ -217,5 +248,9 @@ def _matches(weight: CompressibleWeight, pattern: str) -> bool:
 
 
 def _sample(weights: Sequence[CompressibleWeight]) -> str:
-    names = [weight.name for weight in weights]
+    return sample_names([weight.name for weight in weights])
+
+
+def sample_names(names: Sequence[str]) -> str:
+    """Name the first few, and say how many there are."""
     return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")

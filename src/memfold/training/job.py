@@ -139,6 +139,9 @@ def _announce(experiment: Experiment, facts: dict[str, Any]) -> None:
     if is_rank_zero():
         log.info("%s: %s", experiment.folder, experiment.strategy.to_dict())
         log.info("%s", experiment.footprint)
+        if facts["structured"]:
+            names = ", ".join(facts["structured"])
+            log.info("no noise at the start, so left untouched (structured=keep): %s", names)
     for logger in experiment.trainer.loggers:
         logger.log_hyperparams(experiment.config)
         if isinstance(logger, WandbRun):
@@ -300,6 +303,7 @@ def _describe_built(experiment: Experiment, facts: dict[str, Any]) -> dict[str, 
             "compressible": counts.num_weights,
             "trained": sum(p.numel() for p in experiment.net.parameters() if p.requires_grad),
         },
+        "structured": list(compression.structured) if compression is not None else [],
         "test_checkpoint": experiment.config["test_checkpoint"],
         "max_epochs": experiment.config["trainer"]["max_epochs"],
         "distill": experiment.distill,

@@ -345,7 +345,7 @@ def test_a_model_without_scores_is_refused_and_unchanged(method, value, message)
     model = broken(value)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(InputError, match=re.escape(message)):
-        prune(method, model)
+        prune(method, model, structured="share")
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0, equal_nan=True)
     assert compression_of(model) is None
 

@@ -162,7 +162,9 @@ def test_what_the_optimizer_does_in_an_update(name: str) -> None:
 def test_ties_go_to_the_first() -> None:
     layer = nn.Linear(10, 1, bias=False)
     nn.init.ones_(layer.weight)
-    memfold.compress(layer, "rigl", ratio=0.4, update_every=1, fraction=0.5, decay="constant")
+    memfold.compress(
+        layer, "rigl", ratio=0.4, update_every=1, fraction=0.5, decay="constant", structured="share"
+    )
     sparse = sparse_of(layer)
     old = sparse.positions[0].tolist()
     optimizer = SGD(layer.parameters(), lr=0.0)
@@ -189,7 +191,9 @@ def test_random_growth_is_uniform_over_the_candidates() -> None:
         layer = nn.Linear(12, 1, bias=False)
         with torch.no_grad():
             layer.weight.copy_(torch.arange(1.0, 13))
-        memfold.compress(layer, "set", ratio=0.25, update_every=1, fraction=0.4, seed=seed)
+        memfold.compress(
+            layer, "set", ratio=0.25, update_every=1, fraction=0.4, seed=seed, structured="share"
+        )
         sparse = sparse_of(layer)
         sparse.positions[0] = torch.tensor([3, 7, 9])  # the first is dropped, ten can grow
         optimizer = SGD(layer.parameters(), lr=0.0)

@@ -96,7 +96,9 @@ def test_training_moves_masks_and_no_weight(make: type[SGD] | type[AdamW]) -> No
     st.floats(0.01, 1),
 )
 def test_of_equal_scores_the_first_are_kept(scores: list[int], ratio: float) -> None:
-    layer = memfold.compress(nn.Linear(len(scores), 1, bias=False), "supermask", ratio=ratio)
+    layer = memfold.compress(
+        nn.Linear(len(scores), 1, bias=False), "supermask", ratio=ratio, structured="share"
+    )
     supermask = supermask_of(layer)
     with torch.no_grad():
         layer.weight_scores.copy_(torch.tensor([scores], dtype=torch.float32))

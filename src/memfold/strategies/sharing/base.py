@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,8 @@ __all__ = ["SharingStrategy"]
 @dataclass(frozen=True, kw_only=True)
 class SharingStrategy(Strategy):
     """Let every weight be a signed, scaled view into one vector of m trained numbers."""
+
+    initialises: ClassVar[bool] = True
 
     sign: Sign = "run"
     """One random sign per contiguous run of slots (`run`) or per weight (`weight`)."""

@@ -16,6 +16,7 @@ _FREE_OPTIONS = frozenset(
         "include",
         "exclude",
         "min_size",
+        "structured",
         "autograd",
         "linear",
     )

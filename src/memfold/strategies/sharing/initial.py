@@ -9,6 +9,7 @@ from torch import Tensor
 
 from memfold.errors import InputError
 from memfold.seeding import derive_seed
+from memfold.strategies.initial_values import in_memory_order
 from memfold.strategies.selection import CompressibleWeight
 from memfold.strategies.sharing.forward_pass import working_dtype
 from memfold.strategies.sharing.mapping import SlotMapping
@@ -82,7 +83,7 @@ def initial_scale_of(weight: CompressibleWeight) -> float:
     Raises:
         InputError: A weight is not finite.
     """
-    flat = _in_memory_order(weight.tensor.detach())
+    flat = in_memory_order(weight.tensor.detach())
     spread = _standard_deviation(flat)
     if spread == 0:
         spread = abs(float(flat[0]))
@@ -115,9 +116,3 @@ def _standard_deviation(flat: Tensor) -> float:
         squares[index] = torch.dot(centred, centred)
     between = (sizes * (sums / sizes - sums.sum() / flat.numel()).square()).sum()
     return float(((squares.sum() + between) / (flat.numel() - 1)).sqrt())
-
-
-def _in_memory_order(tensor: Tensor) -> Tensor:
-    """Flatten a tensor in any order of its elements, without a copy where there are no gaps."""
-    dims = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
-    return tensor.permute(dims).reshape(-1)
