@@ -1,10 +1,7 @@
 """A run folder from somebody else: it may say what was trained, not which code runs here."""
 
 import functools
-import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -29,8 +26,7 @@ from memfold.training.run_folder import locked, replacing
 from memfold.training.sweeps.arguments import expand_sweep_arguments, resume_arguments
 from memfold.training.sweeps.folder import Plan
 from memfold.training.teacher import load_distillation
-from training.jobs import REPOSITORY, SMALL, compose_job
-from training.launching import clean_environment
+from training.jobs import SMALL, compose_job
 
 CUSTOM = ("backbone=custom", "backbone.target=training.networks.DropoutNet")
 
@@ -378,49 +374,3 @@ def test_what_lies_where_a_file_is_written_is_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / ".lock")
     with pytest.raises(InputError, match="cannot write"), locked(tmp_path):
         pass
-
-
-JOB = """
-import sys
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from pathlib import Path
-
-@hydra.main(version_base="1.3", config_path=CONF, config_name="train")
-def main(cfg):
-    from memfold.training.run_folder import locked
-    print("started", flush=True)
-    sys.stdin.readline()  # what a run imports and composes before it has its lock
-    with locked(Path(HydraConfig.get().runtime.output_dir)):
-        print("locked", flush=True)
-
-main()
-"""
-
-
-def test_a_refused_second_run_leaves_the_first_ones_record(tmp_path: Path) -> None:
-    """The first run holds its folder before Hydra writes there, long before it trains."""
-    program, folder = tmp_path / "job.py", tmp_path / "run"
-    program.write_text(JOB.replace("CONF", repr(str(REPOSITORY / "conf"))))
-
-    def start(seed: int) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, str(program), f"seed={seed}", f"hydra.run.dir={folder}"],
-            env=clean_environment(PYTHONPATH=os.pathsep.join(sys.path)),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    first = start(1)
-    assert first.stdout is not None
-    assert first.stdout.readline() == "started\n"
-    second = start(2)
-    out, err = second.communicate("\n", timeout=60)
-    assert (second.returncode, out) == (1, "")
-    assert "is in use by another process" in err
-    assert yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text()) == ["seed=1"]
-    out, _ = first.communicate("\n", timeout=60)
-    assert out == "locked\n"
-    assert json.loads(json.dumps(read_config(folder, ["seed"]))) == {"seed": 1}
