@@ -331,3 +331,28 @@ def test_names_that_the_compression_needs_are_refused(strategy, name):
     with pytest.raises(InputError, match=f"the model has an attribute {name}"):
         memfold.compress(model, strategy, ratio=0.5)
     assert type(model[0]) is nn.Linear
+
+
+class Pretrained(nn.Module):
+    """A part with the methods of a transformers model."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 5)
+
+    def save_pretrained(self, folder):
+        return f"saved in {folder}"
+
+    def tie_weights(self):
+        return "tied"
+
+
+@pytest.mark.parametrize("method", ["save_pretrained", "tie_weights"])
+def test_what_writes_dense_weights_is_refused_until_densified(method):
+    arguments = ("folder",) if method == "save_pretrained" else ()
+    dense = nn.Sequential(Pretrained())
+    expected = getattr(dense[0], method)(*arguments)
+    model = copy.deepcopy(memfold.compress(dense, "stable_rps", ratio=0.5))
+    with pytest.raises(InputError, match=rf"{method} needs dense weights.*memfold\.densify"):
+        getattr(model[0], method)(*arguments)
+    assert getattr(memfold.densify(model)[0], method)(*arguments) == expected

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,9 @@ __all__ = [
 ]
 
 _STATE = "_memfold_compression"
+# Methods of transformers models that write or replace dense weights, without a word if there are
+# none.
+_DENSE_ONLY = ("save_pretrained", "push_to_hub", "tie_weights", "resize_token_embeddings")
 
 
 class Compression(ABC):
@@ -206,6 +210,17 @@ def _check_trains(optimizer: torch.optim.Optimizer, compression: Compression) ->
 def set_compression(model: nn.Module, compression: Compression) -> None:
     """Hang a compression on the root module that it was made for."""
     model.__dict__[_STATE] = compression
+    for module in model.modules():
+        for name in _DENSE_ONLY:
+            if callable(getattr(type(module), name, None)):
+                module.__dict__[name] = partial(_refuse, name)
+
+
+def _refuse(name: str, *arguments: object, **options: object) -> None:
+    raise InputError(
+        f"{name} needs dense weights, which a compressed model does not have: call it on "
+        "memfold.densify(model); memfold.save(model, path) keeps the compressed one"
+    )
 
 
 def compressions_in(model: nn.Module) -> list[tuple[str, Compression]]:
@@ -289,6 +304,9 @@ def restore_dense(model: nn.Module) -> None:
         compression = module.__dict__.pop(_STATE, None)
         if compression is not None:
             compression.restore_dense()
+            for part in module.modules():
+                for name in _DENSE_ONLY:
+                    part.__dict__.pop(name, None)
 
 
 def check_replaceable(
