@@ -1,8 +1,13 @@
 """Resuming: the command line and the checkpoint."""
 
+import copy
 import io
+import os
 import pickle
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -188,3 +193,86 @@ def test_checkpoint_of_another_model_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         read_checkpoint(checkpoint, model.state_dict())
+
+
+def trained() -> dict[str, Any]:
+    """What training leaves, as far as it is looked at."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    torch.optim.lr_scheduler.ConstantLR(optimizer)
+    counted = {"total": {"ready": 1, "completed": 1}, "current": {"ready": 1, "completed": 1}}
+    names = ("automatic_optimization.optim_progress", "batch_progress", "scheduler_progress")
+    fit = {"epoch_progress": counted, **{f"epoch_loop.{name}": counted for name in names}}
+    return {
+        "state_dict": model.state_dict(),
+        "global_step": 1,
+        "epoch": 0,
+        "optimizer_states": [optimizer.state_dict()],
+        "lr_schedulers": [{"last_epoch": 1}],
+        "callbacks": {"EpochMetrics": {}},
+        "loops": {"fit_loop": {**fit, "state_dict": {}}},
+        "round": {"number": 0, "max_epochs": None},
+    }
+
+
+MISSING: dict[str, Callable[[dict[str, Any]], object]] = {
+    "optimizer_states": lambda c: c.pop("optimizer_states"),
+    "optimizer_states ": lambda c: c["optimizer_states"].clear(),
+    "optimizer_states  ": lambda c: c["optimizer_states"][0]["state"].clear(),
+    "optimizer_states   ": lambda c: c["optimizer_states"][0].update(param_groups=3),
+    "lr_schedulers": lambda c: c.pop("lr_schedulers"),
+    "lr_schedulers ": lambda c: c["lr_schedulers"].clear(),
+    "callbacks": lambda c: c.update(callbacks=[1]),
+    "loops": lambda c: c.pop("loops"),
+    "loops ": lambda c: c["loops"]["fit_loop"].clear(),
+    "loops  ": lambda c: c["loops"]["fit_loop"].pop("epoch_loop.batch_progress"),
+    "loops   ": lambda c: c["loops"]["fit_loop"].update({"epoch_progress": {"total": "many"}}),
+    "loops    ": lambda c: c["loops"]["fit_loop"].update(state_dict={"combined_loader": [3]}),
+}
+WRONG: dict[str, Callable[[dict[str, Any]], object]] = {
+    "state_dict": lambda c: c.update(state_dict=[1, 2]),
+    "state_dict ": lambda c: c["state_dict"].update(weight=3),
+    "global_step": lambda c: c.update(global_step="many"),
+    "global_step ": lambda c: c.update(global_step=True),
+    "epoch": lambda c: c.update(epoch=-5),
+    "teacher": lambda c: c.update(teacher=5),
+    "round": lambda c: c.update(round=[1]),
+    "round ": lambda c: c.update(round={"number": "x"}),
+}
+
+
+def test_a_whole_checkpoint_is_resumed(checkpoint: Path) -> None:
+    torch.save(trained(), checkpoint)
+    start = read_checkpoint(checkpoint, nn.Linear(3, 2).state_dict(), resumes=True)
+    assert (start.step, start.num_epochs) == (1, 1)
+
+
+@pytest.mark.parametrize("name", sorted(MISSING | WRONG))
+def test_a_checkpoint_with_a_part_missing_or_of_another_kind_is_refused(
+    checkpoint: Path, name: str
+) -> None:
+    contents = copy.deepcopy(trained())
+    (MISSING | WRONG)[name](contents)
+    torch.save(contents, checkpoint)
+    expected = nn.Linear(3, 2).state_dict()
+    with pytest.raises(InputError, match=rf"its {name.strip()} is incomplete or not") as error:
+        read_checkpoint(checkpoint, expected, resumes=True)
+    assert "\n" not in str(error.value)
+    if name in MISSING and not name.startswith("loops    "):
+        read_checkpoint(checkpoint, expected)  # for its weights alone
+
+
+def test_a_pipe_in_place_of_a_checkpoint_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "last.ckpt")
+    with pytest.raises(InputError, match=r"last\.ckpt is truncated, damaged or no checkpoint"):
+        read_checkpoint(tmp_path / "last.ckpt", {})
+
+
+def test_a_compressed_archive_is_not_unpacked(checkpoint: Path) -> None:
+    with zipfile.ZipFile(checkpoint, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**6))
+    with pytest.raises(InputError, match=r"last\.ckpt is truncated, damaged or no checkpoint"):
+        read_checkpoint(checkpoint, {})

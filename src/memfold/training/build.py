@@ -251,7 +251,7 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
-def read_run_checkpoint(path: Path, task: nn.Module) -> StartingPoint:
+def read_run_checkpoint(path: Path, task: nn.Module, *, resumes: bool = False) -> StartingPoint:
     """Check that the checkpoint at `path` is of `task`, which has a `net`: `read_checkpoint`."""
     net = task.net
     assert isinstance(net, nn.Module)
@@ -260,7 +260,8 @@ def read_run_checkpoint(path: Path, task: nn.Module) -> StartingPoint:
     has_structure = compression is not None and compression.structure()
     names = compression.owned_names() if compression is not None and has_structure else ()
     resizable = {f"net.{name}" for name in names}
-    return read_checkpoint(path, task.state_dict(), resizable, optional=(f"net.{MARKS}",))
+    optional = (f"net.{MARKS}",)
+    return read_checkpoint(path, task.state_dict(), resizable, optional, resumes=resumes)
 
 
 def _watchers(
@@ -367,12 +368,12 @@ def _starting_point(config: dict[str, Any], folder: Path, task: LightningModule)
 def _newest_start(folder: Path, task: LightningModule) -> StartingPoint:
     rounds, checkpoint = RoundFolder(folder), folder / LAST_CHECKPOINT
     if checkpoint.exists():
-        start = read_run_checkpoint(checkpoint, task)
+        start = read_run_checkpoint(checkpoint, task, resumes=True)
         if start.round == rounds.number:
             return start
     if rounds.start is None:
         return StartingPoint()
-    return replace(read_run_checkpoint(rounds.start, task), is_new_round=True)
+    return replace(read_run_checkpoint(rounds.start, task, resumes=True), is_new_round=True)
 
 
 def _build_loggers(

@@ -14,6 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 
 from memfold.errors import InputError
+from memfold.files import open_regular
+from memfold.training.checkpoint_contents import check_kinds, check_resumable
 from memfold.training.checks import GROUPS
 from memfold.training.recorded import is_setting, read_overrides
 from memfold.training.run_folder import refuse_odd_files
@@ -120,23 +122,28 @@ def read_checkpoint(
     expected: Mapping[str, object],
     resizable: Collection[str] = (),
     optional: Collection[str] = (),
+    *,
+    resumes: bool = False,
 ) -> StartingPoint:
-    """Check that Lightning can resume from the checkpoint at `path`.
+    """Check that the checkpoint at `path` is of the module with these tensors.
 
     Args:
         path: An existing file.
         expected: The state dict of the module that is to be resumed: name -> tensor.
         resizable: Names of tensors whose shape the checkpoint decides.
         optional: Names of tensors that checkpoints of older versions do not have.
+        resumes: Whether Lightning is to go on from it, which takes more than the tensors.
 
     Returns:
         The checkpoint and how far it is.
 
     Raises:
-        InputError: The file is truncated or corrupt, holds pickled objects, or belongs to another
-            model.
+        InputError: The file is truncated or corrupt, holds pickled objects, lacks a part, or
+            belongs to another model.
     """
     checkpoint = _read_plain_values(path)
+    if resumes:
+        check_resumable(path, checkpoint)
     found = checkpoint["state_dict"]
     expected = {k: v for k, v in expected.items() if k in found or k not in optional}
     for name in sorted(expected.keys() ^ found.keys()):
@@ -175,10 +182,12 @@ def _read_plain_values(path: Path) -> dict[str, Any]:
     import torch
 
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if file.read(1) == pickle.PROTO:
                 raise pickle.UnpicklingError
         with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise zipfile.BadZipFile("compressed, which PyTorch's files are not")
             damaged = archive.testzip()  # torch.load does not look at the checksums
         if damaged is not None:
             raise zipfile.BadZipFile(f"checksum of {damaged}")
@@ -188,7 +197,7 @@ def _read_plain_values(path: Path) -> dict[str, Any]:
             f"resume: {path} holds pickled Python objects, which could run code; "
             "only checkpoints of tensors and plain values are loaded"
         ) from error
-    except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever zipfile and PyTorch make of a damaged file
         raise InputError(
             f"resume: {path} is truncated, damaged or no checkpoint; start a new run"
         ) from error
@@ -197,6 +206,7 @@ def _read_plain_values(path: Path) -> dict[str, Any]:
         or not {"state_dict", "global_step", "epoch"} <= checkpoint.keys()
     ):
         raise InputError(f"resume: {path} is no checkpoint of a training run")
+    check_kinds(path, checkpoint)
     return checkpoint
 
 
