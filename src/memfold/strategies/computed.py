@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from memfold.errors import InputError
+from memfold.strategies.read_only import ReadOnlyWeight, refuse
 
 __all__ = [
     "ProductSource",
@@ -37,6 +38,11 @@ class WeightSource(Protocol):
     @property
     def root(self) -> nn.Module:
         """The module that holds the values."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """State-dict name of the weight in the dense model."""
         ...
 
     def __call__(self) -> Tensor:
@@ -137,13 +143,23 @@ def _set_class(module: nn.Module, cls: type) -> None:
 
 def _read(name: str) -> property:
     def read(module: nn.Module) -> Tensor:
+        source = module.__dict__[_SOURCES][name]
         try:
-            return module.__dict__[_SOURCES][name]()
+            weight = source()
         except AttributeError as error:
             # nn.Module would report a missing attribute and hide the reason.
             raise RuntimeError(f"{type(module).__name__}.{name}: {error}") from error
+        # In a compiled graph nothing is left of Python's ways to write. No call here: PyTorch's
+        # compiler would take the callee for a frame to compile, and its class for a constant.
+        if not torch.compiler.is_compiling() and type(weight) is Tensor:
+            weight.memfold_name = source.name  # type: ignore[attr-defined]
+            weight.__class__ = ReadOnlyWeight
+        return weight
 
-    return property(read, doc=f"Computed `{name}`.")
+    def write(module: nn.Module, _: object) -> None:
+        refuse(module.__dict__[_SOURCES][name].name)
+
+    return property(read, write, doc=f"Computed `{name}`.")
 
 
 def _rebuild(base: type[nn.Module], names: tuple[str, ...], multiplies: bool) -> nn.Module:

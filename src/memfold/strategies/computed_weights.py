@@ -38,6 +38,10 @@ class _Source:
     def root(self) -> nn.Module:
         return self.compression.model
 
+    @property
+    def name(self) -> str:
+        return self.compression.names[self.index]
+
     def __call__(self) -> Tensor:
         return self.compression.weight(self.index)
 

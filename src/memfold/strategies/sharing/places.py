@@ -38,6 +38,11 @@ class View:
         """See `WeightSource.root`."""
         return self.shared.model
 
+    @property
+    def name(self) -> str:
+        """See `WeightSource.name`."""
+        return self.shared.names[self.index]
+
     def __call__(self) -> Tensor:
         """Build the weight."""
         return self.shared.weight(self.index, autocasts=self.autocasts)

@@ -13,6 +13,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
+from memfold.strategies.read_only import ReadOnlyWeight
 from memfold.strategies.sharing.slot_source import SlotSource
 
 __all__ = ["SavedWeights"]
@@ -74,7 +75,7 @@ class SavedWeights:
         self._built[address] = (ref(weight), index, weight.dtype)
 
     def _pack(self, tensor: Tensor) -> object:
-        if type(tensor) is Tensor and tensor.layout == torch.strided:
+        if type(tensor) in (Tensor, ReadOnlyWeight) and tensor.layout == torch.strided:
             found = self._built.get(tensor.untyped_storage().data_ptr())
             if found is not None and found[0]() is not None and found[2] == tensor.dtype:
                 key = found[1:]

@@ -26,6 +26,7 @@ from memfold.errors import InputError
 from memfold.strategies.base import Strategy
 from memfold.strategies.compression import Compression
 from memfold.strategies.computed import compute_parameters, restore_parameters
+from memfold.strategies.read_only import ReadOnlyWeight
 from memfold.strategies.selection import CompressibleWeight
 from memfold.strategies.sharing.compiled import compiled_weight, register_mapping
 from memfold.strategies.sharing.evaluation import Evaluation, has_room
@@ -161,7 +162,10 @@ class SharedVector(Compression):
         values = self.values
         if self.linear == "weight" or self.autograd == "classic":
             return None
-        if type(inputs) not in (Tensor, nn.Parameter) or inputs.layout != torch.strided:
+        if (
+            type(inputs) not in (Tensor, nn.Parameter, ReadOnlyWeight)
+            or inputs.layout != torch.strided
+        ):
             return None
         if inputs.dim() == 0 or inputs.is_nested:
             return None
