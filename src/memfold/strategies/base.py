@@ -79,6 +79,9 @@ class Strategy(ABC):
     """Whether untouched tensors may be smaller than in the dense model."""
     initialises: ClassVar[bool] = False
     """Whether it takes models on the meta device and lets them initialise themselves."""
+    moves_weights: ClassVar[bool] = False
+    """Whether a value may belong to another weight later in the training: then averages of
+    parameters mean nothing."""
 
     def __init_subclass__(cls, name: str | None = None) -> None:
         """Register a concrete strategy under `name`; abstract families give none."""

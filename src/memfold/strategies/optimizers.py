@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from memfold.errors import InputError
 
-__all__ = ["check_movable", "keeps_state_around", "move_state", "optimizers_in"]
+__all__ = ["check_movable", "in_bucket_of", "keeps_state_around", "move_state", "optimizers_in"]
 
 
 def optimizers_in(optimizer: Optimizer) -> list[Optimizer]:
@@ -87,6 +87,12 @@ def move_state(optimizer: Optimizer, values: Tensor, moved: Callable[[Tensor], T
         for key, entry in state.items():
             if isinstance(entry, Tensor) and entry.shape == values.shape:
                 state[key] = moved(entry)
+
+
+def in_bucket_of(old: Tensor, new: Tensor) -> Tensor:
+    """Return `new`, in the memory of `old` where that is a part of a bucket (DDP, ZeRO)."""
+    is_view = old.untyped_storage().nbytes() > old.numel() * old.itemsize
+    return old.copy_(new) if is_view and old.shape == new.shape else new
 
 
 def _is_per_parameter(entry: object, parameter: Tensor, is_moving: bool) -> bool:

@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import memfold
+from memfold.errors import InputError
 from memfold.strategies import compression_of
 from memfold.strategies.pruning.health import measure
 from memfold.strategies.pruning.sparse_weights import SparseWeights
@@ -37,8 +39,14 @@ class Structure(Callback):
         self._logged: str | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Agree on the structure, before DDP and the optimizer know the parameters."""
+        """Agree on the structure, before DDP and the optimizer know the parameters.
+
+        Raises:
+            InputError: A callback averages parameters, and their values move.
+        """
         compression = compression_of(_network(pl_module))
+        if stage == "fit" and compression is not None and compression.strategy.moves_weights:
+            _refuse_averages(trainer, compression.strategy.name)
         if stage == "fit" and compression is not None and trainer.world_size > 1:
             compression.adopt(trainer.strategy.broadcast(compression.structure()))
 
@@ -112,6 +120,17 @@ class Structure(Callback):
                 health = measure(compression.names, masks, dense, self._example)
                 for logger in trainer.loggers:
                     logger.log_metrics(health.to_metrics(), step=step)
+
+
+def _refuse_averages(trainer: Trainer, strategy: str) -> None:
+    callbacks: list[Callback] = trainer.callbacks  # pyright: ignore
+    for callback in callbacks:
+        if isinstance(callback, WeightAveraging):
+            raise InputError(
+                f"callbacks: {type(callback).__name__} averages parameters, and "
+                f"compression={strategy} moves weights to other places in them while it trains: "
+                "choose a strategy whose masks stay, or no averages"
+            )
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -59,6 +59,7 @@ class DynamicStrategy(SparseStrategy):
     end: float = 0.75
     """Part of the training after which nothing is replaced any more; in [0, 1]."""
 
+    moves_weights: ClassVar[bool] = True
     watches_gradients: ClassVar[bool] = False
     """Whether growth needs the gradients of the dense weights."""
     skips_step: ClassVar[bool] = False

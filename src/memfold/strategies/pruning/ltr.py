@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from math import floor
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +121,8 @@ class LotteryTicket(SparseStrategy, name="ltr"):
     rounds: int | None = None
     """How many there are, the first, dense one included; as many as `fraction` needs when `None`.
     Fewer: the last pruning takes more. More: the last ones train the same weights again."""
+
+    moves_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the options.

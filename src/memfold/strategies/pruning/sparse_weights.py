@@ -20,7 +20,7 @@ from memfold.seeding import derive_seed
 from memfold.strategies.base import Strategy
 from memfold.strategies.computed_weights import MARKS, ComputedWeights
 from memfold.strategies.marks import check_marks
-from memfold.strategies.optimizers import check_movable, move_state, optimizers_in
+from memfold.strategies.optimizers import check_movable, in_bucket_of, move_state, optimizers_in
 from memfold.strategies.pruning.copies import Content, Copies, content_of
 from memfold.strategies.pruning.encoding import cheapest, decode, encode
 from memfold.strategies.selection import CompressibleWeight
@@ -295,8 +295,8 @@ class SparseWeights(ComputedWeights):
             move_state(optimizer, values, moved)
         # The same parameter object: optimizers and DDP go on knowing it.
         gradient, values.grad = values.grad, None
-        values.data = _put(values.data, moved(values.data))
-        values.grad = None if gradient is None else _put(gradient, moved(gradient))
+        values.data = in_bucket_of(values.data, moved(values.data))
+        values.grad = None if gradient is None else in_bucket_of(gradient, moved(gradient))
         self.positions[index] = new
 
     def _leave_copies_behind(self) -> None:
@@ -365,12 +365,6 @@ def _note_load(sparse: "ref[SparseWeights]", optimizer: Optimizer) -> None:
     found = sparse()
     if found is not None:
         found._state_is_loaded = True
-
-
-def _put(old: Tensor, new: Tensor) -> Tensor:
-    """Return `new`, in the memory of `old` where that is a part of a bucket (DDP, ZeRO)."""
-    is_view = old.untyped_storage().nbytes() > old.numel() * old.itemsize
-    return old.copy_(new) if is_view and old.shape == new.shape else new
 
 
 def index_bytes(counts: Sequence[int], shapes: Sequence[torch.Size]) -> int:
