@@ -125,7 +125,7 @@ def test_interrupted_run_says_so_and_can_be_resumed(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err == ""
+    assert err == f"interrupted (Ctrl-C); continue with: python train.py resume={tmp_path}\n"
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["status"], result["error"]) == ("failed", "interrupted (Ctrl-C)")
     assert (tmp_path / "checkpoints" / "last.ckpt").exists()

@@ -223,6 +223,11 @@ def test_best_weights_are_tested_and_saved_on_request(tmp_path: Path) -> None:
         (("trainer.max_epochs=0",), r"trainer\.max_epochs"),
         (("test_checkpoint=first",), "test_checkpoint must be last or best"),
         (("trainer.precision=8",), r"trainer\.precision must be 64, 32, 16, .* or null, got 8"),
+        (("optimizer.nesterov=maybe",), r"optimizer\.nesterov must be true or false, got 'maybe'"),
+        (("optimizer=adamw", "optimizer.betas=[0.9]"), r"optimizer\.betas must be a list of 2"),
+        (("data._target_=memfold.backbones.MLP",), r"data\._target_=.* gives memfold's Image"),
+        (("+trainer.val_check_interval=1000",), "trainer: .*val_check_interval"),
+        (("+trainer.max_time=00:00:00:00",), "stopped the run before its first step"),
         (("optimizer.lr=-1",), r"optimizer\.lr must be a number of at least 0, got -1"),
         (("optimizer.lr=abc",), r"optimizer\.lr must be a number of at least 0, got 'abc'"),
         (("~optimizer",), "optimizer must be one of"),
@@ -257,3 +262,20 @@ def test_precision_clipping_and_accumulation_work_together(tmp_path: Path) -> No
         "data.batch_size=50",
     )
     assert result["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("bf16-true", torch.bfloat16), ("64-true", torch.float64), ("16-true", torch.float16)],
+)
+@pytest.mark.parametrize("strategy", ["dense", "stable_rps", "mag"])
+def test_networks_in_another_precision_are_trained_and_saved_in_it(
+    precision: str, dtype: torch.dtype, strategy: str, tmp_path: Path
+) -> None:
+    names = (f"trainer.precision={precision}", f"compression={strategy}", "optimizer.lr=0.01")
+    result = run_small(tmp_path, *names, "ratio=0.1" if strategy != "dense" else "ratio=null")
+    assert result["metrics"]["train/loss"] < 3
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    biases = [value for key, value in saved.items() if key.endswith(".bias")]
+    assert biases
+    assert {bias.dtype for bias in biases} == {dtype}

@@ -137,6 +137,8 @@ class Classification(LightningModule):
         distillation: Distillation | None = None,
     ) -> Tensor:
         images, labels = batch
+        # Lightning casts a batch before the data module has made numbers of its pixels.
+        images = self.trainer.precision_plugin.convert_input(images)
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         # As a float: Lightning rounds the ranks' mean of an integer number of samples down, and

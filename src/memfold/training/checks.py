@@ -1,7 +1,11 @@
-"""Values of the configuration that no object checks with a message of its own."""
+"""What the configuration must look like, beyond the names and types of `signatures`.
+
+A class or function that the configuration names is held against its own signature where it is
+built. Here stands what a signature cannot say: which keys there are, and ranges.
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from memfold.errors import InputError
@@ -32,6 +36,10 @@ _SINGLE_KEYS = (
     "extras",
 )
 _MAX_SEED = 2**32 - 1  # NumPy's limit
+_MAX_INTEGER = 2**63 - 1
+_MAX_FLOAT = 3.4e38  # of float32, in which networks are trained
+_LONGEST_QUOTE = 200
+_MAX_BITS = 10_000  # of what Python is willing to print
 
 
 def check_config(config: dict[str, Any]) -> None:
@@ -41,7 +49,7 @@ def check_config(config: dict[str, Any]) -> None:
         config: The resolved configuration, plain values.
 
     Raises:
-        InputError: A key is unknown, a group is missing, or a value is not allowed.
+        InputError: A key is unknown or missing, or a value is not allowed.
     """
     known = (*GROUPS, *_SINGLE_KEYS)
     for key in config:
@@ -52,15 +60,51 @@ def check_config(config: dict[str, Any]) -> None:
             raise InputError(
                 f"{group} must be one of the choices that --help lists, got {config.get(group)!r}"
             )
+    for key in _SINGLE_KEYS:
+        _refuse_missing(config, key, key)
+    _refuse_missing(config["trainer"], "max_epochs", "trainer.max_epochs")
     ratio, budget = config["ratio"], config["budget_bytes"]
     if ratio is not None and budget is not None:
         raise InputError(f"ratio={ratio} and budget_bytes={budget} are both given; give one")
-    for key, is_allowed, allowed in _RULES:
-        value: Any = config
-        for part in key.split("."):
-            value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
-        if value is not _ABSENT and not is_allowed(value):
-            raise InputError(f"{key} must be {allowed}, got {value!r}")
+    for pattern, is_allowed, allowed in _RULES:
+        for key, value in _matches(config, pattern.split(".")):
+            if not is_allowed(value):
+                raise InputError(f"{key} must be {allowed}, got {_short(value)}")
+    for key, value in _numbers(config, ""):
+        largest = _MAX_INTEGER if isinstance(value, int) else _MAX_FLOAT
+        if not abs(value) <= largest:  # neither is NaN
+            raise InputError(f"{key} must be a number of at most {largest:g}, got {_short(value)}")
+
+
+def _refuse_missing(group: dict[str, Any], name: str, key: str) -> None:
+    if name not in group:
+        raise InputError(f"{key} is missing: it can be set to another value, not deleted")
+
+
+def _matches(value: Any, parts: list[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Find what a pattern such as callbacks.*.patience names, if there is any."""
+    if not parts:
+        yield prefix.rstrip("."), value
+    elif isinstance(value, dict):
+        for key in [key for key in value if parts[0] in ("*", key)]:
+            yield from _matches(value[key], parts[1:], f"{prefix}{key}.")
+
+
+def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _numbers(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _numbers(item, key)
+    elif isinstance(value, int | float):
+        yield key, value
+
+
+def _short(value: object) -> str:
+    is_huge = isinstance(value, int) and value.bit_length() > _MAX_BITS
+    text = "a number of thousands of digits" if is_huge else repr(value)
+    return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "..."
 
 
 def _is_whole(value: object) -> bool:
@@ -79,24 +123,39 @@ def _is_not_negative(value: Any) -> bool:
     return _is_number(value) and value >= 0
 
 
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= 1
+
+
 def _is_null_or_positive(value: Any) -> bool:
     return value is None or (_is_number(value) and value > 0)
 
 
-def _is_distill(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() == {"teacher", "temperature", "weight", "allow"}
+def _is_null_or_count(value: Any) -> bool:
+    return value is None or _is_count(value)
 
 
-def _is_checkpoint(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and value.keys() == {"asynchronous"}
-        and isinstance(value["asynchronous"], bool)
-    )
+def _is_null_or_part(value: Any) -> bool:
+    return _is_null_or_count(value) or (isinstance(value, float) and 0 < value <= 1)
 
 
-_ABSENT = object()
+def _is_boolean(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_off(value: Any) -> bool:
+    return value in (None, False, 0)
+
+
+def _has_keys(*keys: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and value.keys() == set(keys)
+
+
+_BOOLEAN = "true or false"
+_COUNT = "a whole number above 0"
 _NOT_NEGATIVE = "a number of at least 0"
+_NULL_OR_COUNT = "a whole number above 0 or null"
+_PART = "a number of batches above 0, a share of them in (0.0, 1.0], or null"
 _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("ratio", lambda v: v is None or _is_number(v), "a number in (0, 1] or null"),
     (
@@ -104,7 +163,11 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda v: _is_whole(v) and 0 <= v <= _MAX_SEED,
         f"a whole number from 0 to {_MAX_SEED}",
     ),
-    ("distill", _is_distill, "teacher, temperature, weight, allow: ... and nothing else"),
+    (
+        "distill",
+        _has_keys("teacher", "temperature", "weight", "allow"),
+        "teacher, temperature, weight, allow: ... and nothing else",
+    ),
     (
         "distill.teacher",
         lambda v: v is None or (isinstance(v, str) and v != ""),
@@ -116,14 +179,61 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "a list of dotted paths such as [pkg.mod.Net]",
     ),
     ("distill.temperature", lambda v: _is_number(v) and v > 0, "a number above 0"),
-    ("distill.weight", lambda v: _is_number(v) and 0 <= v <= 1, "a number in [0, 1]"),
-    ("checkpoint", _is_checkpoint, "asynchronous: true or false, and nothing else"),
+    ("distill.weight", _is_share, "a number in [0, 1]"),
+    ("checkpoint", _has_keys("asynchronous"), "asynchronous: true or false, and nothing else"),
+    ("checkpoint.asynchronous", _is_boolean, _BOOLEAN),
+    ("artifact", _has_keys("bits"), "bits: ... and nothing else"),
+    ("sweep", _has_keys("resume"), "resume: ... and nothing else"),
+    ("resume", lambda v: v is None or isinstance(v, str), "a run folder or null"),
+    ("extras", _has_keys("traceback", "isolate_jobs"), "traceback, isolate_jobs: true or false"),
+    ("extras.*", _is_boolean, _BOOLEAN),
     ("test_checkpoint", lambda v: v in ("last", "best"), "last or best"),
-    ("trainer.max_epochs", _is_count, "a whole number above 0"),
-    ("trainer.accumulate_grad_batches", _is_count, "a whole number above 0"),
+    ("trainer.max_epochs", _is_count, _COUNT),
+    (
+        "trainer.max_steps",
+        lambda v: _is_count(v) or v == -1,
+        "a whole number above 0, or -1 for as many as max_epochs has",
+    ),
+    ("trainer.min_epochs", _is_null_or_count, _NULL_OR_COUNT),
+    ("trainer.min_steps", _is_null_or_count, _NULL_OR_COUNT),
+    ("trainer.num_nodes", _is_count, _COUNT),
+    ("trainer.accumulate_grad_batches", _is_count, _COUNT),
     ("trainer.gradient_clip_val", _is_null_or_positive, "a number above 0 or null"),
-    ("trainer.limit_train_batches", _is_null_or_positive, "a number above 0 or null"),
+    ("trainer.limit_train_batches", _is_null_or_part, _PART),
+    ("trainer.limit_val_batches", _is_null_or_part, _PART),
+    ("trainer.limit_test_batches", _is_null_or_part, _PART),
+    ("trainer.val_check_interval", _is_null_or_part, _PART),
+    ("trainer.check_val_every_n_epoch", _is_null_or_count, _NULL_OR_COUNT),
+    (
+        "trainer.num_sanity_val_steps",
+        lambda v: _is_whole(v) and v >= -1,
+        "a whole number of at least 0, or -1 for all",
+    ),
+    (
+        "trainer.log_every_n_steps",
+        lambda v: v is None or (_is_whole(v) and v >= 0),
+        "a whole number of at least 0 or null",
+    ),
+    (
+        "trainer.use_distributed_sampler",
+        lambda v: v is False,
+        "false: the data modules give each process its share",
+    ),
+    ("trainer.fast_dev_run", _is_off, "false; debug=fast trains on a few batches"),
+    ("trainer.overfit_batches", _is_off, "0; data.train_subset=N overfits N samples"),
+    ("trainer.barebones", _is_off, "false: a run logs and saves"),
+    (
+        "trainer.reload_dataloaders_every_n_epochs",
+        _is_off,
+        "0: the loader knows its place in the training set",
+    ),
     ("optimizer.lr", _is_not_negative, _NOT_NEGATIVE),
     ("optimizer.weight_decay", _is_not_negative, _NOT_NEGATIVE),
-    ("optimizer.momentum", _is_not_negative, _NOT_NEGATIVE),
+    ("optimizer.momentum", _is_share, "a number in [0, 1]"),
+    (
+        "callbacks.*.patience",
+        lambda v: _is_whole(v) and v >= 0,
+        "a whole number of at least 0",
+    ),
+    ("callbacks.*.min_delta", _is_not_negative, _NOT_NEGATIVE),
 )

@@ -9,14 +9,16 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from memfold.errors import InputError
 from memfold.training import run
+from memfold.training.arguments import refuse_wrong_arguments
 from memfold.training.external_launch import expand_for_launcher
 from memfold.training.processes import end_with_parent, is_rank_zero, refuse_leftover_rank
-from memfold.training.resume import expand_arguments
+from memfold.training.resume import expand_arguments, resume_command
+from memfold.training.run_folder import LAST_CHECKPOINT, ROUNDS
 from memfold.training.sweeps.arguments import expand_sweep_arguments
 from memfold.training.sweeps.job import run_sweep_job
 from memfold.training.sweeps.running import running_sweep
@@ -46,11 +48,14 @@ def launch(main: Callable[[], object]) -> int:
         return 1
     end_with_parent()
     try:
+        refuse_wrong_arguments(arguments)
         expanded = expand_arguments(expand_for_launcher(arguments, os.environ))
         sys.argv[1:] = expand_sweep_arguments(expanded)
         main()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         status = INTERRUPTED
+        if running_sweep() is None and is_rank_zero():  # a sweep has more to say
+            print(str(interrupt) or "interrupted (Ctrl-C)", file=sys.stderr)
     except USER_ERRORS as error:
         status = report_error(error, with_traceback=with_traceback)
     except Exception as error:
@@ -80,11 +85,24 @@ def run_task(cfg: DictConfig, script: Path) -> float | None:
         return run_sweep_job(cfg, script)
     try:
         metrics = run(cfg)["metrics"]
+    except KeyboardInterrupt:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        raise KeyboardInterrupt(_after_interrupt(folder)) from None
     except USER_ERRORS as error:
         # An exception that passes through Hydra would add its own lines to ours.
-        raise SystemExit(report_error(error, with_traceback=cfg.extras.traceback)) from None
+        raise SystemExit(report_error(error, with_traceback=_wants_traceback(cfg))) from None
     assert isinstance(metrics, dict)
     return metrics.get("val/acc")
+
+
+def _after_interrupt(folder: Path) -> str:
+    if (folder / LAST_CHECKPOINT).exists() or (folder / ROUNDS / "0").exists():
+        return f"interrupted (Ctrl-C); continue with: {resume_command(folder)}"
+    return f"interrupted (Ctrl-C) in {folder}, before the first checkpoint"
+
+
+def _wants_traceback(cfg: DictConfig) -> bool:
+    return OmegaConf.select(cfg, "extras.traceback") is True
 
 
 def report_error(error: BaseException, *, with_traceback: bool) -> int:

@@ -97,6 +97,7 @@ def _run_locked(cfg: DictConfig, folder: Path, termination: Termination) -> dict
         result_file.begin()
         if is_rank_zero():
             log.info("%s", facts["command"])
+            print(f"run folder: {folder}", flush=True)
         experiment = build(cfg, folder)
         built = _describe_built(experiment, facts)
         result_file.add(built)
@@ -201,6 +202,8 @@ def _fit(experiment: Experiment, cfg: DictConfig, termination: Termination) -> N
 def _finish(experiment: Experiment) -> dict[str, Any]:
     """Save the artifact, test once, and collect what goes into the result of a round."""
     trainer, task, data = experiment.trainer, experiment.task, experiment.data
+    if trainer.global_step == 0:
+        raise InputError("trainer.max_time or a callback stopped the run before its first step")
     memory = experiment.memory.measure(experiment.net)  # before the test set is read
     num_epochs = max(trainer.current_epoch, experiment.start.num_epochs)
     metrics = _metrics(trainer)
@@ -327,7 +330,8 @@ def _record_overrides(cfg: DictConfig, folder: Path) -> None:
 
 def _explain(error: BaseException) -> BaseException:
     """Return one line in place of what the libraries say about a user's mistake."""
-    if isinstance(error, MisconfigurationException):
+    is_about_batches = isinstance(error, ValueError) and "val_check_interval" in str(error)
+    if isinstance(error, MisconfigurationException) or is_about_batches:
         return InputError(" ".join(f"trainer: {error}".split()))
     lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
     is_lost = isinstance(error, RuntimeError) and any(text in str(error) for text in lost)

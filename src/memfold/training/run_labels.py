@@ -9,6 +9,7 @@ from memfold.strategies import Strategy
 
 __all__ = ["RunLabels", "label_run"]
 
+_LONGEST_TAG = 64  # characters that W&B takes
 _SHARED_BY_ALL = ("ratio", "budget_bytes", "bits", "seed")
 
 
@@ -51,7 +52,7 @@ def label_run(
         name=f"{backbone}-{asked}-s{config['seed']}",
         method=f"{strategy.name} ({told})" if told else strategy.name,
         setting=f"{data}-{backbone}-{asked}",
-        tags=(strategy.name, backbone, data),
+        tags=(strategy.name, backbone[:_LONGEST_TAG], data[:_LONGEST_TAG]),
     )
 
 

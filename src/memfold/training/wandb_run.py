@@ -20,6 +20,7 @@ from memfold.wandb_credentials import has_wandb_key
 __all__ = ["WandbRun", "close_wandb", "wandb_logger"]
 
 _LONGEST_NAME, _LONGEST_TAG = 128, 64  # characters that W&B takes
+_LONGEST_LABELS = {"project": 128, "entity": 128, "name": 128, "group": 128, "job_type": 64}
 _CODE_VARIABLES = ("WANDB_SAVE_CODE", "WANDB_DISABLE_CODE", "WANDB_DISABLE_GIT")
 _MODES = ("online", "offline", "disabled")
 
@@ -121,6 +122,9 @@ def wandb_logger(
         InputError: An option is wrong, or W&B cannot start.
     """
     mode = _mode(mode)
+    _refuse_long(project=project, entity=entity, name=name, group=group, job_type=job_type)
+    if long := [tag for tag in tags if not 0 < len(str(tag)) <= _LONGEST_TAG]:
+        raise InputError(f"logger.tags must have 1 to {_LONGEST_TAG} characters each, got {long}")
     if not isinstance(log_artifact, bool):
         raise InputError(f"logger.log_artifact must be true or false, got {log_artifact!r}")
     if not is_rank_zero():  # a stand-in: only rank 0 starts a run
@@ -132,7 +136,7 @@ def wandb_logger(
             name=str(name or run_name)[:_LONGEST_NAME],
             group=None if group is None else str(group),
             job_type=job_type or ("sweep" if os.environ.get("WANDB_SWEEP_ID") else "train"),
-            tags=list(dict.fromkeys(str(tag)[:_LONGEST_TAG] for tag in tags)),
+            tags=list(dict.fromkeys(map(str, tags))),
             dir=folder,
             mode=mode,  # type: ignore[arg-type]
             id=_earlier_id(folder),
@@ -177,6 +181,16 @@ def _mode(mode: str | None) -> str:
             f"got {mode!r}"
         )
     return mode
+
+
+def _refuse_long(**labels: str | None) -> None:
+    """Refuse what W&B would refuse when the run is uploaded, which may be days later."""
+    for name, label in labels.items():
+        longest = _LONGEST_LABELS[name]
+        if label is not None and not 0 < len(str(label)) <= longest:
+            raise InputError(
+                f"logger.{name} must have 1 to {longest} characters, got {len(str(label))}"
+            )
 
 
 def _settings(mode: str, save_code: bool) -> wandb.Settings:
