@@ -65,7 +65,7 @@ def test_unknown_wandb_mode_is_named(tmp_path: Path) -> None:
     [
         ({"log_artifact": "nope"}, "logger.log_artifact must be true or false, got 'nope'"),
         ({"save_code": "nope"}, "logger=wandb cannot start: "),
-        ({"tags": [""]}, "logger=wandb cannot start: "),
+        ({"tags": [""]}, "logger.tags must have 1 to 64 characters"),
         ({"project": "a/b"}, "logger=wandb cannot start: "),
     ],
 )
