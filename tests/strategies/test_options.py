@@ -39,7 +39,7 @@ BAD = [
     ("stable_rps", {"include": "fc"}, "compression.include must be a list"),
     ("stable_rps", {"include": ["fc*"]}, "'fc*' matches no compressible weight"),
     ("stable_rps", {"exclude": ["*"]}, "leave nothing to compress"),
-    ("stable_rps", {"sign": "both"}, "compression.sign must be run or weight, got 'both'"),
+    ("stable_rps", {"sign": "both"}, "compression.sign must be column, run, weight, got 'both'"),
     ("stable_rps", {"gradient_scale": "v5"}, "must be length, projection or none, got 'v5'"),
     ("stable_rps", {"initial_scale": 0}, "compression.initial_scale must be above 0"),
     ("stable_rps", {"initial_scale": float("inf")}, "compression.initial_scale must be above 0"),

@@ -54,7 +54,7 @@ def test_another_experiment_is_refused_and_nothing_changes(folder: Path) -> None
         ("seed=2", ": seed is 1 in that run, not 2; a resumed run keeps it"),
         ("ratio=0.1", ": ratio is 0.05 in that run, not 0.1;"),
         ("compression=roast", r": compression\._target_ is .*StableRPS in that run, not .*ROAST;"),
-        ("compression.sign=weight", r": compression\.sign is run in that run, not weight;"),
+        ("compression.sign=weight", r": compression\.sign is column in that run, not weight;"),
         ("optimizer=adamw", r": optimizer\._target_ is .*SGD in that run, not .*AdamW;"),
         ("optimizer.lr=0.2", r": optimizer\.lr is 0\.1 in that run, not 0\.2;"),
         ("scheduler=constant", r": scheduler\._target_ is .*Cosine in that run, not .*Constant;"),

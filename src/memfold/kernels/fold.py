@@ -10,7 +10,7 @@ import triton.language as tl
 __all__ = ["add_kernel", "read_kernel"]
 
 # A kernel for each type of these is enough: none for each value that is 1 or divides by 16.
-_INTEGERS = ["factor_bits", "num_slots", "length", "first_weight"]
+_INTEGERS = ["factor_bits", "num_slots", "length", "first_weight", "num_columns"]
 _READ_INTEGERS = [*_INTEGERS, "num_weights"]
 _ADD_INTEGERS = [*_INTEGERS, "num_runs", "runs_per_part", "first_slot", "num_covered"]
 
@@ -25,19 +25,22 @@ def _float_of(bits, dtype: tl.constexpr):
 def read_kernel(
     slots,
     runs,
-    weight_signs,
+    row_signs,
+    column_signs,
     out,
     factor_bits,
     num_slots,
     length,
     num_weights,
     first_weight,
+    num_columns,
     BLOCK: tl.constexpr,
 ):
     """Write out[k * length + j] = factor * sign * slots[(start_k + j) % m], BLOCK at a time.
 
-    `runs` holds start_k, or ~start_k for sign -1, `weight_signs` is none or 1 for sign -1: 4096
-    columns, then rows; first_weight is the place of out[0] in them.
+    `runs` holds start_k, or ~start_k for sign -1. The sign of a weight is that of its run, times
+    those of its row and of its column, -1 or +1, if there are any: first_weight is the place of
+    out[0] in their matrix.
     """
     first = tl.program_id(0).to(tl.int64) * BLOCK
     run = first // length
@@ -54,11 +57,14 @@ def read_kernel(
     slot = tl.where(slot < num_slots.to(tl.uint32), slot, slot - num_slots.to(tl.uint32))
     factor = _float_of(factor_bits, slots.dtype.element_ty)
     value = tl.load(slots + slot, mask=inside, other=0) * factor
-    if weight_signs is not None:
-        weight = first_weight + place
-        column = tl.load(weight_signs + (weight & 4095), mask=inside, other=0)
-        row = tl.load(weight_signs + 4096 + (weight >> 12), mask=inside, other=0)
-        negative = negative != (column != row)
+    if row_signs is not None:
+        row = (first_weight + first) // num_columns
+        weight = (first_weight + first - row * num_columns).to(tl.uint32) + lane.to(tl.uint32)
+        below = weight // num_columns.to(tl.uint32)
+        column = weight - below * num_columns.to(tl.uint32)
+        of_row = tl.load(row_signs + row + below, mask=inside, other=1)
+        of_column = tl.load(column_signs + column, mask=inside, other=1)
+        negative = negative != (of_row != of_column)
     value = tl.where(negative, -value, value)
     if out.dtype.element_ty.primitive_bitwidth == 16:
         # As torch does from float64; nothing for float32.
@@ -70,7 +76,8 @@ def read_kernel(
 def add_kernel(
     weights,
     runs,
-    weight_signs,
+    row_signs,
+    column_signs,
     out,
     factor_bits,
     num_slots,
@@ -80,6 +87,7 @@ def add_kernel(
     first_slot,
     num_covered,
     first_weight,
+    num_columns,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -103,11 +111,15 @@ def add_kernel(
         found = covered & (position < length)
         value = tl.load(weights + offset + position, mask=found, other=0).to(total.dtype)
         negative = packed < 0
-        if weight_signs is not None:
-            weight = first_weight + offset + position
-            column = tl.load(weight_signs + (weight & 4095), mask=found, other=0)
-            row = tl.load(weight_signs + 4096 + (weight >> 12), mask=found, other=0)
-            negative = negative != (column != row)
+        if row_signs is not None:
+            row = (first_weight + offset) // num_columns
+            weight = (first_weight + offset - row * num_columns).to(tl.uint32)
+            weight += position.to(tl.uint32)
+            below = weight // num_columns.to(tl.uint32)
+            column = weight - below * num_columns.to(tl.uint32)
+            of_row = tl.load(row_signs + row + below, mask=found, other=1)
+            of_column = tl.load(column_signs + column, mask=found, other=1)
+            negative = negative != (of_row != of_column)
         total += tl.where(negative, -value, value)
         offset += length
     if PARTS:

@@ -59,7 +59,7 @@ def train(model, optimizer, shape, steps=20):
     return losses
 
 
-@pytest.mark.parametrize("sign", ["run", "weight"])
+@pytest.mark.parametrize("sign", ["column", "run", "weight"])
 @pytest.mark.parametrize("gradient_scale", ["length", "projection"])
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
 @pytest.mark.parametrize("backbone", sorted(BACKBONES))

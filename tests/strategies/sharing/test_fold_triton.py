@@ -41,21 +41,23 @@ def test_interpreted_kernels_agree_with_torch():
 
 
 @needs_triton
-@pytest.mark.parametrize("weight_signs", [None, "*u8"])
+@pytest.mark.parametrize("signs", [None, "*i8"])
 @pytest.mark.parametrize("dtype", ["fp32", "fp64", "bf16", "fp16"])
 @pytest.mark.parametrize("kernel", ["read_kernel", "add_kernel"])
-def test_kernels_compile(kernel, dtype, weight_signs, tmp_path, monkeypatch):
+def test_kernels_compile(kernel, dtype, signs, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     compiler = importlib.import_module("triton.compiler")
     target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", 80, 32)
     function = getattr(fold_triton._kernels(), kernel)
-    constants = {"BLOCK": 512, "PARTS": True} | ({} if weight_signs else {"weight_signs": None})
+    constants = {"BLOCK": 512, "PARTS": True}
+    constants |= {} if signs else {"row_signs": None, "column_signs": None}
     types = {
         "slots": "*fp32",
         "out": f"*{dtype}" if kernel == "read_kernel" else "*fp32",
         "weights": f"*{dtype}",
         "runs": "*i32",
-        "weight_signs": weight_signs,
+        "row_signs": signs,
+        "column_signs": signs,
         "factor_bits": "i64",
         "first_weight": "i64",
     }
@@ -124,7 +126,7 @@ def test_blocks_agree_on_a_gpu(size, slots_dtype, dtype):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("sign", ["run", "weight"])
+@pytest.mark.parametrize("sign", ["column", "run", "weight"])
 def test_mappings_and_models_agree_on_a_gpu(sign, monkeypatch):
     for mapping in cases().mappings(sign):
         cases().check_mapping(mapping, "cuda", monkeypatch)
@@ -150,7 +152,7 @@ def test_a_tensor_of_more_than_2_31_weights_on_a_gpu():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("ratio", [0.3, 0.01, 0.001])
-@pytest.mark.parametrize("sign", ["run", "weight"])
+@pytest.mark.parametrize("sign", ["column", "run", "weight"])
 def test_gradients_are_the_same_bits_every_time_on_a_gpu(sign, ratio):
     model = nn.Sequential(nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 512)).cuda()
     memfold.compress(model, "stable_rps", ratio=ratio, seed=1, sign=sign)
@@ -178,7 +180,7 @@ def seconds_of(function):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("num_slots", [4096, 2**18, 2**22])
-@pytest.mark.parametrize("sign", ["run", "weight"])
+@pytest.mark.parametrize("sign", ["column", "run", "weight"])
 def test_kernels_are_no_slower_than_torch_on_a_gpu(sign, num_slots, monkeypatch):
     span = Span("weight", torch.Size((4096, 4096)), 0, 4096**2)
     mapping = RandomFold([span], num_slots, seed=1, sign=sign)

@@ -49,13 +49,17 @@ def make_mapping(kind, shapes, fraction, seed):
 
 
 KINDS = (
+    "fold-column",
     "fold-run",
     "fold-weight",
+    "aligned-column",
     "aligned-run",
     "aligned-weight",
+    "tile-column",
     "tile-run",
     "tile-weight",
-    "element-run",
+    "element-column",
+    "element-weight",
 )
 cases = st.tuples(st.sampled_from(KINDS), shapes_lists, st.floats(0.01, 1), st.integers(0, 99))
 
@@ -110,14 +114,24 @@ def test_random_fold_loads_of_large_models(n, num_slots, seed):
     assert set(loads.tolist()) <= {float(n // num_slots), float(-(-n // num_slots))}
 
 
-@given(shapes_lists, st.floats(0.01, 1), st.integers(0, 99), st.sampled_from(["run", "weight"]))
+@given(
+    shapes_lists,
+    st.floats(0.01, 1),
+    st.integers(0, 99),
+    st.sampled_from(["column", "run", "weight"]),
+)
 def test_random_fold_slots_follow_the_paper(shapes, fraction, seed, sign):
     mapping = make_mapping(f"fold-{sign}", shapes, fraction, seed)
     slots = explicit_map(mapping).abs().argmax(1).tolist()
     assert slots == random_fold_slots(mapping.num_weights, mapping.num_slots, seed)
 
 
-@given(shapes_lists, st.floats(0.01, 1), st.integers(0, 99), st.sampled_from(["run", "weight"]))
+@given(
+    shapes_lists,
+    st.floats(0.01, 1),
+    st.integers(0, 99),
+    st.sampled_from(["column", "run", "weight"]),
+)
 def test_aligned_partitions_end_at_rows(shapes, fraction, seed, sign):
     mapping = make_mapping(f"aligned-{sign}", shapes, fraction, seed)
     slots = explicit_map(mapping).abs().argmax(1).tolist()
@@ -138,7 +152,7 @@ def test_runs_describe_every_weight(shapes, fraction, seed, aligned):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("sign", ["run", "weight"])
+@pytest.mark.parametrize("sign", ["column", "run", "weight"])
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("num_slots", [1, 30, 700, 1024, 1500, 5000, 40000])
 def test_random_fold_all_ways_to_read_and_to_add_agree(num_slots, aligned, sign, dtype):
@@ -172,8 +186,10 @@ def test_signs_of_weights_are_hashed_one_by_one():
     hashed = RangeHash(3, "weight-sign")(0, spans[-1].stop, torch.device("cpu"))
     for span in spans:
         found = torch.ones(span.numel)
-        mapping.multiply_signs(found, span)
-        assert torch.equal(found, (1.0 - 2 * (hashed >> 30))[span.start : span.stop])
+        mapping.signs(span).multiply_(found)
+        expected = (1 - 2 * (hashed >> 30))[span.start : span.stop]
+        assert torch.equal(found, expected.float())
+        assert torch.equal(mapping.signs(span).expand(5, 17), expected[5:17].to(torch.int8))
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))

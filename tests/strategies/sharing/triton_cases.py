@@ -131,13 +131,13 @@ def mappings(sign):
         yield RandomFold(spans, num_slots, seed=5, sign=sign, align_rows=align_rows)
 
 
-@pytest.mark.parametrize("sign", ["run", "weight"])
+@pytest.mark.parametrize("sign", ["column", "run", "weight"])
 def test_mappings_agree_with_torch(sign, monkeypatch):
     for mapping in mappings(sign):
         check_mapping(mapping, "cpu", monkeypatch)
 
 
-@pytest.mark.parametrize("sign", ["run", "weight"])
+@pytest.mark.parametrize("sign", ["column", "run", "weight"])
 def test_models_train_alike(sign, monkeypatch):
     check_model(sign, "cpu", monkeypatch)
 

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +36,9 @@ class SharingStrategy(Strategy):
 
     initialises: ClassVar[bool] = True
 
-    sign: Sign = "run"
-    """One random sign per contiguous run of slots (`run`) or per weight (`weight`)."""
+    sign: Sign = "column"
+    """What has a random sign of its own: each row and column of a tensor (`column`), each contiguous
+    run of slots (`run`), or each weight (`weight`)."""
     gradient_scale: GradientScale = "length"
     """Gamma: `length` (1/sqrt(load)) keeps the length of the dense model's step, so that one
     learning rate serves every ratio; `projection` (1/load) is the paper's theory; `none` is 1."""
@@ -56,8 +57,10 @@ class SharingStrategy(Strategy):
         """
         super().__post_init__()
         set_number(self, "initial_scale", float)
-        if self.sign not in ("run", "weight"):
-            raise InputError(f"compression.sign must be run or weight, got {self.sign!r}")
+        if self.sign not in get_args(Sign):
+            raise InputError(
+                f"compression.sign must be {', '.join(get_args(Sign))}, got {self.sign!r}"
+            )
         if self.gradient_scale not in ("length", "projection", "none"):
             raise InputError(
                 "compression.gradient_scale must be length, projection or none, "

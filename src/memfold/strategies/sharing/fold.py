@@ -40,6 +40,14 @@ class Block:
         """Where the next block begins."""
         return self.offset + self.length * len(self.starts)
 
+    def split(self, numel: int) -> Iterator["Block"]:
+        """Cut it into blocks of whole runs, of at most `numel` weights if a run has no more."""
+        count = max(1, numel // self.length)
+        for i in range(0, len(self.starts), count):
+            part = slice(i, i + count)
+            offset = self.offset + i * self.length
+            yield Block(offset, self.length, self.starts[part], self.signs[part])
+
 
 def read_block(slots: Tensor, block: Block, factor: float, out: Tensor) -> None:
     """Write factor * sign * slots[window] to the block's place in `out`, in one pass over it.

@@ -1,4 +1,4 @@
-"""What `fold` does, by Triton kernels, with signs per weight in the same pass.
+"""What `fold` does, by Triton kernels, with the signs of single weights in the same pass.
 
 The kernels use no atomics, and sum in an order that depends on sizes alone: the same numbers give
 the same bits in every run. Whether a multiplication and an addition are rounded as one is said at
@@ -8,8 +8,7 @@ every launch, for Triton's default changes with its versions.
 import struct
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -19,9 +18,9 @@ from torch import Tensor
 
 from memfold.strategies.sharing import fold
 from memfold.strategies.sharing.fold import Block
-from memfold.strategies.sharing.hashing import RangeHash
+from memfold.strategies.sharing.signs import OuterSigns
 
-__all__ = ["WeightSigns", "add_blocks", "read_blocks", "uses_triton", "weight_signs"]
+__all__ = ["add_blocks", "read_blocks", "uses_triton"]
 
 _WEIGHT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Weights or slots for each program of a grid.
@@ -31,34 +30,6 @@ _ADD_NUMEL = 512
 # to each. No property of the GPU enters: the order of summation is the same on all of them.
 _PROGRAMS = 2048
 _RUNS_PER_PROGRAM = 16
-_CHARACTER_BITS = 12
-
-
-@dataclass(frozen=True)
-class WeightSigns:
-    """The hashed signs of one tensor's weights: each a column's times a row's."""
-
-    table: Tensor
-    """1 for sign -1, else 0: uint8, shape (4096 columns + rows,)."""
-    first: int
-    """Place of the tensor's first weight in its first row."""
-
-
-@lru_cache(maxsize=256)
-def weight_signs(seed: int, start: int, stop: int, device: torch.device) -> WeightSigns:
-    """Hash the signs that `SlotMapping.multiply_signs` applies: a byte for each 4096 weights.
-
-    Args:
-        seed: Of the mapping.
-        start: Number of the tensor's first weight in the model.
-        stop: Number of the weight after its last one.
-        device: To put the table on.
-    """
-    rows = range(start >> _CHARACTER_BITS, ((stop - 1) >> _CHARACTER_BITS) + 1)
-    ends = (rows.start << _CHARACTER_BITS, rows.stop << _CHARACTER_BITS)
-    ((row_signs, column_signs, _),) = RangeHash(seed, "weight-sign").sign_tables(*ends)
-    table = (torch.cat((column_signs, row_signs)) < 0).to(torch.uint8)
-    return WeightSigns(table.to(device), start - ends[0])
 
 
 def uses_triton(slots: Tensor, weights: Tensor) -> bool:
@@ -77,7 +48,7 @@ def uses_triton(slots: Tensor, weights: Tensor) -> bool:
 
 
 def read_blocks(
-    slots: Tensor, blocks: Sequence[Block], factor: float, out: Tensor, signs: WeightSigns | None
+    slots: Tensor, blocks: Sequence[Block], factor: float, out: Tensor, signs: OuterSigns | None
 ) -> None:
     """Write factor * sign * slots[window] to each block's place in `out`, in one pass over it.
 
@@ -98,20 +69,20 @@ def read_blocks(
             _kernels().read_kernel[(_ceil_div(target.numel(), _READ_NUMEL),)](
                 slots,
                 _run_table(block, slots.device),
-                None if signs is None else signs.table,
+                *_sign_tables(signs),
                 target,
                 _bits(factor),
                 slots.numel(),
                 block.length,
                 target.numel(),
-                0 if signs is None else signs.first + block.offset,
+                *_sign_place(signs, block.offset),
                 BLOCK=_READ_NUMEL,
                 enable_fp_fusion=False,
             )
 
 
 def add_blocks(
-    weights: Tensor, blocks: Sequence[Block], factor: float, out: Tensor, signs: WeightSigns | None
+    weights: Tensor, blocks: Sequence[Block], factor: float, out: Tensor, signs: OuterSigns | None
 ) -> None:
     """Add factor * sign * weights to the windows of `out`: the adjoint of `read_blocks`.
 
@@ -133,7 +104,7 @@ def add_blocks(
 
 
 def _add_block(
-    weights: Tensor, block: Block, factor: float, out: Tensor, signs: WeightSigns | None
+    weights: Tensor, block: Block, factor: float, out: Tensor, signs: OuterSigns | None
 ) -> None:
     m, num_runs = out.numel(), len(block.starts)
     # One run may touch a small part of a large vector; more runs are partitions of it.
@@ -147,7 +118,7 @@ def _add_block(
         _kernels().add_kernel[(num_programs, num_parts)](
             weights[block.offset : block.stop],
             _run_table(block, out.device),
-            None if signs is None else signs.table,
+            *_sign_tables(signs),
             target,
             _bits(factor),
             m,
@@ -156,7 +127,7 @@ def _add_block(
             runs_per_part,
             first_slot,
             num_covered,
-            0 if signs is None else signs.first + block.offset,
+            *_sign_place(signs, block.offset),
             PARTS=num_parts > 1,
             BLOCK=_ADD_NUMEL,
             enable_fp_fusion=False,
@@ -170,6 +141,15 @@ def _run_table(block: Block, device: torch.device) -> Tensor:
     packed = np.where(block.signs > 0, block.starts, ~block.starts).astype(np.int32)
     # Pageable memory is staged before the call returns; a blocking copy would wait for the GPU.
     return torch.from_numpy(packed).to(device, non_blocking=True)
+
+
+def _sign_tables(signs: OuterSigns | None) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if signs is None else (signs.rows, signs.columns)
+
+
+def _sign_place(signs: OuterSigns | None, offset: int) -> tuple[int, int]:
+    """Return the place of the weight at `offset` among the signs, and how many columns they have."""
+    return (0, 1) if signs is None else (signs.first + offset, len(signs.columns))
 
 
 def _bits(factor: float) -> int:

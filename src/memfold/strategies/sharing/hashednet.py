@@ -27,7 +27,8 @@ class ElementMapping(SlotMapping):
     """Independent h(i) and sign for every weight, within the segment of its own tensor."""
 
     def __init__(self, spans: Sequence[Span], num_slots: int, *, seed: int, sign: Sign) -> None:
-        super().__init__(spans, num_slots, seed=seed, sign=sign)
+        # Every weight is a run of its own.
+        super().__init__(spans, num_slots, seed=seed, sign="weight" if sign == "run" else sign)
         sizes = share_budget([span.numel for span in self.spans], num_slots)
         ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
         self._segments = {span.name: (ends[i], ends[i + 1]) for i, span in enumerate(self.spans)}
@@ -66,17 +67,20 @@ class ElementMapping(SlotMapping):
         """Hash a span piece by piece: where, slots and whether the sign is -1, both int64."""
         first, stop = self._segments[span.name]
         slot_hash = RangeHash(self.seed, "slot", span.name)
-        sign_hash = RangeHash(self.seed, "weight-sign")
+        hashed = self.signs(span, device)
+        assert hashed is not None
         for begin in range(0, span.numel, _CHUNK_NUMEL):
             end = min(begin + _CHUNK_NUMEL, span.numel)
             indices = scale_below(stop - first, slot_hash(begin, end, device)) + first
-            signs = sign_hash(span.start + begin, span.start + end, device)
-            yield slice(begin, end), indices, signs >> 30
+            yield slice(begin, end), indices, (hashed.expand(begin, end) < 0).long()
 
 
 @dataclass(frozen=True, kw_only=True)
 class HashedNet(SharingStrategy, name="hashednet"):
     """One vector per tensor, hashed weight by weight. Every weight is a run of its own."""
+
+    sign: Sign = "weight"
+    """See `SharingStrategy.sign`; `run` is the same as `weight`, the paper's form."""
 
     def mapping(self, spans: Sequence[Span], num_slots: int) -> ElementMapping:
         """Make the mapping for `num_slots` values.

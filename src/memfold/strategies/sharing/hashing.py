@@ -4,7 +4,6 @@ Two kinds, for two costs. `PolynomialHash` takes arbitrary keys: tiles, partitio
 takes consecutive keys, one per weight, at the cost of one XOR each.
 """
 
-from collections.abc import Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from memfold.seeding import derive_seed
+from memfold.strategies.sharing.signs import OuterSigns
 
 __all__ = ["HASH_RANGE", "PolynomialHash", "RangeHash"]
 
@@ -76,26 +76,23 @@ class RangeHash:
         offset = start - first * size
         return (high[:, None] ^ low).flatten()[offset : offset + stop - start]
 
-    def sign_tables(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor, slice]]:
+    def signs(self, start: int, stop: int) -> OuterSigns:
         """Hash the signs of the keys start, ..., stop - 1, without a number for each of them.
 
-        The top bit of an XOR is the XOR of the top bits: signs are products of two tables.
-
-        Yields:
-            Row signs (rows,) and column signs (columns,), int64, and the slice of the keys, from 0,
-            that their outer product, flattened, belongs to.
+        The top bit of an XOR is the XOR of the top bits: a sign is a product of two tables' signs.
         """
+        first, last = start >> _CHARACTER_BITS, (stop - 1) >> _CHARACTER_BITS
         size = 1 << _CHARACTER_BITS
-        columns = hash_signs(torch.from_numpy(self._low(np.arange(size))))
-        position = start
-        while position < stop:
-            row, column = divmod(position, size)
-            whole = (stop - position) // size if column == 0 else 0
-            end = position + whole * size if whole else min(stop, position - column + size)
-            rows = hash_signs(torch.from_numpy(self._high(np.arange(row, row + max(1, whole)))))
-            width = size if whole else end - position
-            yield rows, columns[column : column + width], slice(position - start, end - start)
-            position = end
+        # One row needs no more columns than there are keys.
+        width = size if last > first else stop - first * size
+        rows, columns = (
+            torch.from_numpy(hash_signs(table(keys)).astype(np.int8))
+            for table, keys in (
+                (self._high, np.arange(first, last + 1)),
+                (self._low, np.arange(width)),
+            )
+        )
+        return OuterSigns(rows, columns, start - first * size)
 
 
 def scale_below(bound: int, hashed: Integers) -> Integers:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,10 +11,16 @@ from torch import Tensor
 from memfold.strategies.selection import CompressibleWeight
 from memfold.strategies.sharing.hashing import RangeHash
 from memfold.strategies.sharing.products import RowLayout
+from memfold.strategies.sharing.signs import OuterSigns
 
 __all__ = ["Sign", "SlotMapping", "Span", "spans_of"]
 
-Sign = Literal["run", "weight"]
+# Tables of signs are kept for tensors whose tables take no more bytes.
+_KEPT_BYTES = 1 << 16
+
+Sign = Literal["column", "run", "weight"]
+"""What has a random sign of its own: each row and each column of a tensor (`column`), each run of
+consecutive slots, or each weight."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,11 @@ class Span:
         """Number of weights."""
         return self.stop - self.start
 
+    @property
+    def columns(self) -> int:
+        """Weights in a row: what the first dimension counts are rows."""
+        return self.numel // self.shape[0]
+
 
 def spans_of(weights: Sequence[CompressibleWeight]) -> tuple[Span, ...]:
     """Lay the weights end to end."""
@@ -44,9 +55,9 @@ def spans_of(weights: Sequence[CompressibleWeight]) -> tuple[Span, ...]:
 class SlotMapping(ABC):
     """Assign each of n weights a slot h(i) in [0, m) and a sign g_i, by hashing alone.
 
-    Immutable and of constant size: whatever depends on n or m is computed anew for each pass and
-    dropped. Indices and signs are whole numbers, so that they agree on every
-    device and dtype.
+    Immutable: whatever depends on n or m is computed anew for each pass and dropped, but for small
+    tables of signs. Indices and signs are whole numbers, so that they agree on every device and
+    dtype.
     """
 
     def __init__(self, spans: Sequence[Span], num_slots: int, *, seed: int, sign: Sign) -> None:
@@ -56,27 +67,57 @@ class SlotMapping(ABC):
             spans: All weights, end to end.
             num_slots: The m of the papers.
             seed: Of every hash.
-            sign: One random sign per contiguous run of slots, or one per weight.
+            sign: See `Sign`.
         """
         self.spans = tuple(spans)
         self.num_slots = num_slots
         self.num_weights = self.spans[-1].stop
         self.seed = seed
         self.sign: Sign = sign
+        self._signs: dict[tuple[str, torch.device], OuterSigns] = {}
 
-    def multiply_signs(self, weights: Tensor, span: Span, begin: int = 0) -> None:
-        """Multiply weights number begin, ... of a span by their hashed signs, in place.
+    def signs(self, span: Span, device: torch.device | str = "cpu") -> OuterSigns | None:
+        """Return the signs of a tensor's weights that do not belong to runs.
+
+        With a sign per column, that of the weight in row i and column j of the tensor, taken as a
+        matrix (first dimension, all others), is r_i c_j: inner products with rows, and with
+        columns, see independent signs. With a sign per weight, its number in the model is hashed.
 
         Args:
-            weights: Shape (any,), contiguous, of any floating dtype.
             span: One of `spans`.
-            begin: Place of the first one in the span.
+            device: Of the tables.
+
+        Returns:
+            `None` with a sign per run.
         """
-        first = span.start + begin
-        signs = RangeHash(self.seed, "weight-sign")
-        for rows, columns, part in signs.sign_tables(first, first + weights.numel()):
-            block = weights[part].view(len(rows), len(columns))
-            block.mul_(columns.to(weights)).mul_(rows.to(weights)[:, None])
+        if self.sign == "run":
+            return None
+        key = span.name, torch.device(device)
+        found = self._signs.get(key)
+        if found is None:
+            with torch.inference_mode(False):
+                found = self._hash_signs(span).to(key[1])
+            if found.nbytes <= _KEPT_BYTES:
+                self._signs[key] = found
+        return found
+
+    def _hash_signs(self, span: Span) -> OuterSigns:
+        if self.sign == "weight":
+            return RangeHash(self.seed, "weight-sign").signs(span.start, span.stop)
+        rows, columns = (
+            RangeHash(self.seed, f"{what}-sign", span.name).signs(0, count).expand(0, count)
+            for what, count in (("row", span.shape[0]), ("column", span.columns))
+        )
+        return OuterSigns(rows, columns)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the tables that are kept from pass to pass."""
+        return sum(signs.nbytes for signs in self._signs.values())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is computed again."""
+        return {**self.__dict__, "_signs": {}}
 
     @property
     def is_bijection(self) -> bool:

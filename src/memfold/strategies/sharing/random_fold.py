@@ -1,7 +1,7 @@
 """RANDOMFOLD: consecutive weights lie in consecutive slots of one circular vector."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -12,13 +12,7 @@ import torch
 from torch import Tensor
 
 from memfold.strategies.sharing.fold import Block, add_block, read_block
-from memfold.strategies.sharing.fold_triton import (
-    WeightSigns,
-    add_blocks,
-    read_blocks,
-    uses_triton,
-    weight_signs,
-)
+from memfold.strategies.sharing.fold_triton import add_blocks, read_blocks, uses_triton
 from memfold.strategies.sharing.hashing import PolynomialHash
 from memfold.strategies.sharing.mapping import Sign, SlotMapping, Span
 from memfold.strategies.sharing.products import RowLayout
@@ -31,6 +25,8 @@ __all__ = ["RandomFold"]
 _SEGMENT_SLOTS = 1024
 # Segments shorter than this, on average, are not worth telling apart from slots.
 _SHORTEST = 8
+# Weights, or one run of them, that are copied at a time to be multiplied by their signs.
+_COPIED_NUMEL = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,7 @@ class _Hashes:
 
 
 class RandomFold(SlotMapping):
-    """The mapping h(i) = (r_k + i mod m) mod m, with one sign per run or per weight.
+    """The mapping h(i) = (r_k + i mod m) mod m.
 
     Partition k holds the weights km, ..., km + m - 1 of the model, rotated by a random r_k; what
     one tensor holds of one partition is a run. With `align_rows`, a partition ends early where
@@ -112,11 +108,10 @@ class RandomFold(SlotMapping):
         """See `SlotMapping.layout`; none with a sign per weight."""
         if self.sign == "weight":
             return None
-        columns = span.numel // span.shape[0]
-        return RowLayout.of(self.runs(span), columns=columns, num_slots=self.num_slots)
+        return RowLayout.of(self.runs(span), columns=span.columns, num_slots=self.num_slots)
 
     def runs(self, span: Span) -> Runs:
-        """List the windows of one tensor, with signs per run.
+        """List the windows of one tensor; signs other than those of the runs are left out.
 
         Args:
             span: One of `spans`.
@@ -137,26 +132,30 @@ class RandomFold(SlotMapping):
         """See `SlotMapping.gather`; one pass over the result."""
         out = slots.new_empty(span.numel, dtype=dtype)
         if uses_triton(slots, out):
-            signs = self._weight_signs(span, slots.device)
+            signs = self.signs(span, slots.device)
             read_blocks(slots, self._blocks(span), factor, out, signs)
             return out
         for block in self._blocks(span):
             read_block(slots, block, factor, out)
-        if self.sign == "weight":
-            self.multiply_signs(out, span)
+        signs = self.signs(span, slots.device)
+        if signs is not None:
+            signs.multiply_(out)
         return out
 
     def scatter(self, weights: Tensor, span: Span, factor: float, out: Tensor) -> None:
         """See `SlotMapping.scatter`."""
         if uses_triton(out, weights):
-            signs = self._weight_signs(span, out.device)
-            add_blocks(weights, self._blocks(span), factor, out, signs)
+            add_blocks(weights, self._blocks(span), factor, out, self.signs(span, out.device))
             return
-        if self.sign == "weight":
-            weights = weights.clone()
-            self.multiply_signs(weights, span)
+        signs = self.signs(span, out.device)
         for block in self._blocks(span):
-            add_block(weights, block, factor, out)
+            if signs is None:
+                add_block(weights, block, factor, out)
+                continue
+            for part in block.split(_COPIED_NUMEL):
+                copied = weights[part.offset : part.stop].to(out.dtype, copy=True)
+                signs.multiply_(copied, part.offset)
+                add_block(copied, replace(part, offset=0), factor, out)
 
     def accumulate(self, constants: Sequence[float]) -> Tensor:
         """See `SlotMapping.accumulate`; a segment ends where any tensor's window does."""
@@ -213,17 +212,11 @@ class RandomFold(SlotMapping):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is computed again."""
-        return {**self.__dict__, "_known_hashes": None}
-
-    def _weight_signs(self, span: Span, device: torch.device) -> WeightSigns | None:
-        if self.sign == "run":
-            return None
-        return weight_signs(self.seed, span.start, span.stop, device)
+        return {**super().__getstate__(), "_known_hashes": None}
 
     def _unit(self, span: Span, align_rows: bool) -> int:
         """Return what a partition holds whole multiples of."""
-        row = span.numel // span.shape[0]
-        return row if align_rows and row <= self.num_slots else 1
+        return span.columns if align_rows and span.columns <= self.num_slots else 1
 
     def _pieces(self, span: Span) -> Iterator[_Pieces]:
         """Cut a span at partition ends; parts of the same length stay together."""
@@ -248,13 +241,12 @@ class RandomFold(SlotMapping):
         return self.hashes().blocks[span.name]
 
     def _block(self, span: Span, pieces: _Pieces) -> Block:
-        """Hash the rotation r_k of each partition, and the sign of each run by its first weight."""
+        """Hash the rotation of each partition, and, if runs have one, a sign by the first weight."""
         m = self.num_slots
         partitions = np.arange(pieces.partitions.start, pieces.partitions.stop)
         starts = (self._rotation.below(m, partitions) + pieces.begin) % m
-        if self.sign == "weight":
-            signs = np.ones_like(partitions)
-        else:
+        signs = np.ones_like(partitions)
+        if self.sign == "run":
             first = span.start + pieces.offset
             signs = self._run_sign.signs(first + np.arange(len(partitions)) * pieces.length)
         return Block(pieces.offset, pieces.length, starts, signs)

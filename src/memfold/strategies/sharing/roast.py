@@ -53,15 +53,17 @@ class TileMapping(SlotMapping):
         tiles = windows.view(high, wide, self._rows, self._columns).transpose(1, 2)
         matrix = tiles.reshape(high * self._rows, wide * self._columns)
         out = matrix[:rows, :columns].reshape(-1)
-        if self.sign == "weight":
-            self.multiply_signs(out, span)
+        hashed = self.signs(span, out.device)
+        if hashed is not None:
+            hashed.multiply_(out)
         return out.to(dtype or out.dtype)
 
     def scatter(self, weights: Tensor, span: Span, factor: float, out: Tensor) -> None:
         """See `SlotMapping.scatter`."""
-        weights = weights.to(out.dtype, copy=self.sign == "weight")
-        if self.sign == "weight":
-            self.multiply_signs(weights, span)
+        hashed = self.signs(span, out.device)
+        weights = weights.to(out.dtype, copy=hashed is not None)
+        if hashed is not None:
+            hashed.multiply_(weights)
         rows, columns = _matrix_shape(span)
         high, wide = self._grid(span)
         starts, signs = self._tiles(span, out.device)
@@ -109,7 +111,7 @@ class TileMapping(SlotMapping):
         starts = PolynomialHash(self.seed, "tile", span.name).below(
             self.num_slots - self._rows * self._columns + 1, keys
         )
-        if self.sign == "weight":
+        if self.sign != "run":
             return starts, np.ones_like(keys)
         return starts, PolynomialHash(self.seed, "tile-sign", span.name).signs(keys)
 

@@ -205,9 +205,10 @@ class SharedVector(Compression):
 
     @property
     def resident_bytes(self) -> int:
-        """See `Compression.resident_bytes`: scales, factors of segments, plans of transforms."""
+        """See `Compression.resident_bytes`: scales, factors of segments, signs, plans."""
         kept = 0 if self._factors is None else 2 * self._factors[1].nbytes
-        return self.index_bytes + kept + sum(plan.nbytes for plan in self._plans.values())
+        plans = sum(plan.nbytes for plan in self._plans.values())
+        return self.index_bytes + kept + self.mapping.kept_bytes + plans
 
     def owned_names(self) -> frozenset[str]:
         """See `Compression.owned_names`."""

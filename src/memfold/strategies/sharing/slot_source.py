@@ -128,8 +128,10 @@ class SlotSource:
         found = self._plans.get(index) or self._products.get(index)
         # A row that stays zero is no window.
         if found is None and self.zero_rows[index] is None:
-            layout = self.mapping.layout(self.mapping.spans[index])
-            found = None if layout is None else RowProducts(layout)
+            span = self.mapping.spans[index]
+            layout = self.mapping.layout(span)
+            if layout is not None:
+                found = RowProducts(layout, self.mapping.signs(span, self._values.device))
             self._products[index] = found
         return found
 

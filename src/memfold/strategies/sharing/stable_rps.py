@@ -50,8 +50,8 @@ class StableRPS(SharingStrategy, name="stable_rps"):
             )
         if self.linear in ("windows", "correlation") and self.sign == "weight":
             raise InputError(
-                f"compression.linear={self.linear} needs compression.sign=run: with a sign per "
-                "weight no row is a window of the vector"
+                f"compression.linear={self.linear} needs compression.sign=column or run: with a "
+                "sign per weight no row is a window of the vector"
             )
 
     def linear_path(self) -> Choice:

@@ -3,6 +3,7 @@
 from functools import cached_property
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from memfold.errors import InputError
@@ -10,6 +11,7 @@ from memfold.strategies.sharing.products.correlation import Correlation
 from memfold.strategies.sharing.products.layout import RowLayout
 from memfold.strategies.sharing.products.prepared import Prepared
 from memfold.strategies.sharing.products.windows import Windows, takes_views
+from memfold.strategies.sharing.signs import OuterSigns
 
 __all__ = ["METHODS", "Method", "RowProducts"]
 
@@ -20,14 +22,24 @@ METHODS: tuple[Method, ...] = ("windows", "correlation")
 class RowProducts:
     """Products with W[r, c] = factor * sign * slots[window of row r], which is never built.
 
+    The sign is that of the run, times those of row and column if there are any: these multiply
+    the vectors on either side of W, r and c of a diagonal matrix each.
+
     W has shape (num_rows, columns). For a layer that stores its weight as (in, out), the product
     takes the output's gradient, and `transposed_product` the input. Inputs may be of a lower
     precision than the slots: "windows" multiplies in it, "correlation" in that of the slots.
     Methods take no part in autograd.
     """
 
-    def __init__(self, layout: RowLayout) -> None:
+    def __init__(self, layout: RowLayout, signs: OuterSigns | None = None) -> None:
+        """Take what describes W.
+
+        Args:
+            layout: Where its rows lie, and the signs of their runs.
+            signs: Of rows and columns, on the device of the slots.
+        """
         self.layout = layout
+        self._signs = signs
 
     def needs_doubled(self, method: Method) -> bool:
         """Whether gradients need the doubled buffer; else one of shape (m,) does, too."""
@@ -57,8 +69,8 @@ class RowProducts:
         self._check(prepared, method, x=x)
         y = x.new_empty(len(x), self.layout.num_rows)
         if y.numel():
-            self._by(method).product(prepared, x, factor, y)
-        return y
+            self._by(method).product(prepared, self._sign_columns(x), factor, y)
+        return self._sign_rows(y, out=y)
 
     def transposed_product(
         self, prepared: Prepared, g: Tensor, factor: float, method: Method
@@ -80,8 +92,8 @@ class RowProducts:
         self._check(prepared, method, g=g)
         y = prepared.slots.new_empty(len(g), self.layout.columns)
         if g.numel():
-            self._by(method).transposed_product(prepared, g, factor, y)
-        return y.to(g.dtype)
+            self._by(method).transposed_product(prepared, self._sign_rows(g), factor, y)
+        return self._sign_columns(y, out=y).to(g.dtype)
 
     def add_gradient(
         self,
@@ -109,6 +121,7 @@ class RowProducts:
         """
         self._check(prepared, method, g=g, x=x, out=out)
         if g.numel():
+            g, x = self._sign_rows(g), self._sign_columns(x)
             self._by(method).add_gradient(prepared, g, x, factor, out)
 
     def backward(
@@ -136,8 +149,15 @@ class RowProducts:
         self._check(prepared, method, g=g, x=x, out=out)
         y = prepared.slots.new_empty(x.shape)
         if g.numel():
-            self._by(method).backward(prepared, g, x, factor, out, y)
-        return y.to(x.dtype)
+            g, signed = self._sign_rows(g), self._sign_columns(x)
+            self._by(method).backward(prepared, g, signed, factor, out, y)
+        return self._sign_columns(y, out=y).to(x.dtype)
+
+    def _sign_rows(self, g: Tensor, out: Tensor | None = None) -> Tensor:
+        return g if self._signs is None else torch.mul(g, self._signs.rows.to(g), out=out)
+
+    def _sign_columns(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        return x if self._signs is None else torch.mul(x, self._signs.columns.to(x), out=out)
 
     @cached_property
     def _windows(self) -> Windows:
