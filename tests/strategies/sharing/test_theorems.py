@@ -1,8 +1,8 @@
 """The theorems of parameter sharing hold for the default signs, on inputs as smooth as images.
 
 W is one layer of a model, a matrix of rows; its sketch is what sharing keeps of it: every slot
-the signed sum of its weights, every weight the signed value of its slot. The sketch is unbiased, and
-the inner products of its rows with an input x are those of W up to a variance: at most
+the signed sum of its weights, every weight the signed value of its slot. The sketch is unbiased,
+and the inner products of its rows with an input x are those of W up to a variance: at most
 
     (1/m) sum_r' (|x|^2 |w_r'|^2 + <x, w_r'>^2)
 

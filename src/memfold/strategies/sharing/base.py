@@ -37,8 +37,8 @@ class SharingStrategy(Strategy):
     initialises: ClassVar[bool] = True
 
     sign: Sign = "column"
-    """What has a random sign of its own: each row and column of a tensor (`column`), each contiguous
-    run of slots (`run`), or each weight (`weight`)."""
+    """What has a random sign of its own: each row and each column of a tensor (`column`), each
+    contiguous run of slots (`run`), or each weight (`weight`)."""
     gradient_scale: GradientScale = "length"
     """Gamma: `length` (1/sqrt(load)) keeps the length of the dense model's step, so that one
     learning rate serves every ratio; `projection` (1/load) is the paper's theory; `none` is 1."""

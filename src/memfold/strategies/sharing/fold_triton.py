@@ -148,7 +148,7 @@ def _sign_tables(signs: OuterSigns | None) -> tuple[Tensor | None, Tensor | None
 
 
 def _sign_place(signs: OuterSigns | None, offset: int) -> tuple[int, int]:
-    """Return the place of the weight at `offset` among the signs, and how many columns they have."""
+    """Return the place of the weight at `offset` among the signs, and the number of columns."""
     return (0, 1) if signs is None else (signs.first + offset, len(signs.columns))
 
 

@@ -241,7 +241,7 @@ class RandomFold(SlotMapping):
         return self.hashes().blocks[span.name]
 
     def _block(self, span: Span, pieces: _Pieces) -> Block:
-        """Hash the rotation of each partition, and, if runs have one, a sign by the first weight."""
+        """Hash the rotation r_k of each partition, and a sign of each run by its first weight."""
         m = self.num_slots
         partitions = np.arange(pieces.partitions.start, pieces.partitions.stop)
         starts = (self._rotation.below(m, partitions) + pieces.begin) % m
