@@ -26,7 +26,16 @@ RATIOS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 SEEDS = (1, 2, 3, 4, 5)
 TRIED = (0.01, 0.03, 0.1, 0.3)
 BATCH = 128
-COLUMNS = ("network", "strategy", "gradient_scale", "sign", "ratio", "seed", "rate", "test_acc")
+COLUMNS: tuple[str, ...] = (
+    "network",
+    "strategy",
+    "gradient_scale",
+    "sign",
+    "ratio",
+    "seed",
+    "rate",
+    "test_acc",
+)
 Split = tuple[Tensor, Tensor]
 
 
@@ -170,7 +179,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write one line for each training."""
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+        writer = csv.DictWriter(file, list(COLUMNS), restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
