@@ -15,13 +15,14 @@ from memfold import strategies
 from memfold.artifact import load, save
 from memfold.errors import InputError
 from memfold.memory import Footprint, footprint
-from memfold.strategies import Context, Strategy, before_step, densify, release
+from memfold.strategies import Context, Strategy, before_step, clip_grad_norm_, densify, release
 
 __all__ = [
     "Footprint",
     "InputError",
     "Strategy",
     "before_step",
+    "clip_grad_norm_",
     "compress",
     "densify",
     "footprint",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+import memfold
 from memfold.errors import InputError
 from memfold.tasks import Classification
 from memfold.training.quiet import hush_libraries
@@ -125,3 +126,20 @@ def test_hyperparameters_are_plain_values() -> None:
 def test_wrong_label_smoothing_is_named(value: float) -> None:
     with pytest.raises(InputError, match=r"task\.label_smoothing"):
         task(nn.Linear(5, NUM_CLASSES), label_smoothing=value)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.1])
+def test_clipping_limits_the_step_of_the_dense_weights(
+    samples: tuple[Tensor, Tensor], tmp_path: Path, ratio: float
+) -> None:
+    torch.manual_seed(0)
+    net = memfold.compress(nn.Linear(5, NUM_CLASSES), "stable_rps", ratio=ratio)
+    images, labels = samples
+    before = [p.detach() for p in memfold.densify(net).parameters()]
+    clipping = trainer(tmp_path)
+    clipping.gradient_clip_val = 0.01
+    one_batch = loader((images[:4], labels[:4]))
+    clipping.fit(task(net, rate=1.0), one_batch, one_batch)
+    after = [p.detach() for p in memfold.densify(net).parameters()]
+    moved = torch.cat([(a - b).flatten() for a, b in zip(after, before, strict=True)])
+    assert float(moved.norm()) == pytest.approx(0.01, rel=1e-3)

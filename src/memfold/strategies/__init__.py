@@ -6,6 +6,7 @@ from pkgutil import walk_packages
 from types import ModuleType
 
 from memfold.strategies.base import Context, Strategy, strategy_class, strategy_names
+from memfold.strategies.clipping import clip_grad_norm_
 from memfold.strategies.compression import (
     Compression,
     before_step,
@@ -19,6 +20,7 @@ __all__ = [
     "Context",
     "Strategy",
     "before_step",
+    "clip_grad_norm_",
     "compression_of",
     "densify",
     "release",

@@ -126,6 +126,16 @@ class Compression(ABC):
         """Take over the structure of another rank; the values keep their places where they can."""
         del structure
 
+    def reach(self, parameter: Tensor) -> Tensor | None:
+        """Return how far the weights move where each entry of a parameter moves by one.
+
+        Returns:
+            The square root of the summed squares over the weights, of the parameter's shape;
+            `None` where an entry stands for one weight, or is not counted otherwise.
+        """
+        del parameter
+        return None
+
     def prepare_step(self, step: int, total_steps: int) -> None:
         """Get ready for the forward pass of optimizer step number `step`, counted from 0."""
         del step, total_steps

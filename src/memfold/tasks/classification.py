@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
 from memfold.errors import InputError
+from memfold.strategies import clip_grad_norm_
 from memfold.tasks.distillation import Distillation
 
 __all__ = ["Classification"]
@@ -123,6 +124,18 @@ class Classification(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm that the dense model's gradient would have; see `clip_grad_norm_`."""
+        if gradient_clip_val is not None and gradient_clip_algorithm in (None, "norm"):
+            clip_grad_norm_(self.net, gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note which teacher the run has: one that is resumed must have the same."""

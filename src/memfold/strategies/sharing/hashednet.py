@@ -60,7 +60,7 @@ class ElementMapping(SlotMapping):
             loads = torch.zeros(stop - first, dtype=torch.int64)
             for _, indices, _ in self._chunks(span, torch.device("cpu")):
                 loads += torch.bincount(indices - first, minlength=stop - first)
-            sums[first:stop] = loads * constant
+            sums[first:stop] = loads.double() * constant
         return sums
 
     def _chunks(self, span: Span, device: torch.device) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -79,8 +79,8 @@ class ElementMapping(SlotMapping):
 class HashedNet(SharingStrategy, name="hashednet"):
     """One vector per tensor, hashed weight by weight. Every weight is a run of its own."""
 
-    sign: Sign = "weight"
-    """See `SharingStrategy.sign`; `run` is the same as `weight`, the paper's form."""
+    sign: Sign = "run"
+    """See `SharingStrategy.sign`; `run` and `weight` are the same, the paper's form."""
 
     def mapping(self, spans: Sequence[Span], num_slots: int) -> ElementMapping:
         """Make the mapping for `num_slots` values.

@@ -88,6 +88,7 @@ class SharedVector(Compression):
         self._plans: dict[int, RowProducts] = {}
         self._ways: dict[tuple[int, int, bool], Way] = {}
         self._factors: tuple[object, Tensor, Tensor] | None = None
+        self._reach: tuple[list[float], Tensor] | None = None
         self._running = RunningPasses()
         self._evaluation: Evaluation | None = None
 
@@ -202,6 +203,17 @@ class SharedVector(Compression):
                 forward, backward = (factor.to(device, dtype) for factor in found)
             self._factors = ((device, dtype), forward, backward)
         return self._factors[1], self._factors[2]
+
+    def reach(self, parameter: Tensor) -> Tensor | None:
+        """See `Compression.reach`: sqrt(load_b) mu_b / nu_b for slot b."""
+        if parameter is not self.values:
+            return None
+        dtype = working_dtype(self.dtype)
+        forward, _ = self.slot_factors(parameter.device, dtype)
+        if self._reach is None or self._reach[0] != self.scales:
+            squares = self.mapping.accumulate([scale**2 for scale in self.scales])
+            self._reach = (list(self.scales), squares.sqrt().to(forward))
+        return self.mapping.scale(torch.ones_like(parameter, dtype=dtype), self._reach[1] * forward)
 
     @property
     def resident_bytes(self) -> int:
