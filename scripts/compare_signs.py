@@ -107,7 +107,7 @@ def load(root: Path) -> tuple[Split, Split, Split]:
     data = FashionMNIST(root=str(root))
     data.prepare_data()
     whole, test = data.load_train(), data.load_test()
-    (mean,), (std,) = data.mean, data.std
+    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
     x, x_test = ((images / 255 - mean) / std for images in (whole.images, test.images))
     y, y_test = whole.labels, test.labels
     return (x[:20000], y[:20000]), (x[20000:25000], y[20000:25000]), (x_test, y_test)
@@ -123,8 +123,8 @@ def compare(network: str, splits: tuple[Split, Split, Split]) -> list[dict[str, 
         for ratio in RATIOS:
             ways += [{"gradient_scale": scale, "ratio": ratio, "sign": sign} for sign in signs]
     for way in ways:
-        rate = tried[0]
-        if len(tried) > 1:
+        *others, rate = tried
+        if others:
             rate = max(tried, key=lambda rate: train(network, way, 11, rate, splits, 1))
         for seed in SEEDS:
             accuracy = train(network, way, seed, rate, splits, 2)
@@ -149,7 +149,7 @@ def train(
     model = make()
     if way:
         memfold.compress(model, "stable_rps", seed=seed, **way)
-    options = {"momentum": 0.9} if optimizer_class is torch.optim.SGD else {}
+    options: dict[str, Any] = {"momentum": 0.9} if optimizer_class is torch.optim.SGD else {}
     optimizer = optimizer_class(model.parameters(), rate, **options)
     (x, y), (x_test, y_test) = splits[0], splits[tested]
     steps = len(x) // BATCH * epochs

@@ -29,11 +29,13 @@ def clip_grad_norm_(model: nn.Module, max_norm: float) -> Tensor:
     if not max_norm > 0:
         raise InputError(f"max_norm must be above 0, got {max_norm!r}")
     compression = compression_of(model)
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    gradients = []
-    for parameter in parameters:
-        reach = None if compression is None else compression.reach(parameter)
-        gradients.append(parameter.grad if reach is None else parameter.grad * reach)
+    parameters, gradients = [], []
+    for parameter in model.parameters():
+        gradient = parameter.grad
+        if gradient is not None:
+            reach = None if compression is None else compression.reach(parameter)
+            parameters.append(parameter)
+            gradients.append(gradient if reach is None else gradient * reach)
     total = torch.nn.utils.get_total_norm(gradients)
     torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
     return total
