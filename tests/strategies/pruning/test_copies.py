@@ -148,6 +148,39 @@ def test_snapshots_and_forks_of_a_model_that_moves_are_left_alone() -> None:
     assert snapshot.half()(data[0][0].half()).isfinite().all()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_whatever_becomes_of_a_snapshot_the_model_goes_on(name: str) -> None:
+    data = batches(8)
+    net = network(name, **MOVING)
+    optimizer = momentum_sgd(net)
+    take_steps(net, optimizer, data, last=1)
+    tuned, scaled = copy.deepcopy(net), copy.deepcopy(net)
+    take_steps(net, optimizer, data, first=1, last=6)
+    expected = memfold.densify(net)
+    dense = memfold.densify(tuned)
+    for model in (tuned, dense):  # a plain loop, without `before_step`
+        plain = torch.optim.SGD(model.parameters(), lr=0.1)
+        for inputs, targets in data[:3]:
+            plain.zero_grad()
+            mse_loss(model(inputs), targets).backward()
+            plain.step()
+            if model is dense:
+                with torch.no_grad():
+                    for index, mask in zip((0, 2), sparse_of(tuned).masks(), strict=True):
+                        model[index].weight *= mask
+    with torch.no_grad():
+        for parameter in scaled.parameters():
+            parameter.mul_(0.5)
+        torch.testing.assert_close(tuned(data[0][0]), dense(data[0][0]))
+        assert torch.equal(net(data[0][0]), expected(data[0][0]))
+        assert same_state(copy.deepcopy(net), net)
+        with pytest.raises(InputError, match=MIXED):
+            scaled(data[0][0])
+    take_steps(net, optimizer, data, first=6)
+    with torch.no_grad():
+        net(data[0][0])
+
+
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_an_average_of_dense_copies_is_the_average_of_dense_weights(name: str) -> None:
     """What the refusal and the cards advise, for every strategy."""

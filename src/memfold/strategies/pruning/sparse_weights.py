@@ -18,10 +18,10 @@ from torch.optim import Optimizer
 from memfold.errors import InputError
 from memfold.seeding import derive_seed
 from memfold.strategies.base import Strategy
-from memfold.strategies.computed_weights import MARKS, ComputedWeights
+from memfold.strategies.computed_weights import MARKS
 from memfold.strategies.marks import check_marks
 from memfold.strategies.optimizers import check_movable, in_bucket_of, move_state, optimizers_in
-from memfold.strategies.pruning.copies import Content, Copies, content_of
+from memfold.strategies.pruning.copies import MovableWeights
 from memfold.strategies.pruning.encoding import cheapest, decode, encode
 from memfold.strategies.selection import CompressibleWeight
 
@@ -35,7 +35,7 @@ FINGERPRINT_BYTES = 8
 """Stored in place of an index that follows from the seed."""
 
 
-class SparseWeights(ComputedWeights):
+class SparseWeights(MovableWeights):
     """Kept values as parameters `<weight>_values`, and their positions.
 
     Weight number i is zero but at `positions[i]`, sorted flat int64 indices into it.
@@ -69,10 +69,6 @@ class SparseWeights(ComputedWeights):
         self._optimizer: ref[Optimizer] | None = None
         self._watched: WeakSet[Optimizer] = WeakSet()
         self._state_is_loaded = False
-        self._copies = Copies()
-        self._copies.members.add(self)
-        self._is_trained = False
-        self._left: list[Content] | None = None
 
     def keep(self, dense: Sequence[Tensor]) -> None:
         """Replace the weights, with the values that `dense` has at the kept positions."""
@@ -90,12 +86,14 @@ class SparseWeights(ComputedWeights):
     def weight(self, index: int) -> Tensor:
         """Compute dense weight number `index`: zeros, and the kept values in their places."""
         values = self.part(index, "values")
-        self._check_copies(index)
+        self._check_use(index)
         dense = values.new_zeros(self.shapes[index].numel())
         dense.index_copy_(0, self._positions_on(index, values.device), values)
         dense = dense.view(self.shapes[index])
         if self._gradients is not None and dense.requires_grad:
             dense.register_hook(partial(self._add_gradient, index))
+        if self._known is not None and dense.requires_grad:
+            dense.register_hook(self._catch_up)  # what is trained changes its values itself
         return dense
 
     def values(self, index: int) -> nn.Parameter:
@@ -129,8 +127,7 @@ class SparseWeights(ComputedWeights):
             return
         if optimizer is not None:
             check_movable(optimizer, [self.values(index) for index in moves])
-        if self._is_trained:
-            self._leave_copies_behind()
+        self._leave_copies_behind()
         for index, new in moves.items():
             self._move(index, new, optimizer)
         self.structure_version += 1
@@ -139,10 +136,7 @@ class SparseWeights(ComputedWeights):
     def before_step(self, optimizer: Optimizer, step: int, total_steps: int) -> None:
         """Take note of who trains: when a state dict moves the values, its state moves along."""
         del step, total_steps
-        if self._left is not None:
-            self._check_all_copies()
-        self._is_trained = True
-        self._catch_up()
+        self._train()
         self._state_is_loaded = False
         if self._optimizer is None or self._optimizer() is not optimizer:
             self._optimizer = ref(optimizer)
@@ -152,6 +146,7 @@ class SparseWeights(ComputedWeights):
                 # A wrapper that lacks the hooks loads the optimizer inside, which has them.
                 with suppress(AttributeError):
                     one.register_load_state_dict_post_hook(partial(_note_load, ref(self)))
+                    one.register_step_post_hook(partial(_note_step, ref(self)))
 
     def watch_gradients(self, watch: bool) -> None:
         """Sum up the gradients of the dense weights from now on, or drop them."""
@@ -203,7 +198,7 @@ class SparseWeights(ComputedWeights):
 
     def value_tensors(self) -> dict[str, Tensor]:
         """See `Compression.value_tensors`; one vector, in the order of the weights."""
-        self._check_all_copies()
+        self._check_copies()
         return {_VALUES: torch.cat([self.values(i).detach() for i in range(len(self.shapes))])}
 
     def index_tensors(self) -> dict[str, Tensor]:
@@ -222,7 +217,7 @@ class SparseWeights(ComputedWeights):
 
     def structure(self) -> dict[str, Tensor]:
         """See `Compression.structure`: counts, packed positions, and whose they are."""
-        self._check_all_copies()
+        self._check_copies()
         index = self._index()
         return {**index, MARKS: self.marks(*index.values())}
 
@@ -299,61 +294,16 @@ class SparseWeights(ComputedWeights):
         values.grad = None if gradient is None else in_bucket_of(gradient, moved(gradient))
         self.positions[index] = new
 
-    def _leave_copies_behind(self) -> None:
-        """Let untrained copies at the same positions remember their values: these move away."""
-        for other in self._copies.members:
-            if other is self or other._is_trained or other._left is not None:
-                continue
-            pairs = zip(self.positions, other.positions, strict=True)
-            if all(torch.equal(own, its.to(own.device)) for own, its in pairs):
-                other._left = [content_of(other.values(i)) for i in range(len(other.shapes))]
-                self._copies.left_behind.add(other)
-
-    def _catch_up(self) -> None:
-        self._left = None
-        self._copies.left_behind.discard(self)
-
-    def _check_all_copies(self) -> None:
-        for index in range(len(self.shapes) if self._copies.left_behind else 0):
-            self._check_copies(index)
-
-    def _check_copies(self, index: int) -> None:
-        """Check that nothing has been written into what was left behind.
-
-        Without gradients also into other copies: averaging callbacks evaluate their average in the
-        trained model.
-        """
-        if torch.compiler.is_compiling():
-            return
-        for copy in self._copies.left_behind:
-            if (copy is self or not torch.is_grad_enabled()) and copy._was_written(index):
-                raise InputError(
-                    f"{self.names[index]}: values of a copy were changed after the model that it "
-                    f"was copied from moved its weights ({self.strategy.name}), so they belong to "
-                    "different positions: average or copy dense weights, those of "
-                    "memfold.densify(model), or use load_state_dict"
-                )
-
-    def _was_written(self, index: int) -> bool:
-        assert self._left is not None
-        before, now = self._left[index], content_of(self.values(index))
-        if before.dtype != now.dtype:  # converted
-            self._left[index] = now
-        return before.dtype == now.dtype and before != now
-
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this object's own training."""
-        state = {**self.__dict__, "_optimizer": None, "_is_trained": False}
+        state = super().__getstate__() | {"_optimizer": None}
         del state["_watched"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Join the copies."""
-        vars(self).update(state)
+        """Watch no optimizer yet."""
+        super().__setstate__(state)
         self._watched = WeakSet()
-        self._copies.members.add(self)
-        if self._left is not None:
-            self._copies.left_behind.add(self)
 
     def _fingerprint(self) -> int:
         digests = [blake2b(p.cpu().numpy().tobytes()).hexdigest() for p in self.positions]
@@ -365,6 +315,12 @@ def _note_load(sparse: "ref[SparseWeights]", optimizer: Optimizer) -> None:
     found = sparse()
     if found is not None:
         found._state_is_loaded = True
+
+
+def _note_step(sparse: "ref[SparseWeights]", *_: object) -> None:
+    found = sparse()
+    if found is not None:
+        found._note_values()
 
 
 def index_bytes(counts: Sequence[int], shapes: Sequence[torch.Size]) -> int:
