@@ -17,6 +17,7 @@ from memfold.strategies.materialise import check_has_values, structured_weights
 from memfold.strategies.selection import (
     CompressibleWeight,
     check_memory,
+    check_state_names,
     is_named,
     named_weights,
     sample_names,
@@ -168,6 +169,7 @@ class Strategy(ABC):
                 "or not as noise around zero; name them in compression.include, or set "
                 "compression.structured=share"
             )
+        check_state_names(model, weights)
         check_memory(model, weights)
         compression = self.build(model, weights, context)
         compression.structured = tuple(w.name for w in candidates if w.name in structured)

@@ -1,7 +1,7 @@
 """The state that a strategy leaves on a model, and what can be asked of a model that has one."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from math import prod
@@ -25,6 +25,7 @@ __all__ = [
     "before_step",
     "check_not_compressed",
     "check_replaceable",
+    "check_still_there",
     "check_whole",
     "compression_of",
     "compressions_in",
@@ -220,10 +221,22 @@ def _check_trains(optimizer: torch.optim.Optimizer, compression: Compression) ->
 def set_compression(model: nn.Module, compression: Compression) -> None:
     """Hang a compression on the root module that it was made for."""
     model.__dict__[_STATE] = compression
+    model.__dict__["_apply"] = partial(_convert, model)
     for module in model.modules():
         for name in _DENSE_ONLY:
             if callable(getattr(type(module), name, None)):
                 module.__dict__[name] = partial(_refuse, name)
+
+
+def _convert(
+    model: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True
+) -> nn.Module:
+    """Do what `nn.Module._apply` does to a whole model: layers go where the values go."""
+    type(model)._apply(model, change, recurse)
+    for module in model.modules():
+        for source in computed_sources(module):
+            source.convert(lambda values: values)
+    return model
 
 
 def _refuse(name: str, *arguments: object, **options: object) -> None:
@@ -278,6 +291,20 @@ def check_not_compressed(model: nn.Module) -> None:
         raise InputError(f"the model is compressed already: {where} has {found.strategy}")
 
 
+def check_still_there(
+    model: nn.Module, names: Sequence[str], places: Sequence[Sequence[tuple[nn.Module, str]]]
+) -> None:
+    """Check that a model still has the modules of these weights.
+
+    Raises:
+        InputError: One was replaced.
+    """
+    modules = set(model.modules())
+    for name, owners in zip(names, places, strict=True):
+        if any(module not in modules for module, _ in owners):
+            raise InputError(f"{name}: its module was replaced after the model was compressed")
+
+
 def check_whole(model: nn.Module) -> None:
     """Check that the weights of a compressed model are not looked at without their values.
 
@@ -313,6 +340,7 @@ def restore_dense(model: nn.Module) -> None:
     for module in list(model.modules()):
         compression = module.__dict__.pop(_STATE, None)
         if compression is not None:
+            del module.__dict__["_apply"]
             compression.restore_dense()
             for part in module.modules():
                 for name in _DENSE_ONLY:

@@ -6,9 +6,9 @@ of stored. This needs a property on the class, so the module's class is replaced
 it with the same name; `isinstance`, `repr`, `copy.deepcopy` and pickling work as before.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,7 +23,7 @@ __all__ = [
     "check_computable",
     "compute_parameters",
     "computed_sources",
-    "restore_parameters",
+    "restore_weights",
 ]
 
 _SOURCES = "_memfold_sources"
@@ -47,6 +47,10 @@ class WeightSource(Protocol):
 
     def __call__(self) -> Tensor:
         """Compute the weight."""
+        ...
+
+    def convert(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Follow what `.to()`, `.half()` and their like do to tensors of the module."""
         ...
 
 
@@ -91,8 +95,24 @@ def computed_sources(module: nn.Module) -> Collection[WeightSource]:
     return vars(module).get(_SOURCES, {}).values()
 
 
-def restore_parameters(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Undo `compute_parameters`: the original class, with `parameters` in their old places."""
+def restore_weights(
+    weights: Sequence[nn.Parameter], places: Sequence[Sequence[tuple[nn.Module, str]]]
+) -> None:
+    """Undo `compute_parameters` wherever these weights are read: the original classes.
+
+    Args:
+        weights: Dense parameters, for all sources of every module.
+        places: Modules and attributes that hold each of them.
+    """
+    parameters: dict[nn.Module, dict[str, nn.Parameter]] = {}
+    for weight, owners in zip(weights, places, strict=True):
+        for module, attribute in owners:
+            parameters.setdefault(module, {})[attribute] = weight
+    for module, own in parameters.items():
+        _restore(module, own)
+
+
+def _restore(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
     order: tuple[str, ...] = module.__dict__.pop(_ORDER)
     del module.__dict__[_SOURCES]
     _set_class(module, module.__dict__.pop(_BASE))
@@ -182,6 +202,8 @@ def _computed_class(base: type[nn.Module], names: tuple[str, ...], multiplies: b
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
         "__reduce__": _reduce,
+        "__prepare_scriptable__": _refuse_script,
+        "_apply": _apply,
     }
     if issubclass(base, nn.RNNBase):
         members |= {
@@ -197,6 +219,20 @@ def _computed_class(base: type[nn.Module], names: tuple[str, ...], multiplies: b
     if multiplies and base.forward in _POINTWISE:
         members["forward"] = _convolution
     return type(base.__name__, (base,), members)
+
+
+def _apply(
+    module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True
+) -> nn.Module:
+    for source in computed_sources(module):
+        source.convert(change)
+    return module.__dict__[_BASE]._apply(module, change, recurse)
+
+
+def _refuse_script(module: nn.Module) -> NoReturn:
+    raise InputError(
+        "torch.jit.script knows no computed weights: script memfold.densify(model) instead"
+    )
 
 
 def _linear(module: nn.Linear, input: Tensor) -> Tensor:

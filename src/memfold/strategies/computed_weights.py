@@ -6,7 +6,7 @@ its parameters at its first owner.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
 from typing import Any, ClassVar
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from memfold.errors import InputError
 from memfold.strategies.base import Strategy
-from memfold.strategies.compression import Compression
-from memfold.strategies.computed import compute_parameters, restore_parameters
-from memfold.strategies.marks import check_marks, identity_of, marks_of
+from memfold.strategies.compression import Compression, check_still_there
+from memfold.strategies.computed import compute_parameters, restore_weights
+from memfold.strategies.marks import check_marks, check_names, identity_of, marks_of
 from memfold.strategies.selection import CompressibleWeight
 
 __all__ = ["MARKS", "ComputedWeights"]
@@ -44,6 +44,9 @@ class _Source:
 
     def __call__(self) -> Tensor:
         return self.compression.weight(self.index)
+
+    def convert(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Nothing is left to do: the parts lie in the module, which has converted them."""
 
 
 class ComputedWeights(Compression):
@@ -143,10 +146,7 @@ class ComputedWeights(Compression):
 
     def check_places(self) -> None:
         """See `Compression.check_places`."""
-        modules = set(self.model.modules())
-        for name, places in zip(self.names, self.places, strict=True):
-            if any(module not in modules for module, _ in places):
-                raise InputError(f"{name}: its module was replaced after the model was compressed")
+        check_still_there(self.model, self.names, self.places)
 
     def restore_dense(self) -> None:
         """See `Compression.restore_dense`."""
@@ -156,17 +156,12 @@ class ComputedWeights(Compression):
         with torch.no_grad():
             trains = [self.part(index, names[0]).requires_grad for index in range(len(self.names))]
             built = [self.weight(index) for index in range(len(self.names))]
-        dense: dict[nn.Module, dict[str, nn.Parameter]] = {}
-        for tensor, places, train in zip(built, self.places, trains, strict=True):
-            weight = nn.Parameter(tensor, requires_grad=train)
-            for module, attribute in places:
-                dense.setdefault(module, {})[attribute] = weight
+        weights = [nn.Parameter(w, requires_grad=t) for w, t in zip(built, trains, strict=True)]
         for places in self.places:
             module, attribute = places[0]
             for name in names:
                 del module._parameters[f"{attribute}_{name}"]
-        for module, parameters in dense.items():
-            restore_parameters(module, parameters)
+        restore_weights(weights, self.places)
 
     def marks(self, *places: Tensor) -> Tensor:
         """Return the marks of values of these weights that lie where `places` says."""
@@ -191,6 +186,7 @@ class ComputedWeights(Compression):
         unexpected_keys: list[str],
         error_messages: list[str],
     ) -> None:
+        check_names(state, prefix, MARKS)
         names = self.structure().keys()
         # A copy is a tensor also where Lightning gives a stand-in, which it reads when it is used.
         found = {

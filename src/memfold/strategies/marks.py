@@ -6,6 +6,9 @@ leaves integers as they are. An average of different signs is neither, one of th
 same, in every dtype.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,7 +16,7 @@ from memfold.errors import InputError
 from memfold.seeding import derive_seed
 from memfold.strategies.base import DEFAULT_RATIO, Strategy
 
-__all__ = ["check_marks", "identity_of", "marks_of"]
+__all__ = ["check_marks", "check_names", "identity_of", "marks_of"]
 
 _NUMBER = 63  # bits of a derived seed
 _TOLERANCE = 1e-3  # rounding of an average, in half precision
@@ -50,3 +53,23 @@ def check_marks(found: Tensor, expected: Tensor, strategy: Strategy) -> None:
         "these values are an average of models that keep weights at different positions: average "
         "dense weights, those of memfold.densify(model)"
     )
+
+
+def check_names(state: Mapping[str, Any], prefix: str, own: str) -> None:
+    """Check that a state dict that is loaded has the names that `state_dict` gives.
+
+    Args:
+        state: What comes in.
+        prefix: Before the names of the compressed model in it.
+        own: Name on the root that every state dict of the compressed model has.
+
+    Raises:
+        InputError: It has this name behind another: nothing would be loaded.
+    """
+    others = [name for name in state if name.endswith(f".{own}")]
+    if not prefix and own not in state and others:
+        raise InputError(
+            f"{own} came as {others[0]}: the state dict is of a model around this one, or the "
+            "model's own load_state_dict renames it; then call "
+            "torch.nn.Module.load_state_dict(model, state)"
+        )

@@ -18,6 +18,7 @@ __all__ = [
     "CompressibleWeight",
     "Owner",
     "check_memory",
+    "check_state_names",
     "is_named",
     "named_weights",
     "plain_tensors",
@@ -201,6 +202,21 @@ def _is_magnitude(owner: Owner) -> bool:
     if isinstance(module, ParametrizationList):
         return name == "original0" and hasattr(module, "original1")
     return name.endswith("_g") and f"{name[:-2]}_v" in module._parameters
+
+
+def check_state_names(model: nn.Module, chosen: Sequence[CompressibleWeight]) -> None:
+    """Check that the model's state dict calls the chosen weights by the names of their places.
+
+    Raises:
+        InputError: It has other names, or leaves one out.
+    """
+    state = model.state_dict(keep_vars=True)
+    for owner in (owner for weight in chosen for owner in weight.owners):
+        if owner.name not in state:
+            raise InputError(
+                f"{owner.name} is not in the model's state dict: a wrapper or a hook renames it; "
+                "compress the model inside before it is wrapped"
+            )
 
 
 def check_memory(model: nn.Module, chosen: Sequence[CompressibleWeight]) -> None:

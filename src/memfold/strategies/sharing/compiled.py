@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from memfold.strategies.sharing.mapping import SlotMapping
+from memfold.strategies.sharing.running import check_not_exported
 
 __all__ = ["compiled_weight", "register_mapping"]
 
@@ -41,7 +42,11 @@ def compiled_weight(
         scale: Its lambda.
         dtype: Of the result.
         zero_row: Row of it that stays zero, if there is one.
+
+    Raises:
+        InputError: See `check_not_exported`.
     """
+    check_not_exported()
     slots = _scale_slots(values.to(factors[0].dtype), *factors, key)
     return _read_weight(slots, key, index, scale, dtype, zero_row)
 

@@ -1,5 +1,6 @@
 """What is special about the place where a weight is read."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 from warnings import warn
 
@@ -32,6 +33,8 @@ class View:
         self.shared = shared
         self.index = index
         self.autocasts = autocasts
+        self.converted: Tensor | None = None
+        """Empty, of the dtype and device that the layer alone, not the model, was moved to."""
 
     @property
     def root(self) -> nn.Module:
@@ -45,11 +48,19 @@ class View:
 
     def __call__(self) -> Tensor:
         """Build the weight."""
-        return self.shared.weight(self.index, autocasts=self.autocasts)
+        weight = self.shared.weight(self.index, autocasts=self.autocasts)
+        return weight if self.converted is None else weight.to(self.converted)
 
     def product(self, inputs: Tensor) -> Tensor | None:
         """See `ProductSource.product`."""
-        return self.shared.product(self.index, inputs)
+        return None if self.converted is not None else self.shared.product(self.index, inputs)
+
+    def convert(self, change: Callable[[Tensor], Tensor]) -> None:
+        """See `WeightSource.convert`."""
+        values = self.shared.values
+        moved = change(values.new_empty(0))
+        same = moved.dtype == values.dtype and moved.device == values.device
+        self.converted = None if same else moved
 
 
 def zero_row_of(weight: CompressibleWeight) -> int | None:

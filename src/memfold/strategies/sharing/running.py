@@ -3,9 +3,12 @@
 from threading import get_ident
 from types import FrameType
 
+import torch
+
+from memfold.errors import InputError
 from memfold.strategies.sharing.forward_pass import ForwardPass
 
-__all__ = ["RunningPasses"]
+__all__ = ["RunningPasses", "check_not_exported"]
 
 
 class RunningPasses:
@@ -36,3 +39,16 @@ class RunningPasses:
             passes.pop().leave()
             if not passes:
                 del self._passes[get_ident()]
+
+
+def check_not_exported() -> None:
+    """Check that no program is made of the model: what shares its values stays in this process.
+
+    Raises:
+        InputError: `torch.jit.trace`, `torch.export` or `torch.onnx.export` runs.
+    """
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():  # type: ignore[attr-defined]
+        raise InputError(
+            "weights that are computed from shared values can be neither traced nor exported: give "
+            "memfold.densify(model) to torch.jit.trace, torch.export or torch.onnx.export"
+        )

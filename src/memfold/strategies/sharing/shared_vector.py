@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from memfold.errors import InputError
 from memfold.strategies.base import Strategy
-from memfold.strategies.compression import Compression
-from memfold.strategies.computed import compute_parameters, restore_parameters
+from memfold.strategies.compression import Compression, check_still_there
+from memfold.strategies.computed import compute_parameters, restore_weights
+from memfold.strategies.marks import check_names
 from memfold.strategies.read_only import ReadOnlyWeight
 from memfold.strategies.selection import CompressibleWeight
 from memfold.strategies.sharing.compiled import compiled_weight, register_mapping
@@ -36,7 +37,7 @@ from memfold.strategies.sharing.gradient_scale import GradientScale, slot_factor
 from memfold.strategies.sharing.mapping import SlotMapping
 from memfold.strategies.sharing.places import View, autocasts, is_transformed, zero_row_of
 from memfold.strategies.sharing.products import Choice, RowProducts, Way
-from memfold.strategies.sharing.running import RunningPasses
+from memfold.strategies.sharing.running import RunningPasses, check_not_exported
 
 __all__ = ["RESERVED_NAMES", "Autograd", "SharedVector", "index_bytes"]
 
@@ -237,7 +238,11 @@ class SharedVector(Compression):
 
     def index_tensors(self) -> dict[str, Tensor]:
         """See `Compression.index_tensors`."""
-        return self._scale_tensors()
+        device = self.values.device
+        return {
+            _SCALES: torch.tensor(self.scales, dtype=torch.float32, device=device),
+            _FINGERPRINT: torch.tensor(self.fingerprint, dtype=torch.int64, device=device),
+        }
 
     def accept(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Take over the scales of stored tensors, and return their values.
@@ -261,10 +266,7 @@ class SharedVector(Compression):
 
     def check_places(self) -> None:
         """See `Compression.check_places`."""
-        modules = set(self.model.modules())
-        for name, places in zip(self.names, self.places, strict=True):
-            if any(module not in modules for module, _ in places):
-                raise InputError(f"{name}: its module was replaced after the model was compressed")
+        check_still_there(self.model, self.names, self.places)
 
     def restore_dense(self) -> None:
         """See `Compression.restore_dense`."""
@@ -275,13 +277,8 @@ class SharedVector(Compression):
             source = self._make_pass(self.values)
             built = [source.weight(index, self.dtype) for index in range(len(self.scales))]
         weights = [nn.Parameter(weight, requires_grad=trains) for weight in built]
-        dense: dict[nn.Module, dict[str, nn.Parameter]] = {}
-        for weight, places in zip(weights, self.places, strict=True):
-            for module, attribute in places:
-                dense.setdefault(module, {})[attribute] = weight
         del self.model._parameters[_VALUES]
-        for module, parameters in dense.items():
-            restore_parameters(module, parameters)
+        restore_weights(weights, self.places)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to the passes that run now."""
@@ -295,6 +292,7 @@ class SharedVector(Compression):
 
     def _current_pass(self, values: Tensor) -> ForwardPass:
         """Return the pass that runs; outside the root's forward, one for this weight alone."""
+        check_not_exported()
         needs_graph = torch.is_grad_enabled() and values.requires_grad
         running = self._running.innermost()
         if running is None or running.values is not values:
@@ -348,13 +346,6 @@ class SharedVector(Compression):
             known = self._evaluation = Evaluation(values, self._make_pass(values, hold=True))
         return known.forward_pass
 
-    def _scale_tensors(self) -> dict[str, Tensor]:
-        device = self.values.device
-        return {
-            _SCALES: torch.tensor(self.scales, dtype=torch.float32, device=device),
-            _FINGERPRINT: torch.tensor(self.fingerprint, dtype=torch.int64, device=device),
-        }
-
     def _take_scales(self, scales: Tensor, fingerprint: Tensor) -> str | None:
         """Take over another model's scales, or say why they do not fit."""
         if fingerprint.numel() != 1 or int(fingerprint) != self.fingerprint:
@@ -376,7 +367,7 @@ class SharedVector(Compression):
     def _save_scales(
         self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]
     ) -> None:
-        state.update({prefix + name: tensor for name, tensor in self._scale_tensors().items()})
+        state.update({prefix + name: tensor for name, tensor in self.index_tensors().items()})
 
     def _load_scales(
         self,
@@ -389,6 +380,7 @@ class SharedVector(Compression):
         unexpected_keys: list[str],
         error_messages: list[str],
     ) -> None:
+        check_names(state, prefix, _VALUES)
         tensors = [state.pop(prefix + name, None) for name in (_SCALES, _FINGERPRINT)]
         if tensors[0] is None or tensors[1] is None:
             if prefix + _VALUES in state:
