@@ -111,6 +111,14 @@ def test_nothing_of_the_size_of_a_weight_stays(strategy, model_name):
     untouched |= {t.numel() for t in model.buffers()} | {1}
     # Two factors for each segment of slots: a few segments, or m.
     untouched |= {len(compression_of(model).slot_factors(torch.device("cpu"), torch.float32)[0])}
+    # Signs of rows and columns, or tables of at most 4096: bytes.
+    mapping = compression_of(model).mapping
+    signs = [mapping.signs(span) for span in mapping.spans]
+    tables = [
+        table for found in signs if found is not None for table in (found.rows, found.columns)
+    ]
+    assert {table.dtype for table in tables} <= {torch.int8}
+    untouched |= {len(table) for table in tables}
     assert {t.numel() for t in resident} <= untouched | {m}
     assert sum(t.numel() == m for t in resident) >= 3
 
