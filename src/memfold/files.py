@@ -59,11 +59,12 @@ def read_json(path: str | os.PathLike[str]) -> object:
 
 
 def parse_json(text: str) -> object:
-    """Parse JSON that can be written again: as UTF-8, in numbers that a float holds.
+    """Parse JSON into what can be written again: as UTF-8, in numbers that a float holds.
+
+    Half of a surrogate pair, which names of files that are no UTF-8 have, becomes its escape.
 
     Raises:
-        ValueError: It is no JSON, is nested deeply, or has a NaN, an infinity, a larger number or
-            half of a surrogate pair.
+        ValueError: It is no JSON, is nested deeply, or has a NaN, an infinity or a larger number.
     """
     try:
         value = json.loads(
@@ -75,7 +76,7 @@ def parse_json(text: str) -> object:
     for _ in range(_MAX_DEPTH):
         level = [item for parent in level for item in _items(parent)]
         if not level:
-            return value
+            return _writable(value)
     raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
 
 
@@ -115,12 +116,17 @@ def _open_regular(path: str, flags: int) -> int:
 
 
 def _items(value: object) -> Iterable[object]:
-    if isinstance(value, str):
-        value.encode("utf-8")  # half of a surrogate pair raises a ValueError
-        return ()
     if isinstance(value, dict):
-        return [*value.keys(), *value.values()]
+        return value.values()
     return value if isinstance(value, list) else ()
+
+
+def _writable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {_writable(key): _writable(item) for key, item in value.items()}
+    return [_writable(item) for item in value] if isinstance(value, list) else value
 
 
 def _whole(text: str) -> int:

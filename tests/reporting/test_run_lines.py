@@ -81,7 +81,6 @@ def test_runs_of_two_places_with_one_name_are_two_runs(tmp_path, monkeypatch):
         ({"curves": {"val/acc": {"steps": [1], "values": [None]}}}, "must be finite numbers"),
         ({"curves": {"val/acc": {"steps": [2**60], "values": [1]}}}, "must be whole numbers"),
         ({"densities": {"a": 3}}, "densities.a must be at least 0 and at most 1"),
-        ({"command": "\ud800"}, "surrogates not allowed"),
         ({"options": {"fraction": 10**400}}, "is too large"),
         ({"options": {"fraction": math.nan}}, "JSON knows no NaN"),
         ({"options": functools.reduce(lambda inner, _: [inner], range(600), {})}, "nested"),
