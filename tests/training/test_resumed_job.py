@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Trainer
 
 from memfold.errors import InputError
+from memfold.strategies import compression_of
 from memfold.tasks import Classification
-from memfold.training import run
+from memfold.training import load_model, run
+from memfold.training.build import plain_config
+from memfold.training.recorded import read_config
 from memfold.training.run_folder import locked
-from memfold.training.same_experiment import refuse_other_experiment
+from memfold.training.same_experiment import keep_settings, refuse_other_experiment
 from training.jobs import SMALL, compose_job
 from training.run_contents import SENSITIVE, STRATEGIES, differences
 
@@ -260,3 +264,53 @@ def test_artifact_is_there_before_the_test_set_is_read(
         run_small(tmp_path)
     assert (tmp_path / "model.safetensors").exists()
     assert read(tmp_path)["status"] == "failed"
+
+
+@pytest.fixture
+def older(tmp_path: Path) -> Path:
+    """A run from before there was `structured`, when other defaults were others."""
+    defaults = ("compression.sign=run", "compression.structured=share", "optimizer.lr=0.03")
+    run_small(tmp_path / "older", *defaults)
+    hydra = tmp_path / "older" / ".hydra"
+    overrides = yaml.safe_load((hydra / "overrides.yaml").read_text())
+    kept = [text for text in overrides if text not in defaults]
+    (hydra / "overrides.yaml").write_text(yaml.safe_dump(kept))
+    config = yaml.safe_load((hydra / "config.yaml").read_text())
+    del config["compression"]["structured"]
+    config["callbacks"]["best_checkpoint"]["filename"] = "../../elsewhere"
+    (hydra / "config.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path / "older"
+
+
+def test_defaults_that_have_changed_since_neither_stop_nor_change_a_run(older: Path) -> None:
+    for override, message in (
+        ("compression.sign=column", r": compression\.sign is run in that run, not column;"),
+        ("compression.structured=keep", r": compression\.structured is share in that run, not"),
+        ("+optimizer.maximize=true", r": optimizer\.maximize is not set in that run, not True;"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run_small(older, f"resume={older}", override)
+    compression = compression_of(load_model(older, "last"))
+    assert compression is not None
+    options = compression.strategy.to_dict()
+    assert (options["sign"], options["structured"]) == ("run", "share")
+
+    assert run_small(older, f"resume={older}", "trainer.max_epochs=2")["epochs"] == 2
+    recorded = yaml.safe_load((older / ".hydra" / "config.yaml").read_text())
+    assert recorded["compression"]["sign"] == "run"
+    assert recorded["compression"]["structured"] == "share"
+    assert (recorded["optimizer"]["lr"], recorded["trainer"]["max_epochs"]) == (0.03, 2)
+    # Where files are written is no business of a folder's.
+    assert recorded["callbacks"]["best_checkpoint"]["filename"] == "best"
+
+
+def test_no_arguments_of_a_custom_backbone_were_an_empty_mapping(tmp_path: Path) -> None:
+    custom = ("backbone=custom", "backbone.target=training.networks.DrawingNet")
+    compose_job(tmp_path, *SMALL[1:], *custom)
+    config = tmp_path / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace("args: null", "args: {}"))
+    now = compose_job(tmp_path, *SMALL[1:], *custom, f"resume={tmp_path}")
+    given = keep_settings(now, tmp_path)
+    before = read_config(tmp_path, ())
+    assert before["backbone"]["args"] == {}
+    refuse_other_experiment(tmp_path, before, plain_config(now), given)

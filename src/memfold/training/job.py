@@ -50,7 +50,7 @@ from memfold.training.run_folder import (
     write_text_atomically,
     writing,
 )
-from memfold.training.same_experiment import refuse_other_experiment
+from memfold.training.same_experiment import keep_settings, refuse_other_experiment
 from memfold.training.summary import print_summary
 from memfold.training.wandb_run import WandbRun, close_wandb
 
@@ -66,6 +66,8 @@ def run_job(cfg: DictConfig) -> dict[str, Any]:
     folder = Path(HydraConfig.get().runtime.output_dir)
     with heeding_sigterm() as termination:
         if not is_rank_zero():  # rank 0 has the lock, and starts the others
+            if cfg.resume is not None:
+                keep_settings(cfg, folder)
             return _run_locked(cfg, folder, termination)
         with locked(folder):
             _admit(cfg, folder)
@@ -81,11 +83,12 @@ def _admit(cfg: DictConfig, folder: Path) -> None:
         raise InputError(f"resume={cfg.resume} is not the run folder {folder}")
     try:
         before = read_config(folder, ())
+        given = keep_settings(cfg, folder)
     except InputError as error:
         raise InputError(f"resume={folder}: {error}") from error
     now = plain_config(cfg)
     check_config(now)
-    refuse_other_experiment(folder, before, now)
+    refuse_other_experiment(folder, before, now, given)
     remove_partial_files(folder)
 
 

@@ -21,7 +21,15 @@ from memfold.errors import InputError
 from memfold.files import read_yaml_text
 from memfold.training.run_folder import HYDRA_FOLDER
 
-__all__ = ["is_setting", "named_code", "read_config", "read_overrides", "refuse_foreign_code"]
+__all__ = [
+    "is_setting",
+    "leaves_of",
+    "named_code",
+    "read_config",
+    "read_overrides",
+    "read_settings",
+    "refuse_foreign_code",
+]
 
 CONFIG = Path(HYDRA_FOLDER, "config.yaml")
 OVERRIDES = Path(HYDRA_FOLDER, "overrides.yaml")
@@ -37,6 +45,8 @@ _REFERENCE = re.compile(
     r"\$\{(?:(?P<key>[A-Za-z]\w*(?:\.\w+)*)|hydra:runtime\.output_dir|oc\.env:\w+(?:,[\w./~-]*)?)\}"
 )
 _LONGEST_REFERENCE = 256
+# What was done before there was an option. Any other that a configuration lacks has its default.
+_BEFORE_THE_OPTION = {("compression", "structured"): "share"}
 
 
 def read_config(folder: Path, keys: Collection[str]) -> dict[str, Any]:
@@ -54,9 +64,7 @@ def read_config(folder: Path, keys: Collection[str]) -> dict[str, Any]:
     """
     file = folder / CONFIG
     try:
-        loaded = OmegaConf.create(read_yaml_text(file))
-        if not isinstance(loaded, DictConfig):
-            raise TypeError("it is no mapping")
+        loaded = _load(file)
         found = {}
         for key in keys or map(str, loaded):
             _refuse_growth(loaded, key)
@@ -69,6 +77,30 @@ def read_config(folder: Path, keys: Collection[str]) -> dict[str, Any]:
         raise InputError(f"{file} cannot be read: {reason}") from error
     except (ValueError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Read the plain values of a configuration that say neither which code runs nor where.
+
+    Returns:
+        Dotted key -> number, text, `None` or a list of them. Those that refer to others are left
+        out.
+
+    Raises:
+        OSError, ValueError, TypeError, yaml.YAMLError, OmegaConfBaseException: See `read_config`,
+            which comes first.
+    """
+    config = OmegaConf.to_container(_load(folder / CONFIG), resolve=False)
+    return {key: value for key, value in leaves_of(config) if _is_plain_setting(key, value)}
+
+
+def leaves_of(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield every dotted key of nested mappings that has no keys below it, and its value."""
+    if not isinstance(value, dict) or (prefix and not value):
+        yield prefix, value
+        return
+    for key, item in value.items():
+        yield from leaves_of(item, f"{prefix}.{key}" if prefix else str(key))
 
 
 def read_overrides(folder: Path) -> list[Override]:
@@ -104,10 +136,7 @@ def is_setting(override: Override) -> bool:
         return False
     is_choice = "." not in key
     return all(
-        all(_WORD.fullmatch(word) for part in path for word in part.split("/"))
-        and ".".join(path) not in _NAMES_CODE
-        and not (path[0] == "callbacks" and path[-1] in _NAMES_PLACE)
-        and not (isinstance(leaf, str) and "${" in _ESCAPED.sub(r"\1", leaf))
+        _is_plain(path, leaf)
         and not (isinstance(leaf, str) and is_choice and not _CHOICE.fullmatch(leaf))
         for path, leaf in leaves
     )
@@ -152,6 +181,22 @@ def refuse_foreign_code(config: Mapping[str, Any], allowed: Collection[str], rem
                 )
 
 
+def _is_plain_setting(key: str, value: object) -> bool:
+    try:
+        return all(_is_plain(path, leaf) for path, leaf in _leaves(key.split("."), value))
+    except TypeError:
+        return False
+
+
+def _is_plain(path: list[str], leaf: object) -> bool:
+    return (
+        all(_WORD.fullmatch(word) for part in path for word in part.split("/"))
+        and ".".join(path) not in _NAMES_CODE
+        and not (path[0] == "callbacks" and path[-1] in _NAMES_PLACE)
+        and not (isinstance(leaf, str) and "${" in _ESCAPED.sub(r"\1", leaf))
+    )
+
+
 def _is_of_memfold(group: str, path: object) -> bool:
     """Tell a class of a group from anything else that can be reached from memfold's modules."""
     from torch import nn
@@ -194,6 +239,17 @@ def _leaves(path: list[str], value: Any) -> Iterator[tuple[list[str], object]]:
         yield path, None
     else:
         raise TypeError(f"{value!r} is no plain value")
+
+
+def _load(file: Path) -> DictConfig:
+    loaded = OmegaConf.create(read_yaml_text(file))
+    if not isinstance(loaded, DictConfig):
+        raise TypeError("it is no mapping")
+    for (group, option), meaning in _BEFORE_THE_OPTION.items():
+        section = loaded.get(group)
+        if isinstance(section, DictConfig) and option not in section:
+            section[option] = meaning
+    return loaded
 
 
 def _refuse_growth(loaded: DictConfig, key: str) -> None:

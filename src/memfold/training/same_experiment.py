@@ -1,13 +1,19 @@
 """A resumed run keeps every setting that its weights depend on."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from memfold.errors import InputError
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
-__all__ = ["refuse_other_experiment", "refuse_other_total_batch"]
+from memfold.errors import InputError
+from memfold.training.recorded import leaves_of, read_overrides, read_settings
+from memfold.training.sweeps.folder import unresolved
+
+__all__ = ["keep_settings", "refuse_other_experiment", "refuse_other_total_batch"]
 
 _MAY_DIFFER = (
     "resume",
@@ -39,7 +45,33 @@ _MAY_DIFFER = (
 _NOT_SET = "not set"
 
 
-def refuse_other_experiment(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def keep_settings(cfg: DictConfig, folder: Path) -> frozenset[str]:
+    """Give `cfg`, in place, the settings of the run where this command says nothing of them.
+
+    It was composed with the defaults of today, which may have been others when the run was started.
+
+    Args:
+        cfg: The configuration that the run shall be resumed with.
+        folder: The run folder, whose configuration can be read.
+
+    Returns:
+        Dotted keys and sections that the command sets, and the run's own did not set so.
+
+    Raises:
+        InputError: The run's overrides are missing or damaged.
+    """
+    given = _given(cfg, folder)
+    before = read_settings(folder)
+    for key, value in leaves_of(OmegaConf.to_container(cfg, resolve=False)):
+        follows_another = isinstance(value, str) and "${" in value
+        if key in before and not follows_another and not _is_below(key, given):
+            OmegaConf.update(cfg, key, before[key], merge=False)
+    return given
+
+
+def refuse_other_experiment(
+    folder: Path, before: dict[str, Any], now: dict[str, Any], given: Collection[str] = ()
+) -> None:
     """Check that `now` would train the same weights as `before`.
 
     Where it runs, how it is watched and how long it trains may differ.
@@ -48,14 +80,17 @@ def refuse_other_experiment(folder: Path, before: dict[str, Any], now: dict[str,
         folder: The run folder, for the message.
         before: The resolved configuration of the run, plain values.
         now: The one it shall be resumed with.
+        given: See `keep_settings`. Other options that the run has not are younger than it, and
+            their defaults do what was done before.
 
     Raises:
         InputError: A setting differs.
     """
-    values = [dict(_leaves(config)) for config in (before, now)]
+    values = [dict(leaves_of(config)) for config in (before, now)]
     for key in sorted(values[0].keys() | values[1].keys(), key=_most_telling_first):
         old, new = (v.get(key, _NOT_SET) for v in values)
-        if old != new and not _may_differ(key):
+        is_younger = key not in values[0] and not _is_below(key, given)
+        if old != new and not is_younger and not _is_below(key, _MAY_DIFFER):
             raise InputError(_message(folder, key, old, new))
     old_size, new_size = (config["data"].get("batch_size") for config in (before, now))
     old_number, new_number = (_num_processes(config) for config in (before, now))
@@ -100,12 +135,18 @@ def _message(
     )
 
 
-def _leaves(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    if not isinstance(value, dict) or (prefix and not value):
-        yield prefix, value
-        return
-    for key, item in value.items():
-        yield from _leaves(item, f"{prefix}.{key}" if prefix else str(key))
+def _given(cfg: DictConfig, folder: Path) -> frozenset[str]:
+    before = {o.key_or_group: o.input_line for o in read_overrides(folder)}
+    texts = unresolved(HydraConfig.get().overrides.task)
+    given = set()
+    for override in OverridesParser.create().parse_overrides(texts):
+        key = override.key_or_group
+        if before.get(key) == override.input_line:
+            continue
+        section = key.partition("/")[0]
+        is_of_a_section = section.partition(".")[0] in cfg and override.package is None
+        given.add(section if is_of_a_section else "")
+    return frozenset(given)
 
 
 def _most_telling_first(key: str) -> tuple[bool, int, str]:
@@ -113,8 +154,9 @@ def _most_telling_first(key: str) -> tuple[bool, int, str]:
     return not key.endswith("_target_"), key.count("."), key
 
 
-def _may_differ(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in _MAY_DIFFER)
+def _is_below(key: str, sections: Collection[str]) -> bool:
+    """Whether a key is in one of the sections, or is one of them; "" is all of them."""
+    return any(section in ("", key) or key.startswith(f"{section}.") for section in sections)
 
 
 def _num_processes(config: dict[str, Any]) -> int | None:
