@@ -11,6 +11,7 @@ from torch import nn
 
 from memfold.errors import InputError
 from memfold.tasks import Classification
+from memfold.tasks.distillation import Distillation
 from memfold.training.build import plain_config
 from memfold.training.checks import check_config
 from memfold.training.configured_callbacks import build_callbacks, refuse_wrong_monitors
@@ -128,17 +129,23 @@ class OfTheUser(Callback):
 
 
 def test_monitors_must_be_metrics_and_have_their_direction() -> None:
-    task = Classification(nn.Linear(1, 2), lambda _: None, Constant().attach, num_classes=2)  # type: ignore
+    def task(teacher: Distillation | None = None) -> Classification:
+        net, schedule = nn.Linear(1, 2), Constant().attach
+        return Classification(net, lambda _: None, schedule, 2, distillation=teacher)  # type: ignore
 
     def stop(monitor: str, mode: str) -> RunEarlyStopping:
         return RunEarlyStopping(monitor, mode=mode)
 
-    refuse_wrong_monitors([stop("val/loss", "min"), stop("train/acc", "max"), Timer()], task)
-    refuse_wrong_monitors([stop("mine", "max"), OfTheUser()], task)
+    refuse_wrong_monitors([stop("val/loss", "min"), stop("train/acc", "max"), Timer()], task())
+    with pytest.raises(InputError, match=r"monitor=train/distill_loss, which is no metric"):
+        refuse_wrong_monitors([stop("train/distill_loss", "min")], task())
+    teacher = Distillation(nn.Linear(1, 2), temperature=4.0, weight=0.9)
+    refuse_wrong_monitors([stop("train/distill_loss", "min")], task(teacher))
+    refuse_wrong_monitors([stop("mine", "max"), OfTheUser()], task())
     with pytest.raises(InputError, match=r"monitor=val/accuracy, which is no metric; .*val/acc"):
-        refuse_wrong_monitors([stop("val/accuracy", "max")], task)
+        refuse_wrong_monitors([stop("val/accuracy", "max")], task())
     with pytest.raises(InputError, match="monitor=val/loss and mode=max; it needs mode=min"):
-        refuse_wrong_monitors([stop("val/loss", "max"), OfTheUser()], task)
+        refuse_wrong_monitors([stop("val/loss", "max"), OfTheUser()], task())
 
 
 def test_custom_backbones_take_arguments_either_way(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -30,14 +30,6 @@ class Classification(LightningModule):
     With a teacher, the training loss is a mixture of the cross-entropy and the distillation loss.
     Metrics are means over all images of an epoch and over all ranks.
     """
-
-    directions: ClassVar[Mapping[str, str]] = {
-        "train/loss": "min",
-        "train/acc": "max",
-        "val/loss": "min",
-        "val/acc": "max",
-    }
-    """What is logged in training, and which way is better."""
 
     def __init__(
         self,
@@ -78,6 +70,14 @@ class Classification(LightningModule):
         self._scheduler = scheduler
         self._label_smoothing = label_smoothing
         self._distillation = distillation
+        self.directions: Mapping[str, str] = {
+            "train/loss": "min",
+            "train/acc": "max",
+            "val/loss": "min",
+            "val/acc": "max",
+            **({} if distillation is None else {"train/distill_loss": "min"}),
+        }
+        """What is logged in training, and which way is better."""
         self.metric_prefix = ""
         """Before the names of all metrics, when a variant of the network is evaluated."""
         self.accuracy = nn.ModuleDict(
