@@ -356,3 +356,5 @@ def test_what_writes_dense_weights_is_refused_until_densified(method):
     with pytest.raises(InputError, match=rf"{method} needs dense weights.*memfold\.densify"):
         getattr(model[0], method)(*arguments)
     assert getattr(memfold.densify(model)[0], method)(*arguments) == expected
+    dense = memfold.compress(nn.Sequential(Pretrained()), "dense")  # its weights are dense ones
+    assert getattr(dense[0], method)(*arguments) == expected

@@ -127,6 +127,12 @@ def test_dense_says_that_it_ignores_what_is_asked_for(asked):
     assert compression_of(net).strategy == strategy_class("dense")()
 
 
+def test_dense_has_nothing_to_say_where_nothing_is_ignored():
+    old = Strategy.from_dict({"name": "dense", "ratio": 0.1})  # as older artifacts have it
+    assert (old, old.ratio) == (strategy_class("dense")(), None)
+    memfold.compress(model(), "dense", ratio=1)
+
+
 def test_patterns_and_sizes_choose_tensors():
     net = memfold.compress(model(), "stable_rps", ratio=0.5, exclude=["2"])
     assert memfold.footprint(net).num_weights == 8 * 16

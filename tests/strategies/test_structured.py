@@ -151,12 +151,18 @@ def test_a_layer_is_named_by_its_path_and_not_by_what_is_around_it():
 
 
 def test_nothing_left_is_said():
-    with pytest.raises(
-        InputError, match="nothing is left to compress: decay, token start constant"
-    ):
+    message = "nothing is left to compress: the initial values of decay, token are constant or no"
+    with pytest.raises(InputError, match=message):
         memfold.compress(Mixer(), "mag", ratio=0.5, exclude=["inner", "head"])
     with pytest.raises(InputError, match="structured must be keep or share, got 'drop'"):
         memfold.compress(Mixer(), "mag", ratio=0.5, structured="drop")
+
+
+def test_dense_leaves_all_as_it_is_and_refuses_none():
+    model = nn.Linear(3, 2)
+    nn.init.zeros_(model.weight)
+    counts = memfold.footprint(memfold.compress(model, "dense"))
+    assert (counts.num_weights, counts.stored_bytes) == (6, 4 * (6 + 2))
 
 
 def test_a_model_on_the_meta_device_keeps_the_same_and_draws_the_same():

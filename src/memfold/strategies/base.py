@@ -35,6 +35,7 @@ __all__ = [
 
 Ratios = Literal["any", "steps", "one"]
 DEFAULT_RATIO = 0.1
+_ALL = ("ratio", 1)
 Structured = Literal["keep", "share"]
 _REGISTRY: dict[str, type["Strategy"]] = {}
 
@@ -72,10 +73,12 @@ class Strategy(ABC):
     them untouched unless `include` names them, `share` treats them like all others."""
 
     name: ClassVar[str]
+    _ignored: ClassVar[tuple[str, ...]] = ()
+    """What this one was asked for in vain."""
     ratios: ClassVar[Ratios] = "any"
     """Which ratios it reaches: any, to a value or two per tensor; the nearest that the steps of its
     ranks or widths allow; or one, the model's and its own, whatever is asked for: `ratio` and
-    `budget_bytes` then become `None`, loudly."""
+    `budget_bytes` then become `None`, which `compress` warns of."""
     changes_shapes: ClassVar[bool] = False
     """Whether untouched tensors may be smaller than in the dense model."""
     initialises: ClassVar[bool] = False
@@ -128,8 +131,11 @@ class Strategy(ABC):
                 f"compression.min_size must be a whole number of at least 0, got {self.min_size!r}"
             )
         if self.ratios == "one":
-            self._ignore("ratio")
-            self._ignore("budget_bytes")
+            asked = {"ratio": self.ratio, "budget_bytes": self.budget_bytes}
+            ignored = [f"{k}={v}" for k, v in asked.items() if v is not None and (k, v) != _ALL]
+            object.__setattr__(self, "_ignored", tuple(ignored))
+            for key in asked:
+                object.__setattr__(self, key, None)
 
     def to_dict(self) -> dict[str, object]:
         """Return `name` and every option, made of plain values (tuples become lists)."""
@@ -160,15 +166,19 @@ class Strategy(ABC):
         Raises:
             InputError: The model cannot be compressed with these options.
         """
+        for asked in self._ignored:
+            warn(f"compression={self.name} ignores {asked}: it has one ratio", stacklevel=3)
         candidates = self._select(model)
         structured = self._structured(model, candidates)
+        if len(structured) == len(candidates):
+            if self.ratios != "one":
+                raise InputError(
+                    "nothing is left to compress: the initial values of "
+                    f"{sample_names(sorted(structured))} are constant or no noise around zero; "
+                    "name tensors in compression.include, or set compression.structured=share"
+                )
+            structured = frozenset()  # it compresses nothing
         weights = tuple(weight for weight in candidates if weight.name not in structured)
-        if not weights:
-            raise InputError(
-                f"nothing is left to compress: {sample_names(sorted(structured))} start constant "
-                "or not as noise around zero; name them in compression.include, or set "
-                "compression.structured=share"
-            )
         check_state_names(model, weights)
         check_memory(model, weights)
         compression = self.build(model, weights, context)
@@ -246,12 +256,6 @@ class Strategy(ABC):
                 f"tensors alone (biases, norms, buffers) take {untouched} bytes"
             )
         return self.budget_bytes - untouched
-
-    def _ignore(self, key: str) -> None:
-        value = getattr(self, key)
-        if value is not None:
-            warn(f"compression={self.name} ignores {key}={value}: it has one ratio", stacklevel=4)
-            object.__setattr__(self, key, None)
 
     def _select(self, model: nn.Module) -> tuple[CompressibleWeight, ...]:
         check_not_compressed(model)

@@ -222,6 +222,8 @@ def set_compression(model: nn.Module, compression: Compression) -> None:
     """Hang a compression on the root module that it was made for."""
     model.__dict__[_STATE] = compression
     model.__dict__["_apply"] = partial(_convert, model)
+    if not any(computed_sources(module) for module in model.modules()):
+        return  # dense weights, as those of dense and small are
     for module in model.modules():
         for name in _DENSE_ONLY:
             if callable(getattr(type(module), name, None)):
