@@ -20,6 +20,8 @@ FORBIDDEN = {
     "backbones": {"lightning", "hydra", "omegaconf", "wandb", "sklearn"},
     "memory.py": {"lightning", "hydra", "omegaconf", "wandb", "sklearn"},
     "artifact.py": {"lightning", "hydra", "omegaconf", "wandb", "sklearn"},
+    "artifact_file.py": {"lightning", "hydra", "omegaconf", "wandb", "sklearn"},
+    "files.py": {"torch", "lightning", "hydra", "omegaconf", "wandb", "sklearn"},
     "data": {"hydra", "omegaconf", "wandb"},
     "tasks": {"hydra", "omegaconf", "wandb"},
     "reporting": {"torch", "lightning", "hydra", "omegaconf", "sklearn"},

@@ -7,9 +7,9 @@ from typing import Any
 from memfold.memory import Footprint
 from memfold.strategies import Strategy
 
-__all__ = ["RunLabels", "label_run"]
+__all__ = ["LONGEST_TAG", "RunLabels", "label_run"]
 
-_LONGEST_TAG = 64  # characters that W&B takes
+LONGEST_TAG = 64  # characters that W&B takes
 _SHARED_BY_ALL = ("ratio", "budget_bytes", "bits", "seed")
 
 
@@ -52,7 +52,7 @@ def label_run(
         name=f"{backbone}-{asked}-s{config['seed']}",
         method=f"{strategy.name} ({told})" if told else strategy.name,
         setting=f"{data}-{backbone}-{asked}",
-        tags=(strategy.name, backbone[:_LONGEST_TAG], data[:_LONGEST_TAG]),
+        tags=(strategy.name, backbone[:LONGEST_TAG], data[:LONGEST_TAG]),
     )
 
 

@@ -14,12 +14,13 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from memfold.errors import InputError
 from memfold.training.loggers import ContinuedSteps
 from memfold.training.processes import is_rank_zero
+from memfold.training.run_labels import LONGEST_TAG
 from memfold.training.wandb_values import flat_facts, flat_settings, flat_summary
 from memfold.wandb_credentials import has_wandb_key
 
 __all__ = ["WandbRun", "close_wandb", "wandb_logger"]
 
-_LONGEST_NAME, _LONGEST_TAG = 128, 64  # characters that W&B takes
+_LONGEST_NAME = 128  # characters that W&B takes
 _LONGEST_LABELS = {"project": 128, "entity": 128, "name": 128, "group": 128, "job_type": 64}
 _CODE_VARIABLES = ("WANDB_SAVE_CODE", "WANDB_DISABLE_CODE", "WANDB_DISABLE_GIT")
 _MODES = ("online", "offline", "disabled")
@@ -123,8 +124,8 @@ def wandb_logger(
     """
     mode = _mode(mode)
     _refuse_long(project=project, entity=entity, name=name, group=group, job_type=job_type)
-    if long := [tag for tag in tags if not 0 < len(str(tag)) <= _LONGEST_TAG]:
-        raise InputError(f"logger.tags must have 1 to {_LONGEST_TAG} characters each, got {long}")
+    if long := [tag for tag in tags if not 0 < len(str(tag)) <= LONGEST_TAG]:
+        raise InputError(f"logger.tags must have 1 to {LONGEST_TAG} characters each, got {long}")
     if not isinstance(log_artifact, bool):
         raise InputError(f"logger.log_artifact must be true or false, got {log_artifact!r}")
     if not is_rank_zero():  # a stand-in: only rank 0 starts a run

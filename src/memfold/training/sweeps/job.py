@@ -49,8 +49,8 @@ class _Sweep:
         """Whether the process that the user has started was killed."""
         return self._plan is not None and not self._is_on_cluster and self._plan.is_alone
 
-    def repeated_by(self, number: int) -> int | None:
-        """Return the number of the earlier job that is the same run as this one, if any."""
+    def repeats(self, number: int) -> int | None:
+        """Return the number of the earlier job that this one repeats, if any."""
         return None if self._plan is None else self._plan.repeats.get(str(number))
 
     def wanted_stop(self) -> signal.Signals | None:
@@ -79,7 +79,7 @@ def run_sweep_job(cfg: DictConfig, script: Path) -> float | None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     sweep = _Sweep()
     note = _new_note(sweep, folder)
-    earlier_number = sweep.repeated_by(note.number)
+    earlier_number = sweep.repeats(note.number)
     if earlier_number is not None:
         with suppress(OSError):  # Hydra has made it
             folder.rmdir()
