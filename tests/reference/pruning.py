@@ -103,6 +103,14 @@ def equal_shares(sizes, count):
     return counts
 
 
+def largest_remainders(sizes, count):
+    """How equal shares were rounded in earlier versions."""
+    exact = [Fraction(count * size, sum(sizes)) for size in sizes]
+    order = sorted(range(len(sizes)), key=lambda i: int(exact[i]) - exact[i])
+    first = set(order[: count - sum(map(int, exact))])
+    return [int(share) + (i in first) for i, share in enumerate(exact)]
+
+
 def erk_densities(shapes, count, power_scale=1.0):
     """min(1, eps raw^p), with eps found by bisection."""
     sizes = [prod(shape) for shape in shapes]

@@ -1,8 +1,9 @@
 """What the sparse strategies have in common: budgets, rebuilding, and pruning before training."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -38,10 +39,41 @@ class SparseStrategy(Strategy):
         return False
 
     def masks_from_seed(
-        self, weights: Sequence[CompressibleWeight], num_values: int
-    ) -> list[Tensor]:
-        """Draw the masks again; only called when `is_drawn_from_seed`."""
+        self,
+        names: Sequence[str],
+        shapes: Sequence[torch.Size],
+        num_values: int,
+        device: torch.device,
+    ) -> Iterator[list[Tensor]]:
+        """Draw the masks again, and then as earlier versions drew them.
+
+        Only called when `is_drawn_from_seed`.
+
+        Args:
+            names: Of the weights.
+            shapes: Of the weights, and of the masks.
+            num_values: How many are kept.
+            device: Of the masks.
+        """
         raise NotImplementedError
+
+    def sparse_weights(
+        self,
+        model: nn.Module,
+        weights: tuple[CompressibleWeight, ...],
+        masks: Sequence[Tensor],
+    ) -> SparseWeights:
+        """Describe what is kept, before the weights are replaced."""
+        sparse = SparseWeights(self, model, weights, masks)
+        if self.is_drawn_from_seed:
+            sparse.draw = partial(
+                self.masks_from_seed,
+                sparse.names,
+                sparse.shapes,
+                sparse.num_values,
+                torch.device("cpu"),
+            )
+        return sparse
 
     def rebuild(
         self,
@@ -56,16 +88,20 @@ class SparseStrategy(Strategy):
         total = sum(weight.numel for weight in weights)
         if from_seed and not 1 <= num_values <= total:
             raise InputError(f"{num_values} values cannot be kept of {total}")
+        shapes, like = [weight.shape for weight in weights], weights[0].tensor
         if from_seed:
-            masks = self.masks_from_seed(weights, num_values)
+            names = [weight.name for weight in weights]
+            drawn = self.masks_from_seed(names, shapes, num_values, like.device)
         else:
-            masks = masks_of(tensors, [weight.shape for weight in weights])
-        sparse = SparseWeights(self, model, weights, masks, from_seed=from_seed)
+            drawn = [masks_of(tensors, shapes)]
+        for masks in drawn:
+            sparse = self.sparse_weights(model, weights, masks)
+            if sparse.has_fingerprint(tensors):
+                break
         if sparse.num_values != num_values:
             raise InputError(f"the artifact keeps {sparse.num_values} values, not {num_values}")
         sparse.check_parts()
         values = sparse.split(tensors)
-        like = weights[0].tensor
         sparse.attach([{"values": v.to(device=like.device, dtype=like.dtype)} for v in values])
         return sparse
 
@@ -187,15 +223,13 @@ class PruningAtInit(SparseStrategy):
             with torch.no_grad():
                 for tensor, values in zip(tensors, initial, strict=True):
                     tensor.copy_(values)
+        masks = self._shuffled(masks, [weight.name for weight in weights])
         for index, weight in enumerate(weights):
-            if self.shuffle:
-                masks[index] = shuffle_mask(masks[index], self._generator("shuffle", weight))
             if self.reinitialise:
-                generator = self._generator("reinitialise", weight)
+                generator = self._generator("reinitialise", weight.name)
                 order = torch.randperm(weight.numel, generator=generator).to(weight.tensor.device)
                 initial[index] = initial[index].reshape(-1)[order].view(weight.shape)
-        from_seed = self.is_drawn_from_seed
-        sparse = SparseWeights(self, model, weights, masks, from_seed=from_seed)
+        sparse = self.sparse_weights(model, weights, masks)
         sparse.check_parts()
         sparse.keep(initial)
         return sparse
@@ -225,6 +259,11 @@ class PruningAtInit(SparseStrategy):
                     weight.tensor.mul_(mask)
         return masks
 
-    def _generator(self, purpose: str, weight: CompressibleWeight) -> torch.Generator:
-        seed = derive_seed(self.seed, purpose, weight.name)
-        return torch.Generator("cpu").manual_seed(seed)
+    def _shuffled(self, masks: list[Tensor], names: Sequence[str]) -> list[Tensor]:
+        if not self.shuffle:
+            return masks
+        pairs = zip(masks, names, strict=True)
+        return [shuffle_mask(mask, self._generator("shuffle", name)) for mask, name in pairs]
+
+    def _generator(self, purpose: str, name: str) -> torch.Generator:
+        return torch.Generator("cpu").manual_seed(derive_seed(self.seed, purpose, name))

@@ -9,7 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Ranking", "keep_counts", "keep_largest", "schedule_counts", "shuffle_mask"]
+__all__ = [
+    "Ranking",
+    "former_shares",
+    "keep_counts",
+    "keep_largest",
+    "schedule_counts",
+    "shuffle_mask",
+]
 
 
 class Ranking:
@@ -168,4 +175,17 @@ def _equal_shares(sizes: Sequence[int], count: int) -> list[int]:
         counts[min(indices, key=lambda i: place(i, counts[i] + 1))] += 1
     while sum(counts) > count:
         counts[max(indices, key=lambda i: place(i, counts[i]))] -= 1
+    return counts
+
+
+def former_shares(sizes: Sequence[int], count: int) -> list[int]:
+    """Split `count` in proportion to `sizes` by largest remainders, as earlier versions did.
+
+    Files of theirs that keep a seed in place of positions mean the positions of this split.
+    """
+    total = sum(sizes)
+    counts = [count * size // total for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: (-(count * sizes[i] % total), i))
+    for i in by_remainder[: count - sum(counts)]:
+        counts[i] += 1
     return counts

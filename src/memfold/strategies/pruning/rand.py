@@ -7,7 +7,7 @@ What shrinks: parameters, gradients, optimizer state, what DDP reduces, artifact
 index: the seed draws the mask again. What does not: activations, operations.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from memfold.seeding import derive_seed
 from memfold.strategies.base import Context
 from memfold.strategies.pruning.base import PruningAtInit
-from memfold.strategies.pruning.masks import keep_largest, shuffle_mask
+from memfold.strategies.pruning.masks import former_shares, keep_counts, keep_largest
 from memfold.strategies.selection import CompressibleWeight
 
 __all__ = ["Rand"]
@@ -32,28 +32,33 @@ class Rand(PruningAtInit, name="rand"):
         return True
 
     def masks_from_seed(
-        self, weights: Sequence[CompressibleWeight], num_values: int
-    ) -> list[Tensor]:
+        self,
+        names: Sequence[str],
+        shapes: Sequence[torch.Size],
+        num_values: int,
+        device: torch.device,
+    ) -> Iterator[list[Tensor]]:
         """See `SparseStrategy.masks_from_seed`."""
-        masks = keep_largest(self._scores(weights), num_values, scope=self.scope)
-        if self.shuffle:
-            pairs = zip(masks, weights, strict=True)
-            masks = [shuffle_mask(m, self._generator("shuffle", weight)) for m, weight in pairs]
-        return masks
+        scores = self._scores(names, shapes, device)
+        yield self._shuffled(keep_largest(scores, num_values, scope=self.scope), names)
+        if self.scope == "layer":
+            counts = former_shares([shape.numel() for shape in shapes], num_values)
+            yield self._shuffled(keep_counts(scores, counts), names)
 
     def scorer(
         self, model: nn.Module, weights: Sequence[CompressibleWeight], context: Context
     ) -> Callable[[], list[Tensor]]:
         """See `PruningAtInit.scorer`."""
         del model, context
-        return lambda: self._scores(weights)
+        names, shapes = [w.name for w in weights], [w.shape for w in weights]
+        return lambda: self._scores(names, shapes, weights[0].tensor.device)
 
-    def _scores(self, weights: Sequence[CompressibleWeight]) -> list[Tensor]:
+    def _scores(
+        self, names: Sequence[str], shapes: Sequence[torch.Size], device: torch.device
+    ) -> list[Tensor]:
         """Draw float64 numbers on the CPU: 53 random bits make ties unlikely in any model."""
         scores = []
-        for weight in weights:
-            seed = derive_seed(self.seed, "rand", weight.name)
-            generator = torch.Generator("cpu").manual_seed(seed)
-            draw = torch.rand(weight.shape, generator=generator, dtype=torch.float64)
-            scores.append(draw.to(weight.tensor.device))
+        for name, shape in zip(names, shapes, strict=True):
+            generator = torch.Generator("cpu").manual_seed(derive_seed(self.seed, "rand", name))
+            scores.append(torch.rand(shape, generator=generator, dtype=torch.float64).to(device))
         return scores

@@ -4,10 +4,11 @@ Values, gradients and optimizer state have the length of what is kept, in traini
 positions are int64 numbers beside them. A dense tensor exists while its layer needs it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
+from itertools import chain
 from typing import Any, ClassVar
 from weakref import WeakSet, ref
 
@@ -49,8 +50,6 @@ class SparseWeights(MovableWeights):
         model: nn.Module,
         weights: tuple[CompressibleWeight, ...],
         masks: Sequence[Tensor],
-        *,
-        from_seed: bool = False,
     ) -> None:
         """Take note of the structure; `keep` then replaces the weights.
 
@@ -59,12 +58,12 @@ class SparseWeights(MovableWeights):
             model: The root module.
             weights: The weights to replace.
             masks: Bool tensor of each weight's shape: what is kept.
-            from_seed: Whether the strategy can draw these masks again from its seed and the
-                number of values alone; an artifact then stores no index.
         """
         super().__init__(strategy, model, weights)
         self.positions = [mask.reshape(-1).nonzero().squeeze(1) for mask in masks]
-        self.from_seed = from_seed
+        self.draw: Callable[[], Iterator[list[Tensor]]] | None = None
+        """Draws these masks again, from the seed and the number of values alone; an artifact then
+        stores no index. After them come those that earlier versions drew. CPU."""
         self._gradients: list[Tensor | None] | None = None
         self._optimizer: ref[Optimizer] | None = None
         self._watched: WeakSet[Optimizer] = WeakSet()
@@ -181,12 +180,12 @@ class SparseWeights(MovableWeights):
     @property
     def index_bytes(self) -> int:
         """Bytes of the index in an artifact; see `index_bytes`."""
-        return FINGERPRINT_BYTES if self.from_seed else index_bytes(self.counts, self.shapes)
+        return FINGERPRINT_BYTES if self.draw else index_bytes(self.counts, self.shapes)
 
     @property
     def index_format(self) -> str:
         """The formats in use, each with its number of weights; or "seed"."""
-        if self.from_seed:
+        if self.draw:
             return "seed"
         formats = [cheapest(n, s)[0] for n, s in zip(self.counts, self.shapes, strict=True)]
         return ", ".join(f"{name} {formats.count(name)}" for name in sorted(set(formats)))
@@ -203,7 +202,7 @@ class SparseWeights(MovableWeights):
 
     def index_tensors(self) -> dict[str, Tensor]:
         """See `Compression.index_tensors`."""
-        if self.from_seed:
+        if self.draw:
             return {_FINGERPRINT: torch.tensor(self._fingerprint(), dtype=torch.int64)}
         return self._index()
 
@@ -235,8 +234,8 @@ class SparseWeights(MovableWeights):
         if MARKS in structure:
             marks = self.marks(structure[_COUNTS], structure[_INDEX])
             check_marks(structure[MARKS], marks, self.strategy)
-        pairs = zip(masks, self.masks(), strict=True)
-        if self.from_seed and not all(torch.equal(mask, own) for mask, own in pairs):
+        drawn = chain([self.masks()], self.draw()) if self.draw else [masks]
+        if not any(_are_same(masks, others) for others in drawn):
             raise InputError(
                 f"these positions belong to another seed, ratio or strategy than {self.strategy}"
             )
@@ -256,15 +255,19 @@ class SparseWeights(MovableWeights):
             raise InputError(
                 f"the artifact's {_VALUES} must be {self.num_values} floating-point numbers"
             )
-        if self.from_seed:
-            fingerprint = tensors.get(_FINGERPRINT)
-            expected = torch.tensor(self._fingerprint())
-            if fingerprint is None or not torch.equal(fingerprint.cpu(), expected):
-                raise InputError(
-                    f"the artifact's {_FINGERPRINT} does not belong to the positions that "
-                    f"{self.strategy.name} draws from its seed"
-                )
+        if not self.has_fingerprint(tensors):
+            raise InputError(
+                f"the artifact's {_FINGERPRINT} does not belong to the positions that "
+                f"{self.strategy.name} draws from its seed"
+            )
         return list(values.split(self.counts))
+
+    def has_fingerprint(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether an artifact's tensors belong to these positions, as far as they tell."""
+        if not self.draw:
+            return True
+        found = tensors.get(_FINGERPRINT)
+        return found is not None and torch.equal(found.cpu(), torch.tensor(self._fingerprint()))
 
     def _positions_on(self, index: int, device: torch.device) -> Tensor:
         if self.positions[index].device != device:
@@ -308,6 +311,11 @@ class SparseWeights(MovableWeights):
     def _fingerprint(self) -> int:
         digests = [blake2b(p.cpu().numpy().tobytes()).hexdigest() for p in self.positions]
         return derive_seed("kept", *digests, *(str(tuple(shape)) for shape in self.shapes))
+
+
+def _are_same(masks: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    pairs = zip(masks, others, strict=True)
+    return all(torch.equal(mask.cpu(), other.cpu()) for mask, other in pairs)
 
 
 def _note_load(sparse: "ref[SparseWeights]", optimizer: Optimizer) -> None:
