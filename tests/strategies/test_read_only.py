@@ -110,12 +110,56 @@ def test_writes_are_refused_and_change_nothing(strategy, write):
     assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
 
 
+VIEWS = {
+    "detach": lambda w: w.detach(),
+    "ravel": lambda w: w.ravel(),
+    "as_strided": lambda w: w.as_strided((2, 2), (8, 1)),
+    "swapaxes": lambda w: w.swapaxes(0, 1),
+    "swapdims": lambda w: w.swapdims(0, 1),
+    "moveaxis": lambda w: w.moveaxis(0, 1),
+    "expand_as": lambda w: w.expand_as(torch.zeros(3, 8, 8)),
+    "unfold": lambda w: w.unfold(0, 2, 1),
+    "tensor_split": lambda w: w.tensor_split(3)[1],
+    "split_with_sizes": lambda w: w.split_with_sizes([3, 5])[0],
+    "unsafe_chunk": lambda w: w.unsafe_chunk(2)[1],
+    "hsplit": lambda w: w.hsplit(2)[0],
+    "vsplit": lambda w: w.vsplit(2)[1],
+    "dsplit": lambda w: w.view(2, 4, 8).dsplit(2)[1],
+    "diagonal": lambda w: w.diagonal(),
+    "adjoint": lambda w: w.adjoint(),
+    "real": lambda w: w.real,
+    "mH": lambda w: w.mH,
+    "to": lambda w: w.to(torch.float32),
+    "a view of a view": lambda w: w.ravel().unflatten(0, (2, 32)).hsplit(2)[1],
+}
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_whatever_lies_in_the_memory_of_a_weight_is_read_only(view, mode):
+    model = compressed("mag")
+    with mode(), pytest.raises(InputError, match=r"^0\.weight is computed"):
+        view(model[0].weight).zero_()
+
+
+@pytest.mark.parametrize("method", ["apply_", "map_", "map2_", "__ilshift__", "set_", "resize_"])
+def test_methods_that_write_are_refused(method):
+    with torch.no_grad(), pytest.raises(InputError, match=r"^0\.weight is computed"):
+        getattr(compressed("mag")[0].weight, method)(2)
+
+
 @pytest.mark.parametrize("strategy", ["stable_rps", "mag"])
 def test_what_is_made_of_a_weight_is_a_plain_tensor(strategy):
     weight = compressed(strategy)[0].weight
     assert type(weight) is ReadOnlyWeight
     assert weight.grad_fn is not None
-    for made in (weight * 2, weight.clone(), weight.detach()[[0, 1]], weight.data.double()):
+    for made in (
+        weight * 2,
+        weight.clone(),
+        weight.narrow_copy(0, 1, 2),
+        weight.detach()[[0, 1]],
+        weight.data.double(),
+    ):
         assert type(made) is torch.Tensor
         made.detach().mul_(0)
     for copied in (pickle.loads(pickle.dumps(weight.data)), copy.deepcopy(weight.data)):

@@ -11,18 +11,22 @@ from memfold.errors import InputError
 
 __all__ = ["ReadOnlyWeight", "refuse"]
 
-_ALLOWED = ("requires_grad_", "detach_", "share_memory_", "rename_", "apply_", "map_", "map2_")
-_OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
+_ALLOWED = ("requires_grad_", "detach_", "share_memory_", "rename_")
+_OPERATORS = (
+    *("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow"),
+    *("and", "or", "xor", "lshift", "rshift"),
+)
 _WRITES = (
     "__setitem__",
     *(f"__i{operator}__" for operator in _OPERATORS),
     *(n for n in dir(Tensor) if n[0] != "_" and n.endswith("_") and n not in _ALLOWED),
 )
-_VIEWS = (
-    *("__getitem__", "detach", "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten"),
-    *("t", "transpose", "permute", "movedim", "squeeze", "unsqueeze", "narrow", "select"),
-    *("diagonal", "unbind", "chunk", "split", "expand", "contiguous"),
+_WAY_OUT = "as_subclass"  # gives the plain tensor, for what has to have one
+_METHODS = (
+    "__getitem__",
+    *(n for n in dir(Tensor) if n[0] != "_" and n[-1] != "_" and callable(getattr(Tensor, n))),
 )
+_PROPERTIES = ("T", "H", "mT", "mH", "real", "imag")
 
 
 class _AnyTensor(type(Tensor)):
@@ -80,22 +84,31 @@ def _become(weight: Tensor, cls: type[Tensor]) -> None:
     weight.__class__ = cls
 
 
-def _view(method: Callable[..., Any]) -> Callable[..., Any]:
+def _reading(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let what `method` returns be read-only too, where it lies in the weight's memory."""
+
     @wraps(method)
-    def view(weight: ReadOnlyWeight, *args: Any, **options: Any) -> Any:
+    def read(weight: ReadOnlyWeight, *args: Any, **options: Any) -> Any:
         found = method(weight, *args, **options)
-        for part in found if isinstance(found, tuple) else (found,):
-            if type(part) is Tensor and (part._is_view() or method is Tensor.detach):
+        for part in found if isinstance(found, tuple | list) else (found,):
+            if type(part) is Tensor and _is_in(part, weight):
                 part.memfold_name = weight.memfold_name  # type: ignore[attr-defined]
                 _become(part, ReadOnlyWeight)
         return found
 
-    return view
+    return read
+
+
+def _is_in(part: Tensor, weight: Tensor) -> bool:
+    # Inference mode tells of no views; what torch.func passes around has no memory of its own.
+    has_memory = torch._C._has_storage(part)
+    return part._is_view() or (has_memory and torch._C._is_alias_of(part, weight))  # type: ignore[attr-defined]
 
 
 for _name in _WRITES:
     setattr(ReadOnlyWeight, _name, _refuse)
-for _name in _VIEWS:
-    setattr(ReadOnlyWeight, _name, _view(getattr(Tensor, _name)))
-for _name in ("T", "mT"):
-    setattr(ReadOnlyWeight, _name, property(_view(getattr(Tensor, _name).__get__)))
+for _name in _METHODS:
+    if _name != _WAY_OUT:
+        setattr(ReadOnlyWeight, _name, _reading(getattr(Tensor, _name)))
+for _name in _PROPERTIES:
+    setattr(ReadOnlyWeight, _name, property(_reading(getattr(Tensor, _name).__get__)))
