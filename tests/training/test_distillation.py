@@ -82,7 +82,7 @@ def test_a_resumed_run_keeps_its_teacher_wherever_it_is(teacher: Path, tmp_path:
     with pytest.raises(InputError, match=r"other is not the teacher of that run, which had anoth"):
         run_small(folder, *STUDENT, f"distill.teacher={tmp_path / 'other'}", f"resume={folder}")
     with pytest.raises(InputError, match=r"distill.teacher=None is not .* which had another"):
-        run_small(folder, *STUDENT, f"resume={folder}")
+        run_small(folder, *STUDENT, "distill.teacher=null", f"resume={folder}")
     options = (f"distill.teacher={teacher}", "distill.weight=0.5", f"resume={folder}")
     with pytest.raises(InputError, match=r"distill\.weight is 0\.9 in that run, not 0\.5"):
         run_small(folder, *STUDENT, *options)
