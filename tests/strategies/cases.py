@@ -24,29 +24,23 @@ class Case:
     """Models of `models.py` that it cannot compress: name -> part of the message."""
 
 
-# With 0.4, a row of the weight-normed layer may keep nothing, which weight norm divides by zero;
-# and one rank takes more of a tiny matrix.
+SPARSE_REFUSE = {"weight_norm": "0.weight is computed from"}
+ZERO_SCORES = {"zero_head": "every score is zero"}
+# With 0.4, one rank takes more of a tiny matrix; data and scores may leave a layer with nothing.
 STRATEGIES = {
     "dense": Case(trains_dense=True),
     "stable_rps": Case(),
     "roast": Case({"tile_rows": 2, "tile_columns": 3}),
     "hashednet": Case(),
-    "rand": Case(),
-    "mag": Case(),
-    "snip": Case(ratio=0.6, refused={"zero_head": "every score is zero"}),
-    "grasp": Case({"absolute": True}, ratio=0.6, refused={"zero_head": "every score is zero"}),
-    "synflow": Case(
-        {"rounds": 10},
-        ratio=0.6,
-        refused={
-            "zero_head": "every score is zero",
-            "weight_norm": "a layer divides by zero, as weight norm does",
-        },
-    ),
-    "ltr": Case({"fraction": 0.5}, trains_dense=True),
-    "set": Case({"update_every": 5}),
-    "rigl": Case({"update_every": 5}),
-    "supermask": Case(ratio=0.6, trains_dense=True),
+    "rand": Case(refused=SPARSE_REFUSE),
+    "mag": Case(refused=SPARSE_REFUSE),
+    "snip": Case(ratio=0.6, refused=SPARSE_REFUSE | ZERO_SCORES),
+    "grasp": Case({"absolute": True}, ratio=0.6, refused=SPARSE_REFUSE | ZERO_SCORES),
+    "synflow": Case({"rounds": 10}, ratio=0.6, refused=SPARSE_REFUSE | ZERO_SCORES),
+    "ltr": Case({"fraction": 0.5}, trains_dense=True, refused=SPARSE_REFUSE),
+    "set": Case({"update_every": 5}, refused=SPARSE_REFUSE),
+    "rigl": Case({"update_every": 5}, refused=SPARSE_REFUSE),
+    "supermask": Case(ratio=0.6, trains_dense=True, refused=SPARSE_REFUSE),
     "small": Case(needs_widths=True),
     "low_rank": Case(ratio=0.6),
 }

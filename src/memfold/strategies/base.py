@@ -14,6 +14,7 @@ from memfold.quantisation import check_bits
 from memfold.strategies.accounting import state_tensors, tensor_bytes
 from memfold.strategies.compression import Compression, check_not_compressed, set_compression
 from memfold.strategies.materialise import check_has_values, structured_weights
+from memfold.strategies.parametrised import Parametrised, check_parametrised
 from memfold.strategies.selection import (
     CompressibleWeight,
     check_memory,
@@ -86,6 +87,9 @@ class Strategy(ABC):
     moves_weights: ClassVar[bool] = False
     """Whether a value may belong to another weight later in the training: then averages of
     parameters mean nothing."""
+
+    parametrised: ClassVar[Parametrised] = "none"
+    """Which weights it takes that others are computed from; see `check_parametrised`."""
 
     def __init_subclass__(cls, name: str | None = None) -> None:
         """Register a concrete strategy under `name`; abstract families give none."""
@@ -180,6 +184,7 @@ class Strategy(ABC):
             structured = frozenset()  # it compresses nothing
         weights = tuple(weight for weight in candidates if weight.name not in structured)
         check_state_names(model, weights)
+        check_parametrised(weights, self.parametrised)
         check_memory(model, weights)
         compression = self.build(model, weights, context)
         compression.structured = tuple(w.name for w in candidates if w.name in structured)

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from memfold.quantisation import packed_bytes
 from memfold.strategies.accounting import ties_of
 from memfold.strategies.computed import check_computable, computed_sources
 from memfold.strategies.materialise import check_has_values
+from memfold.strategies.parametrised import copy_model
 from memfold.strategies.selection import CompressibleWeight
 
 if TYPE_CHECKING:
@@ -332,7 +332,7 @@ def densify(model: nn.Module) -> nn.Module:
         InputError: `model` is a part of a compressed model without its values.
     """
     check_whole(model)
-    dense = deepcopy(model)
+    dense = copy_model(model)
     restore_dense(dense)
     return dense
 

@@ -13,6 +13,7 @@ from memfold.strategies.accounting import state_tensors, tensor_bytes
 from memfold.strategies.base import Context, Ratios, Strategy
 from memfold.strategies.compression import Compression
 from memfold.strategies.materialise import check_has_values
+from memfold.strategies.parametrised import Parametrised
 from memfold.strategies.selection import CompressibleWeight
 
 __all__ = ["Dense"]
@@ -87,6 +88,7 @@ class Dense(Strategy, name="dense"):
     """Leave the model as it is."""
 
     ratios: ClassVar[Ratios] = "one"
+    parametrised: ClassVar[Parametrised] = "any"
 
     def build(
         self, model: nn.Module, weights: tuple[CompressibleWeight, ...], context: Context

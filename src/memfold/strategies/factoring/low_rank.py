@@ -40,6 +40,7 @@ from memfold.strategies.factoring.matrices import (
     weight_of,
 )
 from memfold.strategies.optimizers import optimizers_in
+from memfold.strategies.parametrised import Parametrised
 from memfold.strategies.selection import CompressibleWeight
 
 __all__ = ["LowRank", "LowRankWeights"]
@@ -56,6 +57,7 @@ class LowRank(Strategy, name="low_rank"):
     """Train the factors of every weight matrix, with ranks that use up the budget."""
 
     ratios: ClassVar[Ratios] = "steps"
+    parametrised: ClassVar[Parametrised] = "stateless"
     ranks: Rule = "equal"
     """The same rank for all matrices, so that none is a bottleneck for the others, or one in
     proportion to the full rank, as in the paper (which leaves first and last layers dense)."""

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from memfold.strategies.accounting import storage_key
+from memfold.strategies.parametrised import copy_model
 
 __all__ = ["replicate", "reseed", "scoring_mode", "wide_dtype"]
 
@@ -33,7 +33,7 @@ def replicate(
         of them are one tensor in the copy, so that its gradient is that of the tied weight.
     """
     memo: dict[int, object] = {}
-    copy = deepcopy(model, memo)
+    copy = copy_model(model, memo)
     twins = {id(p): twin for p in parameters if isinstance(twin := memo[id(p)], nn.Parameter)}
     tied = {storage_key(p): twins[id(p)] for p in parameters}
     for module, twin in zip(model.modules(), copy.modules(), strict=True):

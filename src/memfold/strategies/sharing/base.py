@@ -14,6 +14,7 @@ from memfold.quantisation import max_numel, packed_bytes
 from memfold.strategies.base import Context, Strategy, set_number
 from memfold.strategies.compression import check_replaceable
 from memfold.strategies.materialise import dense_weights, device_of
+from memfold.strategies.parametrised import Parametrised
 from memfold.strategies.selection import CompressibleWeight
 from memfold.strategies.sharing.gradient_scale import GradientScale
 from memfold.strategies.sharing.hashing import HASH_RANGE
@@ -35,6 +36,7 @@ class SharingStrategy(Strategy):
     """Let every weight be a signed, scaled view into one vector of m trained numbers."""
 
     initialises: ClassVar[bool] = True
+    parametrised: ClassVar[Parametrised] = "stateless"
 
     sign: Sign = "column"
     """What has a random sign of its own: each row and each column of a tensor (`column`), each
