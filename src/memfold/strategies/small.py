@@ -32,7 +32,9 @@ from memfold.strategies.accounting import state_tensors
 from memfold.strategies.base import Context, Ratios, Strategy
 from memfold.strategies.dense import DenseWeights
 from memfold.strategies.materialise import check_has_values
+from memfold.strategies.parametrised import Parametrised
 from memfold.strategies.selection import CompressibleWeight, named_weights
+from memfold.strategies.trained_values import warn_if_trained
 from memfold.strategies.width_search import Limits, find_widths
 
 __all__ = ["Narrowable", "Small"]
@@ -137,6 +139,7 @@ class Small(Strategy, name="small"):
 
     ratios: ClassVar[Ratios] = "steps"
     changes_shapes: ClassVar[bool] = True
+    parametrised: ClassVar[Parametrised] = "any"
 
     def build(
         self, model: nn.Module, weights: tuple[CompressibleWeight, ...], context: Context
@@ -166,6 +169,9 @@ class Small(Strategy, name="small"):
             limits = Limits(target, target * (1 - _TOLERANCE), target)
             request, unit = f"budget_bytes={target}", "bytes"
         widths = find_widths(dense, measure, limits, f"{request} for {type(model).__name__}", unit)
+        warn_if_trained(
+            weights, "small keeps none of their values: a narrower network starts fresh"
+        )
         return self._replace(model, names, widths, {})
 
     def rebuild(

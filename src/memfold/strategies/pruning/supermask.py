@@ -29,6 +29,7 @@ from memfold.strategies.computed_weights import ComputedWeights
 from memfold.strategies.pruning.encoding import cheapest, encode
 from memfold.strategies.pruning.sparse_weights import FINGERPRINT_BYTES, index_bytes, masks_of
 from memfold.strategies.selection import CompressibleWeight
+from memfold.strategies.trained_values import warn_if_trained
 
 __all__ = ["Supermask", "SupermaskWeights"]
 
@@ -68,6 +69,7 @@ class Supermask(Strategy, name="supermask"):
         """See `Strategy.build`."""
         del context
         check_replaceable(model, weights)
+        warn_if_trained(weights, "supermask keeps none of their values, and draws new ones")
         kept = _counts(weights, self._share(model, weights))
         supermask = SupermaskWeights(self, model, weights, kept)
         supermask.check_parts()

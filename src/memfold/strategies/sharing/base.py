@@ -27,6 +27,7 @@ from memfold.strategies.sharing.shared_vector import (
     SharedVector,
     index_bytes,
 )
+from memfold.strategies.trained_values import warn_if_trained
 
 __all__ = ["SharingStrategy"]
 
@@ -93,6 +94,10 @@ class SharingStrategy(Strategy):
         del context
         check_replaceable(model, weights, RESERVED_NAMES, initialises=True)
         mapping = self._mapping(weights, self._num_values(model, weights))
+        if not mapping.is_bijection:
+            warn_if_trained(
+                weights, f"{self.name} keeps none of their values at this ratio, and draws new ones"
+            )
         device = device_of(model, weights)
         # The default device may be meta: small tensors of the mapping are made without naming one.
         with torch.device("cpu"), dense_weights(model, weights, device) as passing:
