@@ -3,7 +3,7 @@
 
 Every network trains in a plain loop, without warm-up, at the learning rate of its dense form; the
 linear model at the best of several for each sign and ratio, chosen on validation with another
-seed. Rows of networks that are there already are kept: the table is written to docs/signs.csv.
+seed. What docs/signs.csv has already is kept; the rest is added to it, one setting after another.
 """
 
 import argparse
@@ -26,16 +26,17 @@ RATIOS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 SEEDS = (1, 2, 3, 4, 5)
 TRIED = (0.01, 0.03, 0.1, 0.3)
 BATCH = 128
-COLUMNS: tuple[str, ...] = (
-    "network",
-    "strategy",
-    "gradient_scale",
-    "sign",
-    "ratio",
-    "seed",
-    "rate",
-    "test_acc",
-)
+COLUMNS = ("network", "sign", "gradient_scale", "ratio", "rate", "seed", "test_acc")
+# The dense network first.
+WAYS: list[dict[str, Any]] = [
+    {},
+    *(
+        {"sign": sign, "gradient_scale": scale, "ratio": ratio}
+        for scale, signs in (("length", SIGNS), ("projection", SIGNS[:1]))
+        for ratio in RATIOS
+        for sign in signs
+    ),
+]
 Split = tuple[Tensor, Tensor]
 
 
@@ -96,10 +97,17 @@ def main() -> None:
     splits = load(arguments.root)
     rows = read(arguments.out)
     for network in arguments.networks:
-        if not any(row["network"] == network for row in rows):
-            rows += compare(network, splits)
-            write(arguments.out, rows)
+        for way in WAYS:
+            done = [row for row in rows if row["network"] == network and is_way(row, way)]
+            if len(done) < len(SEEDS):
+                rows += compare(network, way, splits)
+                write(arguments.out, rows)
         show(network, rows)
+
+
+def is_way(row: dict[str, Any], way: dict[str, Any]) -> bool:
+    """Whether a row was trained in this way."""
+    return all(row.get(key, "") == str(way.get(key, "")) for key in WAYS[1])
 
 
 def load(root: Path) -> tuple[Split, Split, Split]:
@@ -113,26 +121,18 @@ def load(root: Path) -> tuple[Split, Split, Split]:
     return (x[:20000], y[:20000]), (x[20000:25000], y[20000:25000]), (x_test, y_test)
 
 
-def compare(network: str, splits: tuple[Split, Split, Split]) -> list[dict[str, Any]]:
-    """Train one network in every way."""
-    tried = NETWORKS[network][2]
-    rows = []
-    ways: list[dict[str, Any]] = [{}]
-    for scale in ("length", "projection"):
-        signs = SIGNS if scale == "length" else SIGNS[:1]
-        for ratio in RATIOS:
-            ways += [{"gradient_scale": scale, "ratio": ratio, "sign": sign} for sign in signs]
-    for way in ways:
-        *others, rate = tried
-        if others:
-            rate = max(tried, key=lambda rate: train(network, way, 11, rate, splits, 1))
-        for seed in SEEDS:
-            accuracy = train(network, way, seed, rate, splits, 2)
-            strategy = "stable_rps" if way else "dense"
-            row = {"network": network, "strategy": strategy, **way, "seed": seed, "rate": rate}
-            rows.append({**row, "test_acc": f"{accuracy:.2f}"})
-        print(network, way, rate, [row["test_acc"] for row in rows[-len(SEEDS) :]], flush=True)
-    return rows
+def compare(
+    network: str, way: dict[str, Any], splits: tuple[Split, Split, Split]
+) -> list[dict[str, Any]]:
+    """Train one network in one way with every seed."""
+    *others, rate = tried = NETWORKS[network][2]
+    if others:
+        rate = max(tried, key=lambda rate: train(network, way, 11, rate, splits, 1))
+    facts = {"network": network, **{key: str(value) for key, value in way.items()}, "rate": rate}
+    return [
+        {**facts, "seed": seed, "test_acc": f"{train(network, way, seed, rate, splits, 2):.2f}"}
+        for seed in SEEDS
+    ]
 
 
 def train(
