@@ -26,7 +26,15 @@ RATIOS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 SEEDS = (1, 2, 3, 4, 5)
 TRIED = (0.01, 0.03, 0.1, 0.3)
 BATCH = 128
-COLUMNS: tuple[str, ...] = ("network", "sign", "gradient_scale", "ratio", "rate", "seed", "test_acc")
+COLUMNS: tuple[str, ...] = (
+    "network",
+    "sign",
+    "gradient_scale",
+    "ratio",
+    "rate",
+    "seed",
+    "test_acc",
+)
 # The dense network first.
 WAYS: list[dict[str, Any]] = [
     {},
