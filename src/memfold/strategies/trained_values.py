@@ -16,8 +16,8 @@ from memfold.strategies.selection import CompressibleWeight
 
 __all__ = ["warn_if_trained"]
 
-# Leading elements of a matrix that are looked at.
-_SAMPLE_NUMEL = 1 << 20
+# Leading elements of a matrix that are looked at: a megabyte of float64.
+_SAMPLE_NUMEL = 1 << 17
 # Fewer rows or columns, or fewer elements in each, tell nothing.
 _LEAST_SIDE = 8
 # Standard deviations of a normal number; a fresh model is below 0 as a rule.
