@@ -21,8 +21,8 @@ from typing import Any
 
 import psutil
 
+from memfold.overrides import quote_value
 from memfold.strategies import strategy_names
-from memfold.training.resume import quote_value
 
 ROOT = Path(__file__).parents[1]
 RATIOS = (0.3, 0.1, 0.03, 0.01)

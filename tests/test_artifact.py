@@ -12,8 +12,8 @@ from torch import nn
 import memfold
 from forging import forge
 from memfold.artifact import header_bytes
+from memfold.compression import compression_of
 from memfold.errors import InputError
-from memfold.strategies import compression_of
 from strategies.cases import ANY_MODULE
 from strategies.models import MODELS, build, compressed_or_skipped, make_input
 

@@ -10,8 +10,8 @@ from torch import nn
 import memfold
 from forging import forge
 from memfold.backbones import MLP
+from memfold.compression import compression_of
 from memfold.errors import InputError
-from memfold.strategies import compression_of
 from strategies.cases import STRATEGIES, options_of
 
 

@@ -23,9 +23,10 @@ from torch.nn import functional as F
 import memfold
 from memfold.artifact import header_bytes
 from memfold.backbones.mlp import MLP
+from memfold.compression import compression_of
+from memfold.compression.rounds import rounds_of
 from memfold.data.digits import Digits
-from memfold.strategies import compression_of, strategy_class
-from memfold.strategies.rounds import rounds_of
+from memfold.strategies import strategy_class
 from memfold.tasks import Classification
 from memfold.training import run
 from strategies import fixed_ratio

@@ -11,8 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import memfold
 from memfold.backbones.mlp import MLP
-from memfold.strategies import compression_of
-from memfold.strategies.rounds import Begin, rounds_of
+from memfold.compression import compression_of
+from memfold.compression.rounds import Begin, rounds_of
 from strategies.cases import STRATEGIES, options_of
 from training.launching import clean_environment, finish, start
 

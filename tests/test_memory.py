@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import memfold
+from memfold.compression import compression_of
 from memfold.memory import PeakMeter, grad_sync_bytes, train_state_bytes
-from memfold.strategies import compression_of
 from strategies.models import build
 
 

@@ -15,9 +15,9 @@ import torch
 from packaging.requirements import Requirement
 
 from memfold.errors import InputError
+from memfold.processes.ranks import LAUNCHER_VARIABLES
 from memfold.training import run
 from memfold.training.instantiate import instantiate
-from memfold.training.processes import LAUNCHER_VARIABLES
 from training.jobs import SMALL, compose_job
 
 ROOT = Path(__file__).parents[1]

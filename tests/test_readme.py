@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import memfold
-from memfold.strategies import compression_of
-from memfold.training.quiet import hush_libraries
+from memfold.compression import compression_of
+from memfold.logging.quiet import hush_libraries
 
 README = Path(__file__).parents[1] / "README.md"
 

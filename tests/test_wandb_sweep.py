@@ -39,7 +39,7 @@ def test_every_command_starts_train_py_with_a_configuration_it_knows() -> None:
         assert (ROOT / command[2]).is_file()
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3", job_name="train"):
             cfg = compose("train", command[3:])
-        assert cfg.logger["_target_"] == "memfold.training.wandb_run.wandb_logger"
+        assert cfg.logger["_target_"] == "memfold.logging.wandb_run.wandb_logger"
     strategies = {text for command in started for text in command if "compression=" in text}
     assert len(strategies) == len(SWEEP["parameters"]["compression"]["values"])
 

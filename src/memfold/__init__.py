@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from memfold import strategies
 from memfold.artifact import load, save
+from memfold.compression import Context, Strategy, before_step, clip_grad_norm_, densify, release
 from memfold.errors import InputError
 from memfold.memory import Footprint, footprint
-from memfold.strategies import Context, Strategy, before_step, clip_grad_norm_, densify, release
 
 __all__ = [
     "Footprint",

@@ -16,19 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from memfold.artifact_file import Record, read, write
-from memfold.errors import InputError
-from memfold.quantisation import SUFFIXES, dequantise, quantise
-from memfold.strategies.accounting import extent, state_tensors, ties_of
-from memfold.strategies.base import Strategy
-from memfold.strategies.compression import (
+from memfold.compression.accounting import extent, state_tensors, ties_of
+from memfold.compression.compression import (
     Compression,
     check_not_compressed,
     check_whole,
     compressions_in,
     restore_dense,
 )
+from memfold.compression.materialise import filler
+from memfold.compression.strategy import Strategy
+from memfold.errors import InputError
+from memfold.quantisation import SUFFIXES, dequantise, quantise
 from memfold.strategies.dense import Dense
-from memfold.strategies.materialise import filler
 
 __all__ = ["header_bytes", "load", "save"]
 

@@ -17,9 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from memfold.compression.strategy import Strategy
 from memfold.errors import InputError
 from memfold.files import open_regular, parse_json
-from memfold.strategies.base import Strategy
 
 __all__ = ["Record", "checksum", "read", "write"]
 

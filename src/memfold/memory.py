@@ -12,8 +12,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from memfold.strategies.accounting import state_tensors, tensor_bytes, unique_tensors
-from memfold.strategies.compression import Compression, check_whole, compressions_in
+from memfold.compression.accounting import state_tensors, tensor_bytes, unique_tensors
+from memfold.compression.compression import Compression, check_whole, compressions_in
 
 __all__ = ["Footprint", "PeakMeter", "footprint", "grad_sync_bytes", "train_state_bytes"]
 

@@ -3,8 +3,8 @@ import pytest
 from memfold.benchmarking.cases import Case, StrategySpec, parse_strategies, with_dense
 from memfold.benchmarking.presets import PRESETS
 from memfold.benchmarking.workloads import WORKLOADS
+from memfold.compression import Strategy
 from memfold.errors import InputError
-from memfold.strategies import Strategy
 
 
 def case(**fields):

@@ -7,7 +7,7 @@ import pytest
 
 from memfold.comparison.put_aside import sort_runs
 from memfold.launching.run import Stopped
-from memfold.training.run_folder import locked
+from memfold.runs.folder import locked
 
 NAME = "mag-0.1-s1"
 PARTS = (f"{NAME}.txt", NAME, f"{NAME}.overrides.json")  # in the order in which they are moved

@@ -14,7 +14,7 @@ import pytest
 from comparison.plans import CONF, REPOSITORY, STAND_IN, write_plan
 from memfold.comparison.command_line import main
 from memfold.reporting.reading import read
-from memfold.training.run_folder import locked
+from memfold.runs.folder import locked
 
 # The stand-in is best at 0.1, to which 0.03 is nearer than 1.
 SMALL = {

@@ -12,7 +12,7 @@ import pytest
 
 from data.writers import write_cifar10
 from memfold.reproduction.command_line import main
-from memfold.training.run_folder import locked
+from memfold.runs.folder import locked
 from reproduction.stand_ins import calls, let, write_repository
 from training.jobs import REPOSITORY
 from training.sweeps import let as let_job

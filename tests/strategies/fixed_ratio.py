@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
-from memfold.strategies import base
-from memfold.strategies.base import Ratios
+from memfold.compression import strategy
+from memfold.compression.strategy import Ratios
 from memfold.strategies.pruning.rand import Rand
 
 
@@ -21,15 +21,15 @@ class Quarter(Rand, name="quarter"):
         return 0.25
 
 
-del base._REGISTRY[Quarter.name]
+del strategy._REGISTRY[Quarter.name]
 OVERRIDES = ("compression=rand", f"compression._target_={__name__}.{Quarter.__qualname__}")
 
 
 @contextmanager
 def registered() -> Iterator[None]:
     """Let `quarter` be found by its name."""
-    base._REGISTRY[Quarter.name] = Quarter
+    strategy._REGISTRY[Quarter.name] = Quarter
     try:
         yield
     finally:
-        del base._REGISTRY[Quarter.name]
+        del strategy._REGISTRY[Quarter.name]

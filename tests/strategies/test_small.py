@@ -12,9 +12,9 @@ import memfold
 from forging import forge
 from memfold.artifact import header_bytes
 from memfold.backbones import CNN, MLP, VGG11BN, ResNet18, ResNet20
+from memfold.compression import compression_of
 from memfold.errors import InputError
 from memfold.memory import train_state_bytes
-from memfold.strategies import compression_of
 from strategies.models import MODELS
 from strategies.models import build as build_plain
 

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import memfold
 from memfold.errors import InputError
+from memfold.logging.quiet import hush_libraries
 from memfold.tasks import Classification
-from memfold.training.quiet import hush_libraries
 from memfold.training.schedules import Constant
 
 NUM_CLASSES = 3

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from memfold.logging.quiet import hush_libraries
 from memfold.tasks import Classification
 from memfold.tasks.distillation import Distillation, distillation_loss
-from memfold.training.quiet import hush_libraries
 from memfold.training.schedules import Constant
 from reference import distillation as reference
 

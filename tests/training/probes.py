@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from memfold.strategies import compression_of
+from memfold.compression import compression_of
 
 
 class StructureProbe(Callback):

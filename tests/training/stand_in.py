@@ -53,7 +53,7 @@ def run_program(arguments: list[str]) -> None:
         (folder / "sleeps").touch()
         time.sleep(60)
     if words in (["sleep"], ["kill", "parent"]):
-        from memfold.training.processes import end_with_parent
+        from memfold.processes.ranks import end_with_parent
 
         end_with_parent()
         (folder / "sleeps").touch()

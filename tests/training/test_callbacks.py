@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from memfold.errors import InputError
+from memfold.logging.loggers import MetricsFile
+from memfold.logging.quiet import hush_libraries
 from memfold.training.callbacks import FiniteLoss, MemoryMetrics, StepSeeds, StepTimer
 from memfold.training.checkpoint_io import AsyncCheckpointIO, AtomicCheckpointIO
-from memfold.training.loggers import MetricsFile
-from memfold.training.quiet import hush_libraries
 
 
 class Regression(LightningModule):

@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch import Trainer
 
 from memfold.errors import InputError
+from memfold.runs.folder import refuse_used_folder
 from memfold.tasks import Classification
 from memfold.training.rounds import RoundFolder
-from memfold.training.run_folder import refuse_used_folder
 from training.jobs import train
 from training.ticket_runs import (
     NAMES,

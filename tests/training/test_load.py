@@ -9,9 +9,9 @@ import yaml
 
 from memfold.data.digits import Digits
 from memfold.errors import InputError
+from memfold.logging.quiet import hush_libraries
 from memfold.training import load_model, run
 from memfold.training.build import build
-from memfold.training.quiet import hush_libraries
 from training.jobs import SMALL, compose_job
 
 

@@ -11,7 +11,7 @@ import torch
 
 import memfold
 from memfold.errors import InputError
-from memfold.training.loggers import ContinuedSteps, MetricsFile
+from memfold.logging.loggers import ContinuedSteps, MetricsFile
 from memfold.training.rounds import RoundFolder
 from training.networks import DropoutNet
 from training.ticket_runs import (
@@ -81,7 +81,7 @@ def whole(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RoundFolder, "commit", observed)
-        patch.setattr("memfold.training.loggers.no_further_logger", record)
+        patch.setattr("memfold.logging.loggers.no_further_logger", record)
         run_small(folder, *THREE_ROUNDS)
     return folder
 

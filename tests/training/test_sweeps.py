@@ -9,8 +9,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from memfold.errors import InputError
+from memfold.overrides import quote_value
 from memfold.reporting.sweep_folders import read_sweep_folder
-from memfold.training.resume import quote_value
 from memfold.training.sweeps.arguments import expand_sweep_arguments, resume_override
 from memfold.training.sweeps.devices import num_parallel_jobs
 from memfold.training.sweeps.folder import Plan

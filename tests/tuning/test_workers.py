@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from memfold.launching.locks import is_held, wait_for_lock
 from memfold.launching.workers import launchers, work_in_parallel
+from memfold.runs.locks import is_held, wait_for_lock
 from tuning.studies import (
     STAND_IN,
     Worker,

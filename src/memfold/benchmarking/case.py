@@ -28,10 +28,10 @@ import memfold
 from memfold.benchmarking.cases import Case
 from memfold.benchmarking.measuring import saved_bytes, time_call, time_calls
 from memfold.benchmarking.workloads import Loss, Workload, workload
+from memfold.compression.accounting import tensor_bytes, unique_tensors
 from memfold.errors import InputError
 from memfold.memory import PeakMeter, grad_sync_bytes, train_state_bytes
 from memfold.seeding import derive_seed
-from memfold.strategies.accounting import tensor_bytes, unique_tensors
 
 __all__ = ["measure"]
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from memfold.compression import Strategy
 from memfold.errors import InputError
-from memfold.strategies import Strategy
 
 __all__ = [
     "CONSTRUCTIONS",

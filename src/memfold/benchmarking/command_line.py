@@ -28,8 +28,8 @@ from memfold.benchmarking.runner import Measurement, launch, run_group
 from memfold.benchmarking.tables import print_tables, to_markdown
 from memfold.benchmarking.workloads import WORKLOADS, workload
 from memfold.errors import InputError
+from memfold.runs.folder import write_text_atomically
 from memfold.strategies import strategy_class, strategy_names
-from memfold.training.run_folder import write_text_atomically
 
 __all__ = ["main"]
 

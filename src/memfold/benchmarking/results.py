@@ -26,7 +26,7 @@ from memfold.benchmarking.cases import Case
 from memfold.benchmarking.runner import Measurement
 from memfold.errors import InputError
 from memfold.files import read_json
-from memfold.training.result import describe_environment
+from memfold.runs.result import describe_environment
 
 __all__ = ["Entry", "by_group", "describe_machine", "read_results", "summarise"]
 

@@ -20,8 +20,8 @@ from memfold.launching.arguments import positive_integer
 from memfold.launching.composing import compose_run, prepare_data
 from memfold.launching.run import Stopped
 from memfold.launching.workers import StopSignal, launchers
-from memfold.training.recorded import named_code
-from memfold.training.run_folder import locked, writing
+from memfold.runs.folder import locked, writing
+from memfold.training.foreign_code import named_code
 
 __all__ = ["main"]
 

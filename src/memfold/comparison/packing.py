@@ -15,8 +15,7 @@ import memfold
 from memfold.data.base import ImageDataModule
 from memfold.errors import InputError
 from memfold.launching.run import Stopped
-from memfold.training.load import fresh_network, load_model, read_data
-from memfold.training.run_folder import (
+from memfold.runs.folder import (
     ARTIFACT,
     PACKED,
     RESULT,
@@ -24,6 +23,7 @@ from memfold.training.run_folder import (
     write_text_atomically,
     writing,
 )
+from memfold.training.load import fresh_network, load_model, read_data
 
 __all__ = ["pack_runs"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from memfold.comparison.plan_file import read_mapping
 from memfold.errors import InputError
-from memfold.training.resume import quote_value
+from memfold.overrides import quote_value
 
 __all__ = ["Plan", "PlannedRun", "number_text", "read_plan"]
 

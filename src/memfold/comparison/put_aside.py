@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from memfold.launching.run import wait_for_orphan
-from memfold.training.run_folder import OUTPUT, OVERRIDES, writing
+from memfold.runs.folder import OUTPUT, OVERRIDES, writing
 
 __all__ = ["sort_runs"]
 

@@ -16,7 +16,7 @@ from memfold.comparison.plan import Plan, PlannedRun, number_text
 from memfold.comparison.put_aside import sort_runs
 from memfold.launching.run import Launcher, RunFailed, Stopped
 from memfold.launching.workers import work_in_parallel
-from memfold.training.run_folder import write_text_atomically
+from memfold.runs.folder import write_text_atomically
 
 __all__ = ["Choice", "Progress", "run_plan"]
 

@@ -16,9 +16,8 @@ from typing import Any
 
 from memfold.errors import InputError
 from memfold.files import read_json, read_text
-from memfold.launching.locks import is_held
-from memfold.training.resume import quote_value
-from memfold.training.run_folder import (
+from memfold.overrides import quote_value
+from memfold.runs.folder import (
     LAST_CHECKPOINT,
     LOCK,
     METRICS,
@@ -29,6 +28,7 @@ from memfold.training.run_folder import (
     write_text_atomically,
     writing,
 )
+from memfold.runs.locks import is_held
 from memfold.training.sweeps.isolation import job_environment
 
 __all__ = [

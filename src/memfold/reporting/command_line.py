@@ -15,7 +15,7 @@ from memfold.reporting.references import read_references
 from memfold.reporting.run_lines import RUN_LINES, to_run_lines
 from memfold.reporting.statistics import num_trainings
 from memfold.reporting.tables import to_csv, to_markdown
-from memfold.training.run_folder import write_text_atomically, writing
+from memfold.runs.folder import write_text_atomically, writing
 
 __all__ = ["main", "write_report"]
 

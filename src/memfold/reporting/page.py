@@ -10,7 +10,7 @@ from plotly.offline import get_plotlyjs
 from memfold.errors import InputError
 from memfold.reporting.page_data import page_data
 from memfold.reporting.records import Comparison
-from memfold.training.run_folder import write_text_atomically
+from memfold.runs.folder import write_text_atomically
 
 __all__ = ["write_page"]
 

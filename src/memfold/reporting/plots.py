@@ -23,7 +23,7 @@ from memfold.reporting.statistics import (
     points,
 )
 from memfold.reporting.styles import Style, comparison_styles
-from memfold.training.run_folder import replacing
+from memfold.runs.folder import replacing
 
 __all__ = ["draw"]
 

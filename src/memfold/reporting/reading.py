@@ -13,7 +13,7 @@ from memfold.reporting.records import Problem, Run
 from memfold.reporting.run_files import read_run_folder
 from memfold.reporting.run_lines import read_run_lines
 from memfold.reporting.sweep_folders import PLAN, read_sweep_folder
-from memfold.training.run_folder import HYDRA_FOLDER, OUTPUT, OVERRIDES, PACKED, RESULT, ROUNDS
+from memfold.runs.folder import HYDRA_FOLDER, OUTPUT, OVERRIDES, PACKED, RESULT, ROUNDS
 
 __all__ = ["read"]
 

@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from memfold.files import open_regular, read_json
 from memfold.reporting.fields import SMALLEST_RATIO, Fields, UnusableError
 from memfold.reporting.records import Curve, Problem, Run, Setting
-from memfold.training.run_folder import METRICS, PACKED, RESULT
+from memfold.runs.folder import METRICS, PACKED, RESULT
 
 __all__ = ["MAX_POINTS", "MAX_STEPS", "load_json", "read_run_folder"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memfold.errors import InputError
-from memfold.wandb_credentials import has_wandb_key
+from memfold.logging.wandb_credentials import has_wandb_key
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace

@@ -1,6 +1,6 @@
 """The comparison as a workspace of Weights & Biases: what `logger=wandb` logs, in pictures.
 
-Needs the extra `wandb`. Panels name what `memfold.training.wandb_values` writes.
+Needs the extra `wandb`. Panels name what `memfold.logging.wandb_values` writes.
 """
 
 from collections.abc import Mapping, Sequence

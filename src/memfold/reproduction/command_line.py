@@ -23,7 +23,7 @@ from memfold.reproduction.grid import (
 )
 from memfold.reproduction.programs import Programs
 from memfold.reproduction.record import refuse_other_grid, write_record
-from memfold.training.run_folder import locked, writing
+from memfold.runs.folder import locked, writing
 
 __all__ = ["main"]
 

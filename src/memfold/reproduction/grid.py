@@ -8,8 +8,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 
 from memfold.errors import InputError
+from memfold.overrides import is_override
 from memfold.strategies import strategy_names
-from memfold.training.resume import is_override
 from memfold.training.sweeps.arguments import resume_override
 from memfold.training.sweeps.folder import PLAN
 

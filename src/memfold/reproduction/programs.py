@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from memfold.training.processes import declare_parent
+from memfold.processes.ranks import declare_parent
 
 __all__ = ["Programs"]
 

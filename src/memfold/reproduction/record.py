@@ -6,7 +6,7 @@ from pathlib import Path
 from memfold.errors import InputError
 from memfold.files import read_json
 from memfold.reproduction.grid import Grid
-from memfold.training.run_folder import write_text_atomically
+from memfold.runs.folder import write_text_atomically
 
 __all__ = ["refuse_other_grid", "write_record"]
 

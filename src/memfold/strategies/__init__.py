@@ -5,32 +5,14 @@ from importlib import import_module
 from pkgutil import walk_packages
 from types import ModuleType
 
-from memfold.strategies.base import Context, Strategy, strategy_class, strategy_names
-from memfold.strategies.clipping import clip_grad_norm_
-from memfold.strategies.compression import (
-    Compression,
-    before_step,
-    compression_of,
-    densify,
-    release,
-)
+from memfold.compression.strategy import strategy_class, strategy_names
 
-__all__ = [
-    "Compression",
-    "Context",
-    "Strategy",
-    "before_step",
-    "clip_grad_norm_",
-    "compression_of",
-    "densify",
-    "release",
-    "strategy_class",
-    "strategy_names",
-]
+__all__ = ["strategy_class", "strategy_names"]
 
 # A strategy is one file: importing it registers it, so that no list needs an edit.
 for _module in walk_packages(__path__, prefix=f"{__name__}."):
-    import_module(_module.name)
+    if not _module.name.endswith("_kernels"):  # those need Triton, which is not everywhere
+        import_module(_module.name)
 
 
 class _Strategies(ModuleType):

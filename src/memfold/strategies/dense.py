@@ -7,14 +7,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from memfold.compression.accounting import state_tensors, tensor_bytes
+from memfold.compression.compression import Compression
+from memfold.compression.materialise import check_has_values
+from memfold.compression.parametrised import Parametrised
+from memfold.compression.selection import CompressibleWeight
+from memfold.compression.strategy import Context, Ratios, Strategy
 from memfold.errors import InputError
 from memfold.quantisation import packed_bytes
-from memfold.strategies.accounting import state_tensors, tensor_bytes
-from memfold.strategies.base import Context, Ratios, Strategy
-from memfold.strategies.compression import Compression
-from memfold.strategies.materialise import check_has_values
-from memfold.strategies.parametrised import Parametrised
-from memfold.strategies.selection import CompressibleWeight
 
 __all__ = ["Dense"]
 

@@ -25,16 +25,16 @@ from typing import ClassVar, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from memfold.compression.accounting import state_tensors
+from memfold.compression.materialise import check_has_values
+from memfold.compression.parametrised import Parametrised
+from memfold.compression.selection import CompressibleWeight, named_weights
+from memfold.compression.strategy import Context, Ratios, Strategy
+from memfold.compression.trained_values import warn_if_trained
 from memfold.errors import InputError
 from memfold.quantisation import packed_bytes
 from memfold.seeding import derive_seed
-from memfold.strategies.accounting import state_tensors
-from memfold.strategies.base import Context, Ratios, Strategy
 from memfold.strategies.dense import DenseWeights
-from memfold.strategies.materialise import check_has_values
-from memfold.strategies.parametrised import Parametrised
-from memfold.strategies.selection import CompressibleWeight, named_weights
-from memfold.strategies.trained_values import warn_if_trained
 from memfold.strategies.width_search import Limits, find_widths
 
 __all__ = ["Narrowable", "Small"]

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
+from memfold.compression import clip_grad_norm_
 from memfold.errors import InputError
-from memfold.strategies import clip_grad_norm_
 from memfold.tasks.distillation import Distillation
 
 __all__ = ["Classification"]

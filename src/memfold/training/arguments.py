@@ -6,10 +6,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 
 from memfold.errors import InputError
-from memfold.training.checks import GROUPS
-from memfold.training.processes import is_rank_zero
-from memfold.training.resume import is_override
-from memfold.training.run_folder import HYDRA_FOLDER
+from memfold.overrides import GROUPS, is_override
+from memfold.processes.ranks import is_rank_zero
+from memfold.runs.folder import HYDRA_FOLDER
 
 __all__ = ["refuse_wrong_arguments"]
 

@@ -24,12 +24,18 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 import memfold
+from memfold.compression import Strategy, compression_of
+from memfold.compression.computed_weights import MARKS
+from memfold.compression.rounds import rounds_of
 from memfold.data.base import ImageDataModule
 from memfold.errors import InputError
+from memfold.logging.epoch_metrics import EpochMetrics
+from memfold.logging.loggers import MetricsFile
+from memfold.logging.run_labels import RunLabels, label_run
 from memfold.memory import Footprint
-from memfold.strategies import Strategy, compression_of
-from memfold.strategies.computed_weights import MARKS
-from memfold.strategies.rounds import rounds_of
+from memfold.processes.ranks import is_rank_zero
+from memfold.runs.folder import LAST_CHECKPOINT, read_result
+from memfold.runs.same_experiment import refuse_other_total_batch
 from memfold.training.callbacks import (
     EpochLog,
     FiniteLoss,
@@ -38,6 +44,7 @@ from memfold.training.callbacks import (
     StepTimer,
 )
 from memfold.training.checkpoint_io import AsyncCheckpointIO, AtomicCheckpointIO
+from memfold.training.checkpoint_reading import StartingPoint, read_checkpoint
 from memfold.training.checks import check_config
 from memfold.training.configured_callbacks import build_callbacks, refuse_wrong_monitors
 from memfold.training.distributed import (
@@ -46,15 +53,8 @@ from memfold.training.distributed import (
     refuse_batchnorm_on_cpus,
     refuse_unsuitable_shards,
 )
-from memfold.training.epoch_metrics import EpochMetrics
 from memfold.training.instantiate import instantiate
-from memfold.training.loggers import MetricsFile
-from memfold.training.processes import is_rank_zero
-from memfold.training.resume import StartingPoint, read_checkpoint
 from memfold.training.rounds import RoundFolder, RoundTracker
-from memfold.training.run_folder import LAST_CHECKPOINT, read_result
-from memfold.training.run_labels import RunLabels, label_run
-from memfold.training.same_experiment import refuse_other_total_batch
 from memfold.training.schedules import Schedule
 from memfold.training.structure import Structure
 from memfold.training.teacher import (

@@ -8,7 +8,7 @@ from typing import IO, Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from memfold.training.run_folder import replacing
+from memfold.runs.folder import replacing
 
 __all__ = ["AsyncCheckpointIO", "AtomicCheckpointIO"]
 

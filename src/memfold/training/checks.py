@@ -9,20 +9,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from memfold.errors import InputError
+from memfold.overrides import GROUPS
 
-__all__ = ["GROUPS", "check_config"]
+__all__ = ["check_config"]
 
-GROUPS = (
-    "backbone",
-    "compression",
-    "data",
-    "task",
-    "optimizer",
-    "scheduler",
-    "trainer",
-    "logger",
-    "callbacks",
-)
 _SINGLE_KEYS = (
     "ratio",
     "budget_bytes",

@@ -13,12 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from memfold.errors import InputError
+from memfold.processes.external_launch import expand_for_launcher
+from memfold.processes.ranks import end_with_parent, is_rank_zero, refuse_leftover_rank
+from memfold.runs.folder import LAST_CHECKPOINT, ROUNDS
+from memfold.runs.resume import expand_arguments, resume_command
 from memfold.training import run
 from memfold.training.arguments import refuse_wrong_arguments
-from memfold.training.external_launch import expand_for_launcher
-from memfold.training.processes import end_with_parent, is_rank_zero, refuse_leftover_rank
-from memfold.training.resume import expand_arguments, resume_command
-from memfold.training.run_folder import LAST_CHECKPOINT, ROUNDS
 from memfold.training.sweeps.arguments import expand_sweep_arguments
 from memfold.training.sweeps.job import run_sweep_job
 from memfold.training.sweeps.running import running_sweep

@@ -14,10 +14,10 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from memfold.compression import Strategy
 from memfold.errors import InputError
-from memfold.strategies import Strategy
+from memfold.processes.external_launch import external_launch
 from memfold.strategies.sharing.base import SharingStrategy
-from memfold.training.external_launch import external_launch
 from memfold.training.instantiate import instantiate
 
 __all__ = [

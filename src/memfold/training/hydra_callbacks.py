@@ -13,16 +13,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from memfold.errors import InputError
-from memfold.training.external_launch import refuse_lone_node
-from memfold.training.processes import is_rank_zero
-from memfold.training.run_folder import (
+from memfold.overrides import unresolved
+from memfold.processes.external_launch import refuse_lone_node
+from memfold.processes.ranks import is_rank_zero
+from memfold.runs.folder import (
     HYDRA_FOLDER,
     lock_for_job,
     refuse_odd_files,
     refuse_used_folder,
     writing,
 )
-from memfold.training.sweeps.folder import unresolved
 from memfold.training.sweeps.running import RunningSweep
 
 __all__ = ["RunFolderGuard", "Sweep"]

@@ -18,8 +18,25 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 import memfold
+from memfold.compression import compression_of
 from memfold.errors import InputError
-from memfold.strategies import compression_of
+from memfold.logging.quiet import hush_libraries
+from memfold.logging.wandb_run import WandbRun, close_wandb
+from memfold.processes.ranks import declare_parent, is_rank_zero
+from memfold.processes.termination import Termination, heeding_sigterm, release_children
+from memfold.runs.folder import (
+    ARTIFACT,
+    HYDRA_FOLDER,
+    locked,
+    refuse_used_folder,
+    remove_partial_files,
+    write_text_atomically,
+    writing,
+)
+from memfold.runs.recorded import read_config
+from memfold.runs.result import ResultFile, describe_job
+from memfold.runs.resume import resume_command
+from memfold.runs.same_experiment import keep_settings, refuse_other_experiment
 from memfold.training.build import (
     Experiment,
     build,
@@ -29,30 +46,9 @@ from memfold.training.build import (
     read_run_checkpoint,
 )
 from memfold.training.checks import check_config
-from memfold.training.preemption import (
-    Preemption,
-    Termination,
-    heeding_sigterm,
-    release_children,
-)
-from memfold.training.processes import declare_parent, is_rank_zero
-from memfold.training.quiet import hush_libraries
-from memfold.training.recorded import read_config
-from memfold.training.result import ResultFile, describe_job
-from memfold.training.resume import resume_command
+from memfold.training.preemption import Preemption
 from memfold.training.rounds import total_of
-from memfold.training.run_folder import (
-    ARTIFACT,
-    HYDRA_FOLDER,
-    locked,
-    refuse_used_folder,
-    remove_partial_files,
-    write_text_atomically,
-    writing,
-)
-from memfold.training.same_experiment import keep_settings, refuse_other_experiment
 from memfold.training.summary import print_summary
-from memfold.training.wandb_run import WandbRun, close_wandb
 
 __all__ = ["run_job"]
 

@@ -11,10 +11,11 @@ from torch import nn
 import memfold
 from memfold.data.base import ImageDataModule
 from memfold.errors import InputError
+from memfold.runs.folder import ARTIFACT, LAST_CHECKPOINT
+from memfold.runs.recorded import read_config
 from memfold.training.build import build_backbone, build_network, read_run_checkpoint
+from memfold.training.foreign_code import refuse_foreign_code
 from memfold.training.instantiate import instantiate
-from memfold.training.recorded import read_config, refuse_foreign_code
-from memfold.training.run_folder import ARTIFACT, LAST_CHECKPOINT
 
 __all__ = ["fresh_network", "load_model", "read_data"]
 

@@ -1,108 +1,26 @@
-"""SIGTERM, by which schedulers ask a job to give way: save a checkpoint, exit, be resumed.
+"""A run that is asked to give way stops at a step, with a checkpoint, and can be resumed.
 
-While a network is trained the signal is only noted. All ranks stop at the same step, or at the end
-of the validation that runs, and save `last.ckpt` there. At any other time there is nothing to save
-that is not on the disk: the signal raises, as Ctrl-C does.
+While a network is trained SIGTERM is only noted. All ranks stop at the same step, or at the end
+of the validation that runs, and save `last.ckpt` there.
 
 Lightning's own handling is switched off. It starts a collective inside the signal handler, which
 hangs if the signal comes during another one; it heeds rank 0 alone; and it waits for the GPU in
 every step.
 """
 
-import logging
-import os
-import signal
-import socket
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from memfold.training.external_launch import external_launch
-from memfold.training.run_folder import LAST_CHECKPOINT
+from memfold.processes.termination import Termination
+from memfold.runs.folder import LAST_CHECKPOINT
 from memfold.training.validation import is_followed_by_a_step
 
-__all__ = ["Preemption", "Termination", "heeding_sigterm", "release_children"]
-
-log = logging.getLogger(__name__)
-
-TERMINATED = 143  # 128 + SIGTERM, what a shell expects
-_SECONDS_TO_END = 120.0
-"""From the first signal to the end, when nobody looks at it: the validation may have to end."""
-_SECONDS_OF_ONE_REQUEST = 5.0
-"""Schedulers signal a process group and its members; only what comes later is impatience."""
-
-
-class Termination:
-    """Whether this process has been asked to end, and what that does."""
-
-    def __init__(self) -> None:
-        self.is_requested = False
-        self.is_deferred = False
-        """Whether somebody looks at `is_requested` soon."""
-        # Then Lightning's launcher has started this process, and rank 0 is its parent.
-        is_local = external_launch(os.environ) is None
-        is_child = is_local and os.environ.get("LOCAL_RANK", "0") != "0"
-        self._launching_process = os.getppid() if is_child else None
-
-    @property
-    def exit_status(self) -> int:
-        """Return 143; but the observer of Lightning's launcher kills rank 0 when a child fails."""
-        return 0 if self._launching_process is not None else TERMINATED
-
-    def request(self, signal_number: int, frame: FrameType | None) -> None:
-        """Handle the signal."""
-        self.is_requested = True
-        if not self.is_deferred:
-            self.obey()
-
-    def obey(self) -> None:
-        """End this process if it has been asked to; a child lets the process that started it do so.
-
-        Raises:
-            SIGTERMException: With the exit status.
-        """
-        if not self.is_requested:
-            return
-        if self._launching_process is not None and os.getppid() == self._launching_process:
-            os.kill(self._launching_process, signal.SIGTERM)
-            return
-        raise SIGTERMException(self.exit_status)
-
-
-@contextmanager
-def heeding_sigterm() -> Iterator[Termination]:
-    """Handle SIGTERM in the block, which must run in the main thread to have any effect.
-
-    Python runs a handler between two operations of the main thread, which may hang in one of them.
-    So a thread watches too, and ends the process 120 seconds after the first signal, or at the
-    second one.
-    """
-    termination = Termination()
-    if threading.current_thread() is not threading.main_thread():
-        yield termination
-        return
-    receiver, sender = socket.socketpair()
-    sender.setblocking(False)
-    previous_descriptor = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-    previous = signal.signal(signal.SIGTERM, termination.request)
-    threading.Thread(target=_watch, args=(receiver,), name="sigterm", daemon=True).start()
-    try:
-        yield termination
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-        signal.set_wakeup_fd(previous_descriptor)
-        sender.close()
+__all__ = ["Preemption"]
 
 
 class Preemption(Checkpoint):
@@ -180,16 +98,6 @@ class Preemption(Checkpoint):
         return before is not None and before.item() > 0
 
 
-def release_children() -> None:
-    """Keep the observer of Lightning's launcher from killing this process when a child ends.
-
-    The children end with this process.
-    """
-    for thread in threading.enumerate():
-        if isinstance(thread, _ChildProcessObserver):
-            thread._child_processes.clear()
-
-
 def _stop(trainer: Trainer) -> None:
     """Let Lightning raise where it has logged what it has to log."""
     connector: Any = trainer._signal_connector
@@ -198,23 +106,3 @@ def _stop(trainer: Trainer) -> None:
 
 def _do_nothing(*_: object) -> None:
     """Stand in for a method of Lightning's."""
-
-
-def _watch(receiver: socket.socket) -> None:
-    with receiver:
-        while (byte := receiver.recv(1)) != bytes([signal.SIGTERM]):
-            if not byte:  # the block has ended
-                return
-        first = time.monotonic()
-        while (left := first + _SECONDS_TO_END - time.monotonic()) > 0:
-            receiver.settimeout(left)
-            try:
-                byte = receiver.recv(1)
-            except TimeoutError:
-                break
-            if not byte:
-                return
-            is_later = time.monotonic() > first + _SECONDS_OF_ONE_REQUEST
-            if byte == bytes([signal.SIGTERM]) and is_later:
-                break
-        os._exit(TERMINATED)

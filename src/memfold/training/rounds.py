@@ -24,15 +24,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
+from memfold.compression.rounds import Begin, Rounds
 from memfold.errors import InputError
 from memfold.files import read_json
-from memfold.strategies.rounds import Begin, Rounds
-from memfold.training.callbacks import MemoryMetrics, StepTimer
-from memfold.training.checkpoint_io import AtomicCheckpointIO
-from memfold.training.epoch_metrics import CHECKPOINT_KEY
-from memfold.training.loggers import ContinuedSteps
-from memfold.training.result import without_nonfinite
-from memfold.training.run_folder import (
+from memfold.logging.epoch_metrics import CHECKPOINT_KEY
+from memfold.logging.loggers import ContinuedSteps
+from memfold.runs.folder import (
     ARTIFACT,
     LAST_CHECKPOINT,
     METRICS,
@@ -42,6 +39,9 @@ from memfold.training.run_folder import (
     write_text_atomically,
     writing,
 )
+from memfold.runs.result import without_nonfinite
+from memfold.training.callbacks import MemoryMetrics, StepTimer
+from memfold.training.checkpoint_io import AtomicCheckpointIO
 
 __all__ = ["RoundFolder", "RoundTracker", "total_of"]
 

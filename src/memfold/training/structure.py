@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import memfold
+from memfold.compression import compression_of
 from memfold.errors import InputError
-from memfold.strategies import compression_of
 from memfold.strategies.pruning.health import measure
 from memfold.strategies.pruning.sparse_weights import SparseWeights
 from memfold.strategies.pruning.supermask import SupermaskWeights

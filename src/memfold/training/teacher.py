@@ -10,11 +10,12 @@ import memfold
 from memfold.data.base import ImageDataModule
 from memfold.errors import InputError
 from memfold.files import open_regular
+from memfold.runs.folder import ARTIFACT, read_result
+from memfold.runs.recorded import read_config
 from memfold.tasks.distillation import Distillation
+from memfold.training.checkpoint_reading import StartingPoint
+from memfold.training.foreign_code import named_code, refuse_foreign_code
 from memfold.training.instantiate import instantiate
-from memfold.training.recorded import named_code, read_config, refuse_foreign_code
-from memfold.training.resume import StartingPoint
-from memfold.training.run_folder import ARTIFACT, read_result
 
 __all__ = ["describe_distillation", "load_distillation", "refuse_other_teacher"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from memfold.launching.run import Launcher, RunFailed
 from memfold.launching.workers import work_in_parallel
-from memfold.training.run_folder import writing
+from memfold.runs.folder import writing
 from memfold.tuning.configuration import Configuration
 from memfold.tuning.study import Study, Trial
 

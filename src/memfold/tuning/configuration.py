@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from memfold.errors import InputError
+from memfold.overrides import quote_value
 from memfold.training.command_line import describe_error
-from memfold.training.resume import quote_value
 from memfold.tuning.space import Setting, Space, Value
 
 __all__ = ["Configuration", "search_path", "write_override"]

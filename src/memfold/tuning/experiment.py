@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from memfold.errors import InputError
-from memfold.training.run_folder import write_text_atomically, writing
+from memfold.runs.folder import write_text_atomically, writing
 from memfold.tuning.configuration import Configuration
 from memfold.tuning.study import Study, Trial
 

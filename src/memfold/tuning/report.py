@@ -9,7 +9,7 @@ from typing import Any
 
 import optuna
 
-from memfold.training.run_folder import write_text_atomically
+from memfold.runs.folder import write_text_atomically
 from memfold.tuning.best import TestRun
 from memfold.tuning.configuration import Configuration
 from memfold.tuning.study import Study, Trial

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from memfold.errors import InputError
-from memfold.launching.locks import try_lock
 from memfold.launching.run import Launcher, Stopped
 from memfold.launching.workers import StopSignal, launchers, work_in_parallel
+from memfold.runs.locks import try_lock
 from memfold.tuning.best import TestRun, best_trial, run_tests
 from memfold.tuning.configuration import Configuration
 from memfold.tuning.experiment import ExperimentFiles

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from memfold.errors import InputError
-from memfold.launching.locks import is_held, wait_for_lock
+from memfold.runs.locks import is_held, wait_for_lock
 from memfold.tuning.space import Setting, Space
 
 __all__ = ["REASON", "SECONDS", "VALUES", "Study", "Trial", "database_errors"]

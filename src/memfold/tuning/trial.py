@@ -9,8 +9,8 @@ from typing import Any
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
-from memfold.launching.locks import try_lock
 from memfold.launching.run import Launcher, RunFailed, Stopped, read_metric
+from memfold.runs.locks import try_lock
 from memfold.tuning.configuration import Configuration
 from memfold.tuning.study import REASON, SECONDS, VALUES, Study
 

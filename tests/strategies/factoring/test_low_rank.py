@@ -14,9 +14,9 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 import memfold
 from memfold.artifact import header_bytes
+from memfold.compression import compression_of
 from memfold.errors import InputError
 from memfold.quantisation import packed_bytes
-from memfold.strategies import compression_of
 from memfold.strategies.factoring.low_rank import LowRankWeights
 from memfold.strategies.factoring.matrices import (
     WHOLE,

@@ -10,7 +10,7 @@ from torch.nn.functional import mse_loss
 from torch.optim import SGD, Optimizer
 
 import memfold
-from memfold.strategies import compression_of
+from memfold.compression import compression_of
 from memfold.strategies.pruning.dynamic import DynamicWeights
 
 NAMES = ("set", "rigl")

@@ -5,8 +5,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from memfold.compression.selection import select_weights
 from memfold.strategies.pruning.scoring import grasp_scores, snip_scores, synflow_scores
-from memfold.strategies.selection import select_weights
 
 
 def conv_net():

@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import memfold
+from memfold.compression import Context, compression_of
 from memfold.errors import InputError
-from memfold.strategies import Context, compression_of, strategy_class
+from memfold.strategies import strategy_class
 from memfold.strategies.pruning.masks import Ranking
 from reference.pruning import synflow_masks
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import memfold
 from memfold import InputError
-from memfold.training.quiet import hush_libraries
+from memfold.logging.quiet import hush_libraries
 from strategies.cases import STRATEGIES, options_of
 from strategies.pruning.dynamic_networks import (
     NAMES,

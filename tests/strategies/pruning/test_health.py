@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from memfold.compression.selection import select_weights
 from memfold.strategies.pruning.health import measure
-from memfold.strategies.selection import select_weights
 from reference.pruning import live_weights
 from strategies.models import MODELS, build, make_input
 

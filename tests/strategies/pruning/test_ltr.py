@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import memfold
+from memfold.compression.rounds import rounds_of
 from memfold.errors import InputError
 from memfold.strategies.pruning.ltr import Ticket, round_counts
-from memfold.strategies.rounds import rounds_of
 from reference.lottery_ticket import lottery_ticket
 
 REWIND_STEP, NUM_STEPS = 3, 12

@@ -21,9 +21,9 @@ from torch.optim import SGD, AdamW
 
 import memfold
 from memfold.artifact import header_bytes
+from memfold.compression import compression_of
 from memfold.errors import InputError
 from memfold.memory import train_state_bytes
-from memfold.strategies import compression_of
 from memfold.strategies.pruning.encoding import cheapest
 from memfold.strategies.pruning.masks import keep_counts
 from memfold.strategies.pruning.supermask import SupermaskWeights

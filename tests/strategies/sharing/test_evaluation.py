@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import memfold
-from memfold.strategies import compression_of
+from memfold.compression import compression_of
 from strategies.sharing.lean_models import alive, batch, evaluate, make
 
 

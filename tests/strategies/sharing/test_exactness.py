@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import memfold
-from memfold.strategies import compression_of
+from memfold.compression import compression_of
 from reference.sharing import explicit_map, sharing_matrices
 from strategies.cases import SHARING, STRATEGIES
 

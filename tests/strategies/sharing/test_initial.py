@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from memfold.compression.selection import select_weights
 from memfold.errors import InputError
-from memfold.strategies.selection import select_weights
 from memfold.strategies.sharing import initial
 from memfold.strategies.sharing.initial import initial_scale_of
 

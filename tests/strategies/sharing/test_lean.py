@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 import memfold
-from memfold.strategies import compression_of
+from memfold.compression import compression_of
 from memfold.strategies.sharing.mapping import SlotMapping
 from memfold.strategies.sharing.slot_source import SlotSource
 from strategies.sharing.lean_models import MODELS, alive, batch, evaluate, loss_of, make

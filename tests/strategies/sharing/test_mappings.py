@@ -221,7 +221,7 @@ def test_hashednet_layers_use_their_own_segment():
 
 PRINT_WEIGHTS = """
 import hashlib, torch, memfold
-from memfold.strategies import compression_of
+from memfold.compression import compression_of
 torch.manual_seed(0)
 for name, options in {strategies!r}.items():
     net = torch.nn.Sequential(torch.nn.Linear(17, 23), torch.nn.Linear(23, 5)).double()

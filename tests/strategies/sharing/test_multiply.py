@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import memfold
-from memfold.strategies import compression_of
+from memfold.compression import compression_of
 from memfold.strategies.sharing.products import RowProducts
 from memfold.strategies.sharing.slot_source import SlotSource
 

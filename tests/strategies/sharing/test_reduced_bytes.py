@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import memfold
+from memfold.compression import compression_of
 from memfold.memory import grad_sync_bytes
-from memfold.strategies import compression_of
 
 
 def network(dtype=torch.float32):

@@ -20,13 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from memfold.compression.accounting import storage_key, tensor_bytes
+from memfold.compression.compression import Compression, check_replaceable
+from memfold.compression.computed_weights import ComputedWeights
+from memfold.compression.optimizers import optimizers_in
+from memfold.compression.parametrised import Parametrised
+from memfold.compression.selection import CompressibleWeight
+from memfold.compression.strategy import Context, Ratios, Strategy, set_number
 from memfold.errors import InputError
 from memfold.quantisation import max_numel, packed_bytes
 from memfold.seeding import derive_seed
-from memfold.strategies.accounting import storage_key, tensor_bytes
-from memfold.strategies.base import Context, Ratios, Strategy, set_number
-from memfold.strategies.compression import Compression, check_replaceable
-from memfold.strategies.computed_weights import ComputedWeights
 from memfold.strategies.factoring.matrices import (
     WHOLE,
     Rule,
@@ -39,9 +42,6 @@ from memfold.strategies.factoring.matrices import (
     spectral_factors,
     weight_of,
 )
-from memfold.strategies.optimizers import optimizers_in
-from memfold.strategies.parametrised import Parametrised
-from memfold.strategies.selection import CompressibleWeight
 
 __all__ = ["LowRank", "LowRankWeights"]
 

@@ -9,11 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from memfold.compression.compression import check_replaceable
+from memfold.compression.selection import CompressibleWeight
+from memfold.compression.strategy import Context, Strategy, set_number
 from memfold.errors import InputError
 from memfold.quantisation import packed_bytes
 from memfold.seeding import derive_seed
-from memfold.strategies.base import Context, Strategy, set_number
-from memfold.strategies.compression import check_replaceable
 from memfold.strategies.pruning.masks import Ranking, schedule_counts, shuffle_mask
 from memfold.strategies.pruning.sparse_weights import (
     FINGERPRINT_BYTES,
@@ -21,7 +22,6 @@ from memfold.strategies.pruning.sparse_weights import (
     index_bytes,
     masks_of,
 )
-from memfold.strategies.selection import CompressibleWeight
 
 __all__ = ["PruningAtInit", "Schedule", "Scope", "SparseStrategy"]
 

@@ -13,10 +13,10 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from memfold.compression.computed_weights import ComputedWeights
+from memfold.compression.selection import CompressibleWeight
+from memfold.compression.strategy import Strategy
 from memfold.errors import InputError
-from memfold.strategies.base import Strategy
-from memfold.strategies.computed_weights import ComputedWeights
-from memfold.strategies.selection import CompressibleWeight
 
 __all__ = ["MovableWeights"]
 

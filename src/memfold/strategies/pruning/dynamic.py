@@ -24,16 +24,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from memfold.compression.compression import check_replaceable
+from memfold.compression.optimizers import keeps_state_around
+from memfold.compression.selection import CompressibleWeight
+from memfold.compression.strategy import Context, set_number
 from memfold.errors import InputError
 from memfold.seeding import derive_seed
-from memfold.strategies.base import Context, set_number
-from memfold.strategies.compression import check_replaceable
-from memfold.strategies.optimizers import keeps_state_around
 from memfold.strategies.pruning.base import SparseStrategy
 from memfold.strategies.pruning.densities import DISTRIBUTIONS, Distribution, layer_counts
 from memfold.strategies.pruning.masks import keep_counts
 from memfold.strategies.pruning.sparse_weights import SparseWeights, masks_of
-from memfold.strategies.selection import CompressibleWeight
 
 __all__ = ["Decay", "DynamicStrategy", "DynamicWeights"]
 

@@ -17,12 +17,12 @@ from math import isfinite
 
 from torch import Tensor, nn
 
+from memfold.compression.selection import CompressibleWeight
+from memfold.compression.strategy import Context, set_number
 from memfold.errors import InputError
 from memfold.seeding import derive_seed
-from memfold.strategies.base import Context, set_number
 from memfold.strategies.pruning.sampled import SampledPruning
 from memfold.strategies.pruning.scoring import grasp_scores, take_samples
-from memfold.strategies.selection import CompressibleWeight
 
 __all__ = ["GraSP"]
 

@@ -23,15 +23,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from memfold.compression.compression import check_replaceable
+from memfold.compression.rounds import Begin, Rounds
+from memfold.compression.selection import CompressibleWeight
+from memfold.compression.strategy import Context, set_number
 from memfold.errors import InputError
 from memfold.quantisation import packed_bytes
-from memfold.strategies.base import Context, set_number
-from memfold.strategies.compression import check_replaceable
 from memfold.strategies.pruning.base import SparseStrategy
 from memfold.strategies.pruning.masks import Ranking, keep_largest
 from memfold.strategies.pruning.sparse_weights import SparseWeights, index_bytes
-from memfold.strategies.rounds import Begin, Rounds
-from memfold.strategies.selection import CompressibleWeight
 
 __all__ = ["LotteryTicket", "Ticket", "round_counts"]
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from memfold.compression.selection import CompressibleWeight
+from memfold.compression.strategy import Context
 from memfold.seeding import derive_seed
-from memfold.strategies.base import Context
 from memfold.strategies.pruning.base import PruningAtInit
 from memfold.strategies.pruning.masks import former_shares, keep_counts, keep_largest
-from memfold.strategies.selection import CompressibleWeight
 
 __all__ = ["Rand"]
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from memfold.strategies.accounting import storage_key
-from memfold.strategies.parametrised import copy_model
+from memfold.compression.accounting import storage_key
+from memfold.compression.parametrised import copy_model
 
 __all__ = ["replicate", "reseed", "scoring_mode", "wide_dtype"]
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from memfold.compression.strategy import set_number
 from memfold.errors import InputError
-from memfold.strategies.base import set_number
 from memfold.strategies.pruning.base import PruningAtInit
 
 __all__ = ["SampledPruning"]

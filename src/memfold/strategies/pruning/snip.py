@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from memfold.compression.selection import CompressibleWeight
+from memfold.compression.strategy import Context
 from memfold.seeding import derive_seed
-from memfold.strategies.base import Context
 from memfold.strategies.pruning.sampled import SampledPruning
 from memfold.strategies.pruning.scoring import snip_scores, take_samples
-from memfold.strategies.selection import CompressibleWeight
 
 __all__ = ["SNIP"]
 

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from memfold.compression.computed_weights import MARKS
+from memfold.compression.marks import check_marks
+from memfold.compression.optimizers import check_movable, in_bucket_of, move_state, optimizers_in
+from memfold.compression.selection import CompressibleWeight
+from memfold.compression.strategy import Strategy
 from memfold.errors import InputError
 from memfold.seeding import derive_seed
-from memfold.strategies.base import Strategy
-from memfold.strategies.computed_weights import MARKS
-from memfold.strategies.marks import check_marks
-from memfold.strategies.optimizers import check_movable, in_bucket_of, move_state, optimizers_in
 from memfold.strategies.pruning.copies import MovableWeights
 from memfold.strategies.pruning.encoding import cheapest, decode, encode
-from memfold.strategies.selection import CompressibleWeight
 
 __all__ = ["FINGERPRINT_BYTES", "SparseWeights", "index_bytes", "masks_of"]
 

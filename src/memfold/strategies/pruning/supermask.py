@@ -21,15 +21,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from memfold.compression.compression import check_replaceable
+from memfold.compression.computed_weights import ComputedWeights
+from memfold.compression.selection import CompressibleWeight
+from memfold.compression.strategy import Context, Strategy, set_number
+from memfold.compression.trained_values import warn_if_trained
 from memfold.errors import InputError
 from memfold.seeding import derive_seed
-from memfold.strategies.base import Context, Strategy, set_number
-from memfold.strategies.compression import check_replaceable
-from memfold.strategies.computed_weights import ComputedWeights
 from memfold.strategies.pruning.encoding import cheapest, encode
 from memfold.strategies.pruning.sparse_weights import FINGERPRINT_BYTES, index_bytes, masks_of
-from memfold.strategies.selection import CompressibleWeight
-from memfold.strategies.trained_values import warn_if_trained
 
 __all__ = ["Supermask", "SupermaskWeights"]
 

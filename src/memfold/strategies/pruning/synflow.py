@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from memfold.strategies.base import Context
+from memfold.compression.selection import CompressibleWeight
+from memfold.compression.strategy import Context
 from memfold.strategies.pruning.base import PruningAtInit
 from memfold.strategies.pruning.scoring import first_input, synflow_scores
-from memfold.strategies.selection import CompressibleWeight
 
 __all__ = ["SynFlow"]
 

@@ -9,13 +9,14 @@ from typing import ClassVar, get_args
 import torch
 from torch import Tensor, nn
 
+from memfold.compression.compression import check_replaceable
+from memfold.compression.materialise import dense_weights, device_of
+from memfold.compression.parametrised import Parametrised
+from memfold.compression.selection import CompressibleWeight
+from memfold.compression.strategy import Context, Strategy, set_number
+from memfold.compression.trained_values import warn_if_trained
 from memfold.errors import InputError
 from memfold.quantisation import max_numel, packed_bytes
-from memfold.strategies.base import Context, Strategy, set_number
-from memfold.strategies.compression import check_replaceable
-from memfold.strategies.materialise import dense_weights, device_of
-from memfold.strategies.parametrised import Parametrised
-from memfold.strategies.selection import CompressibleWeight
 from memfold.strategies.sharing.gradient_scale import GradientScale
 from memfold.strategies.sharing.hashing import HASH_RANGE
 from memfold.strategies.sharing.initial import InitialWeights
@@ -27,7 +28,6 @@ from memfold.strategies.sharing.shared_vector import (
     SharedVector,
     index_bytes,
 )
-from memfold.strategies.trained_values import warn_if_trained
 
 __all__ = ["SharingStrategy"]
 

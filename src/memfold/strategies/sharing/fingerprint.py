@@ -1,7 +1,7 @@
 """A number that tells whether values fit a mapping."""
 
+from memfold.compression.strategy import Strategy
 from memfold.seeding import derive_seed
-from memfold.strategies.base import Strategy
 from memfold.strategies.sharing.mapping import SlotMapping
 
 __all__ = ["fingerprint"]

@@ -162,9 +162,9 @@ def _ceil_div(a: int, b: int) -> int:
 
 def _kernels() -> ModuleType:
     # Imported late: `import memfold` loads torch only, and Triton is not on every machine.
-    from memfold.kernels import fold as kernels
+    from memfold.strategies.sharing import fold_kernels
 
-    return kernels
+    return fold_kernels
 
 
 @cache

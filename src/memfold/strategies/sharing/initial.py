@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from memfold.compression.initial_values import in_memory_order
+from memfold.compression.selection import CompressibleWeight
 from memfold.errors import InputError
 from memfold.seeding import derive_seed
-from memfold.strategies.initial_values import in_memory_order
-from memfold.strategies.selection import CompressibleWeight
 from memfold.strategies.sharing.forward_pass import working_dtype
 from memfold.strategies.sharing.mapping import SlotMapping
 from memfold.strategies.sharing.shared_vector import SharedVector

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from memfold.strategies.selection import CompressibleWeight
+from memfold.compression.selection import CompressibleWeight
 from memfold.strategies.sharing.hashing import RangeHash
 from memfold.strategies.sharing.products import RowLayout
 from memfold.strategies.sharing.signs import OuterSigns

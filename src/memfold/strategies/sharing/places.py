@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from memfold.strategies.selection import CompressibleWeight
+from memfold.compression.selection import CompressibleWeight
 
 if TYPE_CHECKING:
     from memfold.strategies.sharing.shared_vector import SharedVector

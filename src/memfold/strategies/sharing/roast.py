@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from memfold.compression.strategy import set_number
 from memfold.errors import InputError
-from memfold.strategies.base import set_number
 from memfold.strategies.sharing.base import SharingStrategy
 from memfold.strategies.sharing.hashing import PolynomialHash
 from memfold.strategies.sharing.mapping import Sign, SlotMapping, Span

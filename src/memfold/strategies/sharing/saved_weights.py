@@ -13,7 +13,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from memfold.strategies.read_only import ReadOnlyWeight
+from memfold.compression.read_only import ReadOnlyWeight
 from memfold.strategies.sharing.slot_source import SlotSource
 
 __all__ = ["SavedWeights"]

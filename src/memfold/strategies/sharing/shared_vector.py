@@ -22,14 +22,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from memfold.compression.compression import Compression, check_still_there
+from memfold.compression.computed_attributes import compute_parameters, restore_weights
+from memfold.compression.marks import check_names
+from memfold.compression.read_only import ReadOnlyWeight
+from memfold.compression.selection import CompressibleWeight
+from memfold.compression.strategy import Strategy
 from memfold.errors import InputError
-from memfold.strategies.base import Strategy
-from memfold.strategies.compression import Compression, check_still_there
-from memfold.strategies.computed import compute_parameters, restore_weights
-from memfold.strategies.marks import check_names
-from memfold.strategies.read_only import ReadOnlyWeight
-from memfold.strategies.selection import CompressibleWeight
-from memfold.strategies.sharing.compiled import compiled_weight, register_mapping
+from memfold.strategies.sharing.custom_ops import compiled_weight, register_mapping
 from memfold.strategies.sharing.evaluation import Evaluation, has_room
 from memfold.strategies.sharing.fingerprint import fingerprint
 from memfold.strategies.sharing.forward_pass import ForwardPass, working_dtype
@@ -37,7 +37,7 @@ from memfold.strategies.sharing.gradient_scale import GradientScale, slot_factor
 from memfold.strategies.sharing.mapping import SlotMapping
 from memfold.strategies.sharing.places import View, autocasts, is_transformed, zero_row_of
 from memfold.strategies.sharing.products import Choice, RowProducts, Way
-from memfold.strategies.sharing.running import RunningPasses, check_not_exported
+from memfold.strategies.sharing.running_passes import RunningPasses, check_not_exported
 
 __all__ = ["RESERVED_NAMES", "Autograd", "SharedVector", "index_bytes"]
 

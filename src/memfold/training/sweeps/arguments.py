@@ -11,8 +11,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 
 from memfold.errors import InputError
-from memfold.training.recorded import is_setting
-from memfold.training.resume import is_override, quote_value
+from memfold.overrides import is_override, quote_value
+from memfold.runs.recorded import is_setting
 from memfold.training.sweeps.folder import PLAN, Plan
 
 __all__ = ["expand_sweep_arguments", "lasting_arguments", "resume_arguments", "resume_override"]

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from memfold.errors import InputError
 from memfold.files import open_regular
-from memfold.training.run_folder import writing
+from memfold.runs.folder import writing
 
 __all__ = ["device_slot", "name_visible_devices", "num_parallel_jobs"]
 

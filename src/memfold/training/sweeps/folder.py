@@ -14,13 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-from omegaconf import OmegaConf
 
 from memfold.errors import InputError
 from memfold.files import read_json, read_text
-from memfold.training.run_folder import write_text_atomically, writing
+from memfold.runs.folder import write_text_atomically, writing
 
-__all__ = ["PLAN", "JobNote", "Plan", "read_notes", "request_stop", "requested_stop", "unresolved"]
+__all__ = ["PLAN", "JobNote", "Plan", "read_notes", "request_stop", "requested_stop"]
 
 PLAN = "sweep.json"
 _INTERNALS = ".sweep"
@@ -131,16 +130,6 @@ def requested_stop(sweep: Path, attempt: int) -> signal.Signals | None:
     except OSError:
         return None
     return signal.SIGINT if name == signal.SIGINT.name else signal.SIGTERM
-
-
-def unresolved(node: object) -> list[str]:
-    """Return a list of overrides as they were typed.
-
-    What an override refers to may be known to the jobs only, `${hydra:job.num}` for example.
-    """
-    texts = OmegaConf.to_container(node, resolve=False)
-    assert isinstance(texts, list)
-    return [str(text) for text in texts]
 
 
 def _notes(sweep: Path) -> Path:

@@ -22,11 +22,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from memfold.training.processes import LAUNCHER_VARIABLES, declare_parent, is_rank_zero
-from memfold.training.result import UNFINISHED, ResultFile, describe_job
-from memfold.training.resume import quote_value
-from memfold.training.run_folder import LOCK, read_result, writing
-from memfold.training.sweeps.folder import unresolved
+from memfold.overrides import quote_value, unresolved
+from memfold.processes.ranks import LAUNCHER_VARIABLES, declare_parent, is_rank_zero
+from memfold.runs.folder import LOCK, read_result, writing
+from memfold.runs.result import UNFINISHED, ResultFile, describe_job
 
 __all__ = ["CONSOLE", "SECONDS_TO_STOP", "job_environment", "run_isolated"]
 

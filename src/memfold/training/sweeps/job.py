@@ -15,10 +15,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from memfold.errors import InputError
-from memfold.training.processes import is_rank_zero
-from memfold.training.run_folder import LAST_CHECKPOINT, ROUNDS, read_result
+from memfold.overrides import unresolved
+from memfold.processes.ranks import is_rank_zero
+from memfold.runs.folder import LAST_CHECKPOINT, ROUNDS, read_result
 from memfold.training.sweeps.devices import device_slot, num_parallel_jobs
-from memfold.training.sweeps.folder import JobNote, Plan, read_notes, requested_stop, unresolved
+from memfold.training.sweeps.folder import JobNote, Plan, read_notes, requested_stop
 from memfold.training.sweeps.isolation import run_isolated
 
 __all__ = ["run_sweep_job"]

@@ -18,11 +18,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from memfold.compression import Strategy
 from memfold.errors import InputError
-from memfold.strategies import Strategy
-from memfold.training.run_folder import LOCK, RESULT, locked, refuse_used_folder
+from memfold.overrides import unresolved
+from memfold.runs.folder import LOCK, RESULT, locked, refuse_used_folder
 from memfold.training.sweeps.arguments import lasting_arguments, resume_arguments
-from memfold.training.sweeps.folder import PLAN, Plan, read_notes, request_stop, unresolved
+from memfold.training.sweeps.folder import PLAN, Plan, read_notes, request_stop
 
 __all__ = ["admit", "common_overrides", "sweep_folder"]
 

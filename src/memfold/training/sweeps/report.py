@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from memfold.training.run_folder import read_result
+from memfold.runs.folder import read_result
 from memfold.training.sweeps.folder import Plan, read_notes
 
 __all__ = ["describe_end", "print_table", "report_command", "upload_command"]

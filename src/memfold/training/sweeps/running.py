@@ -13,11 +13,11 @@ import psutil
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from memfold.errors import InputError
-from memfold.training.resume import quote_value
-from memfold.training.run_folder import locked, read_result, writing
+from memfold.overrides import quote_value, unresolved
+from memfold.runs.folder import locked, read_result, writing
 from memfold.training.sweeps.arguments import resume_arguments
 from memfold.training.sweeps.devices import name_visible_devices, num_parallel_jobs
-from memfold.training.sweeps.folder import read_notes, request_stop, unresolved
+from memfold.training.sweeps.folder import read_notes, request_stop
 from memfold.training.sweeps.isolation import CONSOLE, SECONDS_TO_STOP
 from memfold.training.sweeps.planning import admit, common_overrides, sweep_folder
 from memfold.training.sweeps.report import (

@@ -1,0 +1,337 @@
+"""What every strategy is: options, a budget, and a name in the registry."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
+from typing import ClassVar, Literal
+from warnings import warn
+
+from torch import Tensor, nn
+
+from memfold.compression.accounting import state_tensors, tensor_bytes
+from memfold.compression.compression import Compression, check_not_compressed, set_compression
+from memfold.compression.materialise import check_has_values, structured_weights
+from memfold.compression.parametrised import Parametrised, check_parametrised
+from memfold.compression.selection import (
+    CompressibleWeight,
+    check_memory,
+    check_state_names,
+    is_named,
+    named_weights,
+    sample_names,
+    select_weights,
+)
+from memfold.errors import InputError
+from memfold.quantisation import check_bits
+
+__all__ = [
+    "Context",
+    "Ratios",
+    "Strategy",
+    "set_number",
+    "strategy_class",
+    "strategy_names",
+]
+
+Ratios = Literal["any", "steps", "one"]
+DEFAULT_RATIO = 0.1
+_ALL = ("ratio", 1)
+Structured = Literal["keep", "share"]
+_REGISTRY: dict[str, type["Strategy"]] = {}
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a strategy may look at while it compresses a model."""
+
+    data: Iterable[tuple[Tensor, Tensor]] | None = None
+    """Batches of (input, target); only data-informed strategies need them."""
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    """(output, target) -> scalar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy(ABC):
+    """What makes a model small. Subclasses register themselves: `class X(Strategy, name="x")`."""
+
+    ratio: float | None = None
+    """Stored learned values over compressible weights, in (0, 1]; 0.1 when no budget is given."""
+    budget_bytes: int | None = None
+    """Stored bytes of the whole model, instead of `ratio`."""
+    bits: int = 32
+    """Bits per stored value: 16, 8 or 4; 32 for the values' own dtype. Training is not affected."""
+    seed: int = 0
+    """Everything random derives from it."""
+    include: tuple[str, ...] = ("*",)
+    """Glob patterns of the tensors or modules to compress."""
+    exclude: tuple[str, ...] = ()
+    """Glob patterns of the tensors or modules to leave untouched."""
+    min_size: int = 0
+    """Tensors with fewer elements are left untouched."""
+    structured: Structured = "keep"
+    """Tensors whose initial values are constant, or plainly not noise around zero: `keep` leaves
+    them untouched unless `include` names them, `share` treats them like all others."""
+
+    name: ClassVar[str]
+    _ignored: ClassVar[tuple[str, ...]] = ()
+    """What this one was asked for in vain."""
+    ratios: ClassVar[Ratios] = "any"
+    """Which ratios it reaches: any, to a value or two per tensor; the nearest that the steps of its
+    ranks or widths allow; or one, the model's and its own, whatever is asked for: `ratio` and
+    `budget_bytes` then become `None`, which `compress` warns of."""
+    changes_shapes: ClassVar[bool] = False
+    """Whether untouched tensors may be smaller than in the dense model."""
+    initialises: ClassVar[bool] = False
+    """Whether it takes models on the meta device and lets them initialise themselves."""
+    moves_weights: ClassVar[bool] = False
+    """Whether a value may belong to another weight later in the training: then averages of
+    parameters mean nothing."""
+
+    parametrised: ClassVar[Parametrised] = "none"
+    """Which weights it takes that others are computed from; see `check_parametrised`."""
+
+    def __init_subclass__(cls, name: str | None = None) -> None:
+        """Register a concrete strategy under `name`; abstract families give none."""
+        super().__init_subclass__()
+        if name is None:
+            return
+        known = _REGISTRY.get(name)
+        if known is not None and known.__qualname__ != cls.__qualname__:
+            raise TypeError(f"strategy {name!r} is registered twice: {known} and {cls}")
+        cls.name = name
+        _REGISTRY[name] = cls
+
+    def __post_init__(self) -> None:
+        """Check the options that all strategies share.
+
+        Raises:
+            InputError: An option is out of range, or `ratio` and `budget_bytes` are both given.
+        """
+        for key in ("include", "exclude"):
+            object.__setattr__(self, key, _patterns(key, getattr(self, key)))
+        for key in ("budget_bytes", "bits", "seed", "min_size"):
+            set_number(self, key, int)
+        check_bits(self.bits)
+        set_number(self, "ratio", float)
+        if self.ratio is not None and self.budget_bytes is not None:
+            raise InputError(
+                f"ratio={self.ratio} and budget_bytes={self.budget_bytes} are both given; "
+                "set one of them and leave the other null"
+            )
+        if self.ratio is not None and not (_is_number(self.ratio) and 0 < self.ratio <= 1):
+            raise InputError(f"ratio must be a number in (0, 1], got {self.ratio!r}")
+        budget = self.budget_bytes
+        if budget is not None and not (_is_integer(budget) and budget > 0):
+            raise InputError(f"budget_bytes must be a positive whole number, got {budget!r}")
+        if not _is_integer(self.seed):
+            raise InputError(f"seed must be a whole number, got {self.seed!r}")
+        if self.structured not in ("keep", "share"):
+            raise InputError(
+                f"compression.structured must be keep or share, got {self.structured!r}"
+            )
+        if not (_is_integer(self.min_size) and self.min_size >= 0):
+            raise InputError(
+                f"compression.min_size must be a whole number of at least 0, got {self.min_size!r}"
+            )
+        if self.ratios == "one":
+            asked = {"ratio": self.ratio, "budget_bytes": self.budget_bytes}
+            ignored = [f"{k}={v}" for k, v in asked.items() if v is not None and (k, v) != _ALL]
+            object.__setattr__(self, "_ignored", tuple(ignored))
+            for key in asked:
+                object.__setattr__(self, key, None)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return `name` and every option, made of plain values (tuples become lists)."""
+        options = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {"name": self.name, **options}
+
+    @staticmethod
+    def from_dict(options: Mapping[str, object]) -> "Strategy":
+        """Rebuild a strategy from `to_dict`.
+
+        Raises:
+            InputError: The name or an option is unknown, or a value is out of range.
+        """
+        options = dict(options)
+        cls = strategy_class(options.pop("name", None))
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise InputError(
+                f"compression.{unknown[0]} is not an option of {cls.name}; options: "
+                + ", ".join(known)
+            )
+        return cls(**options)  # type: ignore[arg-type]
+
+    def compress(self, model: nn.Module, context: Context) -> Compression:
+        """Rewrite `model` in place; it is unchanged when this raises.
+
+        Raises:
+            InputError: The model cannot be compressed with these options.
+        """
+        for asked in self._ignored:
+            warn(f"compression={self.name} ignores {asked}: it has one ratio", stacklevel=3)
+        candidates = self._select(model)
+        structured = self._structured(model, candidates)
+        if len(structured) == len(candidates):
+            if self.ratios != "one":
+                raise InputError(
+                    "nothing is left to compress: the initial values of "
+                    f"{sample_names(sorted(structured))} are constant or no noise around zero; "
+                    "name tensors in compression.include, or set compression.structured=share"
+                )
+            structured = frozenset()  # it compresses nothing
+        weights = tuple(weight for weight in candidates if weight.name not in structured)
+        check_state_names(model, weights)
+        check_parametrised(weights, self.parametrised)
+        check_memory(model, weights)
+        compression = self.build(model, weights, context)
+        compression.structured = tuple(w.name for w in candidates if w.name in structured)
+        set_compression(model, compression)
+        return compression
+
+    def restore(
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        num_values: int,
+        tensors: Mapping[str, Tensor],
+    ) -> Compression:
+        """Turn a dense model into the one whose stored tensors these are.
+
+        Args:
+            model: Dense; unchanged when this raises.
+            names: State-dict names of the compressed weights, in their order.
+            num_values: Number of stored values.
+            tensors: `value_tensors` and `index_tensors` of that model's compression; others are
+                ignored, and so are values that stay where the dense model has them.
+
+        Raises:
+            InputError: A weight or tensor is missing or does not fit.
+        """
+        check_not_compressed(model)
+        compression = self.rebuild(model, named_weights(model, names), num_values, tensors)
+        set_compression(model, compression)
+        return compression
+
+    @abstractmethod
+    def build(
+        self, model: nn.Module, weights: tuple[CompressibleWeight, ...], context: Context
+    ) -> Compression:
+        """Replace `weights` in `model`, after every check that can fail.
+
+        Args:
+            model: The root module.
+            weights: At least one, in registration order.
+            context: Data and loss, for strategies that need them.
+        """
+
+    @abstractmethod
+    def rebuild(
+        self,
+        model: nn.Module,
+        weights: tuple[CompressibleWeight, ...],
+        num_values: int,
+        tensors: Mapping[str, Tensor],
+    ) -> Compression:
+        """Like `build`, with the tensors that `Compression` stores."""
+
+    @property
+    def asked_ratio(self) -> float:
+        """`ratio`, or the default."""
+        return DEFAULT_RATIO if self.ratio is None else self.ratio
+
+    def target_values(self, weights: Sequence[CompressibleWeight]) -> int:
+        """Return how many learned values `ratio` allows: the nearest whole number, at least 1."""
+        return max(1, round(self.asked_ratio * sum(weight.numel for weight in weights)))
+
+    def value_room(self, model: nn.Module, weights: Sequence[CompressibleWeight]) -> int:
+        """Return the bytes that `budget_bytes` leaves for values and indices.
+
+        Raises:
+            InputError: The untouched tensors alone take more.
+        """
+        assert self.budget_bytes is not None
+        dense = sum(weight.numel * weight.tensor.itemsize for weight in weights)
+        untouched = tensor_bytes(state_tensors(model).values()) - dense
+        if untouched >= self.budget_bytes:
+            raise InputError(
+                f"budget_bytes={self.budget_bytes} leaves no room for weights: the untouched "
+                f"tensors alone (biases, norms, buffers) take {untouched} bytes"
+            )
+        return self.budget_bytes - untouched
+
+    def _select(self, model: nn.Module) -> tuple[CompressibleWeight, ...]:
+        check_not_compressed(model)
+        if type(model).__name__ == "OptimizedModule":
+            raise InputError("the model is compiled: compress it first, then torch.compile it")
+        weights = select_weights(
+            model, include=self.include, exclude=self.exclude, min_size=self.min_size
+        )
+        for weight in weights:
+            if not weight.tensor.is_meta and not _is_finite(weight.tensor.detach()):
+                raise InputError(f"{weight.name} has initial weights that are not finite")
+        return weights
+
+    def _structured(
+        self, model: nn.Module, weights: Sequence[CompressibleWeight]
+    ) -> frozenset[str]:
+        if not self.initialises:
+            check_has_values(model)
+        if self.structured == "share":
+            return frozenset()
+        unnamed = [weight for weight in weights if not is_named(weight, self.include)]
+        return structured_weights(model, unnamed)
+
+
+def strategy_names() -> tuple[str, ...]:
+    """Names of all strategies, in alphabetical order."""
+    return tuple(sorted(_REGISTRY))
+
+
+def strategy_class(name: object) -> type[Strategy]:
+    """Look a strategy up by name.
+
+    Raises:
+        InputError: There is no such strategy; the message lists those that exist.
+    """
+    if not isinstance(name, str) or name not in _REGISTRY:
+        raise InputError(
+            f"compression={name} is unknown; strategies: {', '.join(strategy_names())}"
+        )
+    return _REGISTRY[name]
+
+
+def set_number(strategy: Strategy, key: str, kind: type[int] | type[float]) -> None:
+    """Turn a number of any library in a field into a plain int or float; leave all else.
+
+    Numbers end in JSON and in hashes, where 5 and numpy.int64(5) have to be the same.
+    """
+    value = getattr(strategy, key)
+    if isinstance(value, bool):
+        return
+    if kind is int and isinstance(value, Integral):
+        object.__setattr__(strategy, key, int(value))
+    elif kind is float and isinstance(value, Real):
+        object.__setattr__(strategy, key, float(value))
+
+
+def _patterns(key: str, value: object) -> tuple[str, ...]:
+    patterns = tuple(value) if isinstance(value, Iterable) else None
+    if patterns is None or isinstance(value, str) or not all(isinstance(p, str) for p in patterns):
+        raise InputError(f"compression.{key} must be a list of patterns, got {value!r}")
+    return patterns
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are, without a copy of them: the extremes of a NaN are NaN."""
+    return all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,1 +1,0 @@
-"""Kernels for GPUs, written in Triton: imported where they run, for Triton is not everywhere."""

@@ -1,0 +1,1 @@
+"""Where the numbers of one run go: files, loggers, Weights & Biases."""

@@ -1,0 +1,86 @@
+"""What a run is called: short enough for a legend, and telling apart what a sweep compares."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from memfold.compression import Strategy
+from memfold.memory import Footprint
+
+__all__ = ["LONGEST_TAG", "RunLabels", "label_run"]
+
+LONGEST_TAG = 64  # characters that W&B takes
+_SHARED_BY_ALL = ("ratio", "budget_bytes", "bits", "seed")
+
+
+@dataclass(frozen=True)
+class RunLabels:
+    """The names of one run, for loggers."""
+
+    name: str
+    """`resnet20-stable_rps-0.01-s1`."""
+    method: str
+    """The strategy and its options that are not the default, as in a report:
+    `stable_rps (gradient_scale=projection)`."""
+    setting: str
+    """The name with the data set and without the seed, `digits-resnet20-stable_rps-0.01`: runs of
+    one point of a comparison share it."""
+    tags: tuple[str, ...]
+    """Strategy, backbone and data set."""
+
+
+def label_run(
+    config: Mapping[str, Any], choices: Mapping[str, Any], strategy: Strategy, counts: Footprint
+) -> RunLabels:
+    """Name a run.
+
+    Args:
+        config: The resolved configuration.
+        choices: Hydra's choice for each group.
+        strategy: Of the run.
+        counts: Of the compressed network, before training.
+    """
+    changed = _changed_options(strategy)
+    variants = [_short(key, value) for key, value in changed.items()]
+    told = ", ".join(f"{key}={_text(value)}" for key, value in changed.items())
+    bits = [] if strategy.bits == 32 else [f"{strategy.bits}bit"]
+    distilled = ["distilled"] if config["distill"]["teacher"] else []
+    asked = "-".join([strategy.name, *variants, *_budget(strategy, counts), *bits, *distilled])
+    data, target = str(choices["data"]), config["backbone"].get("target")
+    backbone = target.rpartition(".")[2] if isinstance(target, str) else str(choices["backbone"])
+    return RunLabels(
+        name=f"{backbone}-{asked}-s{config['seed']}",
+        method=f"{strategy.name} ({told})" if told else strategy.name,
+        setting=f"{data}-{backbone}-{asked}",
+        tags=(strategy.name, backbone[:LONGEST_TAG], data[:LONGEST_TAG]),
+    )
+
+
+def _changed_options(strategy: Strategy) -> dict[str, Any]:
+    return {
+        field.name: getattr(strategy, field.name)
+        for field in fields(strategy)
+        if field.name not in _SHARED_BY_ALL and getattr(strategy, field.name) != field.default
+    }
+
+
+def _budget(strategy: Strategy, counts: Footprint) -> list[str]:
+    if strategy.budget_bytes is not None:
+        return [f"{strategy.budget_bytes}B"]
+    if strategy.ratio is not None:
+        return [f"{strategy.ratio:.3g}"]
+    # A run of several rounds starts dense: its ratio is not known yet.
+    return [f"{counts.ratio:.3g}"] if counts.ratio < 1 else []
+
+
+def _short(key: str, value: Any) -> str:
+    """Return the value alone where it speaks for itself."""
+    if isinstance(value, bool):
+        return key if value else f"no_{key}"
+    return value if isinstance(value, str) else f"{key}={_text(value)}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return "+".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,67 @@
+"""Locks on files, which the kernel opens when their holder is killed."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from memfold.errors import InputError
+from memfold.files import open_regular
+from memfold.runs.folder import writing
+
+__all__ = ["is_held", "try_lock", "wait_for_lock"]
+
+
+@contextmanager
+def wait_for_lock(path: Path) -> Iterator[None]:
+    """Hold the lock at `path`, after waiting for whoever has it.
+
+    Raises:
+        InputError: The folder cannot be written, or its file system has no locks.
+    """
+    with _open(path) as file:
+        _lock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def try_lock(path: Path) -> Iterator[bool]:
+    """Hold the lock at `path`; yield whether nobody else had it.
+
+    Raises:
+        InputError: The folder cannot be written, or its file system has no locks.
+    """
+    with _open(path) as file:
+        yield _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_held(path: Path) -> bool:
+    """Tell whether a living process has the lock at `path`, which need not exist.
+
+    Raises:
+        InputError: The folder cannot be written, or its file system has no locks.
+    """
+    if not path.exists():
+        return False
+    with try_lock(path) as is_free:
+        return not is_free
+
+
+def _open(path: Path) -> IO[Any]:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open_regular(path, "a")
+
+
+def _lock(file: IO[Any], operation: int) -> bool:
+    try:
+        fcntl.flock(file, operation)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # SQLite would not work there, either
+        raise InputError(
+            f"{file.name} cannot be locked ({error.strerror}); put the folder on a file system "
+            "that has locks"
+        ) from error
+    return True

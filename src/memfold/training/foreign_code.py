@@ -1,0 +1,73 @@
+"""Of which classes the network of a run folder may be built: memfold's, and those a user names."""
+
+import pkgutil
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from torch import nn
+
+from memfold.backbones import build_custom
+from memfold.compression import Strategy
+from memfold.data.base import ImageDataModule
+from memfold.errors import InputError
+from memfold.runs.recorded import plain_leaves
+
+__all__ = ["named_code", "refuse_foreign_code"]
+
+_GROUPS = ("backbone", "compression", "data")
+"""What the network of a run is built from."""
+
+
+def named_code(config: Mapping[str, Any]) -> set[str]:
+    """Return what a configuration names of which the networks of others may be built, too."""
+    names = {config[group].get("_target_") for group in _GROUPS}
+    return {str(name) for name in (*names, config["backbone"].get("target")) if name is not None}
+
+
+def refuse_foreign_code(config: Mapping[str, Any], allowed: Collection[str], remedy: str) -> None:
+    """Check that the network of a run is built of memfold's classes and of those in `allowed`.
+
+    Args:
+        config: `backbone`, and `compression` and `data` if they are used, resolved.
+        allowed: Dotted paths of further classes and functions.
+        remedy: How to extend `allowed`, for the message: `{}` stands for a path.
+
+    Raises:
+        InputError: It names other code, or code among the arguments.
+    """
+    for group in _GROUPS:
+        if group not in config:
+            continue
+        section = config[group]
+        if not isinstance(section, Mapping):
+            raise InputError(f"{group} must be a mapping, got {section!r}")
+        arguments = {key: value for key, value in section.items() if key != "_target_"}
+        for path, _ in plain_leaves([group], arguments):
+            if "_target_" in path:
+                key = ".".join(path)
+                raise InputError(f"{key}: arguments that come from a run folder may name no code")
+        names = {"_target_": section.get("_target_")}
+        if group == "backbone" and "target" in section:
+            names["target"] = section["target"]
+        for key, name in names.items():
+            if name not in allowed and not _is_of_memfold(group, name):
+                raise InputError(
+                    f"{group}.{key}={name} is no {group} of memfold, and a run folder may name no "
+                    f"other code; if you trust it: {remedy.format(name)}"
+                )
+
+
+def _is_of_memfold(group: str, path: object) -> bool:
+    """Tell a class of a group from anything else that can be reached from memfold's modules."""
+    base = {"backbone": nn.Module, "compression": Strategy, "data": ImageDataModule}[group]
+    if not isinstance(path, str) or not re.fullmatch(r"memfold(\.\w+)+", path):
+        return False
+    try:
+        found = pkgutil.resolve_name(path)
+    except Exception:  # there is no such thing
+        return False
+    if group == "backbone" and found is build_custom:
+        return True
+    is_class = isinstance(found, type) and issubclass(found, base)
+    return is_class and found.__module__.startswith("memfold.")

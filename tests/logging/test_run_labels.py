@@ -1,0 +1,78 @@
+"""Names of runs."""
+
+from collections.abc import Mapping
+
+import pytest
+import yaml
+from torch import nn
+
+import memfold
+from memfold.compression import Strategy
+from memfold.logging.run_labels import RunLabels, label_run
+from training.jobs import REPOSITORY
+
+
+def label(
+    options: Mapping[str, object], *, is_compressed: bool = True, **config: object
+) -> RunLabels:
+    strategy = Strategy.from_dict(options)
+    net = nn.Linear(100, 100)
+    counts = memfold.footprint(memfold.compress(net, strategy) if is_compressed else net)
+    settings = {"seed": 1, "distill": {"teacher": None}, "backbone": {}} | config
+    return label_run(settings, {"backbone": "resnet20", "data": "digits"}, strategy, counts)
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "method"),
+    [
+        ({"name": "dense"}, "resnet20-dense-s1", "dense"),
+        ({"name": "dense", "bits": 8}, "resnet20-dense-8bit-s1", "dense"),
+        ({"name": "stable_rps", "ratio": 0.01}, "resnet20-stable_rps-0.01-s1", "stable_rps"),
+        ({"name": "stable_rps"}, "resnet20-stable_rps-0.1-s1", "stable_rps"),
+        (
+            {"name": "stable_rps", "ratio": 0.01, "gradient_scale": "projection"},
+            "resnet20-stable_rps-projection-0.01-s1",
+            "stable_rps (gradient_scale=projection)",
+        ),
+        (
+            {"name": "stable_rps", "ratio": 0.01, "bits": 4, "align_rows": True},
+            "resnet20-stable_rps-align_rows-0.01-4bit-s1",
+            "stable_rps (align_rows=True)",
+        ),
+        ({"name": "roast", "budget_bytes": 2000}, "resnet20-roast-2000B-s1", "roast"),
+        (
+            {"name": "rand", "ratio": 0.01, "rounds": 3, "include": ["weight", "w*"]},
+            "resnet20-rand-include=weight+w*-rounds=3-0.01-s1",
+            "rand (include=weight+w*, rounds=3)",
+        ),
+        ({"name": "ltr"}, "resnet20-ltr-s1", "ltr"),  # dense until its rounds are trained
+    ],
+)
+def test_a_name_says_what_was_asked_for(options: dict[str, object], name: str, method: str) -> None:
+    labels = label(options)
+    assert (labels.name, labels.method) == (name, method)
+    assert labels.setting == "digits-" + name.removesuffix("-s1")
+    assert labels.tags == (options["name"], "resnet20", "digits")
+
+
+def test_custom_backbones_and_teachers_are_named() -> None:
+    labels = label(
+        {"name": "dense"}, backbone={"target": "pkg.mod.Net"}, distill={"teacher": "runs/1"}
+    )
+    assert labels.name == "Net-dense-distilled-s1"
+
+
+def test_seeds_share_a_setting_and_nothing_else_does() -> None:
+    options = {"name": "stable_rps", "ratio": 0.01}
+    assert label(options).setting == label(options, seed=2).setting
+    settings = {label({**options, **more}).setting for more in ({}, {"bits": 8}, {"ratio": 0.1})}
+    assert len(settings) == 3
+
+
+def test_the_options_of_the_configuration_are_the_defaults() -> None:
+    """Otherwise every run would carry them in its name."""
+    for file in sorted((REPOSITORY / "conf" / "compression").glob("*.yaml")):
+        given = yaml.safe_load(file.read_text())
+        plain = {k: v for k, v in given.items() if k[0] != "_" and "${" not in str(v)}
+        options = {"name": file.stem, **plain}
+        assert label(options, is_compressed=False).method == file.stem
