@@ -42,6 +42,12 @@ def test_the_configuration_as_it_is_passes(config: dict[str, Any]) -> None:
     check_config(config)
 
 
+@pytest.mark.parametrize("value", [0, 0.0])
+def test_a_run_may_leave_the_test_set_unread(config: dict[str, Any], value: float) -> None:
+    # As those on which settings are chosen do.
+    check_config(with_value(config, "trainer.limit_test_batches", value))
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -51,7 +57,7 @@ def test_the_configuration_as_it_is_passes(config: dict[str, Any]) -> None:
         *(("trainer.val_check_interval", value) for value in (0, 0.0, 1.5, -1, "00:00:01:00")),
         *(("trainer.check_val_every_n_epoch", value) for value in (0, -1, 0.5, "x")),
         *(("trainer.limit_val_batches", value) for value in (0, 0.0, 2.5, "all")),
-        *(("trainer.limit_test_batches", value) for value in (0, -1)),
+        *(("trainer.limit_test_batches", value) for value in (False, -1)),
         *(("trainer.limit_train_batches", value) for value in (0, 1.01, True)),
         *(("trainer.num_sanity_val_steps", value) for value in (None, -2, 0.5)),
         ("trainer.fast_dev_run", True),

@@ -129,6 +129,10 @@ def _is_null_or_part(value: Any) -> bool:
     return _is_null_or_count(value) or (isinstance(value, float) and 0 < value <= 1)
 
 
+def _is_zero(value: Any) -> bool:
+    return _is_number(value) and value == 0
+
+
 def _is_boolean(value: object) -> bool:
     return isinstance(value, bool)
 
@@ -191,7 +195,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("trainer.gradient_clip_val", _is_null_or_positive, "a number above 0 or null"),
     ("trainer.limit_train_batches", _is_null_or_part, _PART),
     ("trainer.limit_val_batches", _is_null_or_part, _PART),
-    ("trainer.limit_test_batches", _is_null_or_part, _PART),
+    ("trainer.limit_test_batches", lambda v: _is_zero(v) or _is_null_or_part(v), f"0, {_PART}"),
     ("trainer.val_check_interval", _is_null_or_part, _PART),
     ("trainer.check_val_every_n_epoch", _is_null_or_count, _NULL_OR_COUNT),
     (
