@@ -1,9 +1,14 @@
 """Overrides of `train.py` as texts: which words of a command line they are, how to quote one."""
 
+from contextlib import suppress
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
-__all__ = ["GROUPS", "is_override", "quote_value", "unresolved"]
+__all__ = ["GROUPS", "folder_override", "is_override", "quote_value", "unresolved"]
 
 GROUPS = (
     "backbone",
@@ -27,6 +32,16 @@ def is_override(argument: str) -> bool:
 def quote_value(text: str) -> str:
     """Write `text` so that Hydra reads it as one string, whatever characters it has."""
     return QuotedString(text=text.replace("${", r"\${"), quote=Quote.single).with_quotes()
+
+
+def folder_override(key: str, folder: Path) -> str:
+    """Return `key=folder` as a person would type it, quoted only where Hydra needs it."""
+    text = f"{key}={folder}"
+    with suppress(OverrideParseException):
+        [override] = OverridesParser.create().parse_overrides([text])
+        if override.value() == str(folder) and "${" not in text:
+            return text
+    return f"{key}={quote_value(str(folder))}"
 
 
 def unresolved(node: object) -> list[str]:

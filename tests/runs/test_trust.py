@@ -285,6 +285,19 @@ def test_plain_overrides_of_a_folder_are_kept(text: str, tmp_path: Path) -> None
     assert resume_command(tmp_path) == f"python train.py resume={tmp_path}"
 
 
+@pytest.mark.parametrize(
+    ("name", "printed"),
+    [
+        ("new folder", "'resume={}/new folder'"),
+        ("a,b", """'resume='"'"'{}/a,b'"'"''"""),
+    ],
+)
+def test_the_command_quotes_no_more_than_shell_and_hydra_need(
+    name: str, printed: str, tmp_path: Path
+) -> None:
+    assert resume_command(tmp_path / name) == f"python train.py {printed.format(tmp_path)}"
+
+
 @given(st.text(st.characters(exclude_categories=["C"])))
 def test_any_quoted_text_is_a_plain_value(text: str) -> None:
     assert is_setting(OverridesParser.create().parse_override(f"a.b={quote_value(text)}"))

@@ -9,9 +9,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from memfold.errors import InputError
-from memfold.overrides import quote_value
+from memfold.overrides import folder_override, quote_value
 from memfold.reporting.sweep_folders import read_sweep_folder
-from memfold.training.sweeps.arguments import expand_sweep_arguments, resume_override
+from memfold.training.sweeps.arguments import expand_sweep_arguments
 from memfold.training.sweeps.devices import num_parallel_jobs
 from memfold.training.sweeps.folder import Plan
 from training.sweeps import STAND_IN, finish, let, seen, start_sweep, statuses, sweep, wait_until
@@ -191,7 +191,7 @@ def test_printed_command_is_read_back(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     folder.mkdir()
     Plan("python train.py", ["-m", "seed=1,2"], [["seed=1"], ["seed=2"]], attempt=1).write(folder)
-    printed = shlex.join(["-m", resume_override(folder)])
+    printed = shlex.join(["-m", folder_override("sweep.resume", folder)])
     expanded = expand_sweep_arguments(shlex.split(printed))
     assert expanded[:2] == ["-m", "seed=1,2"]
     [override] = OverridesParser.create().parse_overrides(expanded[2:3])

@@ -8,9 +8,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 
 from memfold.errors import InputError
-from memfold.overrides import is_override
+from memfold.overrides import folder_override, is_override
 from memfold.strategies import strategy_names
-from memfold.training.sweeps.arguments import resume_override
 from memfold.training.sweeps.folder import PLAN
 
 __all__ = ["EXPERIMENTS", "METHODS", "NUM_EPOCHS", "RATIOS", "SEEDS", "Grid", "Sweep"]
@@ -70,7 +69,7 @@ class Sweep:
         Args:
             num_parallel: How many runs at once.
         """
-        resume = resume_override(self.folder)
+        resume = folder_override("sweep.resume", self.folder)
         place = f"hydra.sweep.dir={resume.partition('=')[2]}"
         launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={num_parallel}"]
         return [

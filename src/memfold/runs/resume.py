@@ -1,6 +1,5 @@
 """Continue a run: its overrides, before Hydra starts."""
 
-import re
 import shlex
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -10,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 from memfold.errors import InputError
-from memfold.overrides import GROUPS, is_override, quote_value
+from memfold.overrides import GROUPS, folder_override, is_override, quote_value
 from memfold.runs.folder import refuse_odd_files
 from memfold.runs.recorded import is_setting, read_overrides
 
@@ -69,12 +68,10 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
 
 def resume_command(folder: Path) -> str:
     """Return what to type, in a shell, to go on with the run in `folder`."""
-    is_plain = re.fullmatch(r"[\w./+-]+", str(folder)) is not None
-    value = str(folder) if is_plain else quote_value(str(folder))
     again: list[str] = []
     with suppress(InputError):
         again = _texts(o for o in read_overrides(folder) if not is_setting(o))
-    return shlex.join(["python", "train.py", f"resume={value}", *again])
+    return shlex.join(["python", "train.py", folder_override("resume", folder), *again])
 
 
 def _texts(overrides: Iterable[Override]) -> list[str]:

@@ -11,11 +11,11 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 
 from memfold.errors import InputError
-from memfold.overrides import is_override, quote_value
+from memfold.overrides import folder_override, is_override, quote_value
 from memfold.runs.recorded import is_setting
 from memfold.training.sweeps.folder import PLAN, Plan
 
-__all__ = ["expand_sweep_arguments", "lasting_arguments", "resume_arguments", "resume_override"]
+__all__ = ["expand_sweep_arguments", "lasting_arguments", "resume_arguments"]
 
 _RESUME = "sweep.resume"
 _FOLDER = "hydra.sweep.dir"
@@ -114,17 +114,7 @@ def resume_arguments(folder: Path) -> list[str]:
     with suppress(OverrideParseException):
         if plan is not None and _unsafe(*_split(plan.arguments)):
             again = [text for text in plan.arguments if text not in _MULTIRUN]
-    return ["-m", resume_override(folder), *again]
-
-
-def resume_override(folder: Path) -> str:
-    """Return the override that resumes the sweep in `folder`, quoted where Hydra needs it."""
-    text = f"{_RESUME}={folder}"
-    with suppress(OverrideParseException):
-        [override] = OverridesParser.create().parse_overrides([text])
-        if override.value() == str(folder) and "${" not in text:
-            return text
-    return f"{_RESUME}={quote_value(str(folder))}"
+    return ["-m", folder_override(_RESUME, folder), *again]
 
 
 def _unsafe(flags: Sequence[str], overrides: Sequence[Override]) -> list[str]:
