@@ -2,11 +2,14 @@
 
 import copy
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -145,10 +148,11 @@ def test_patterns_and_sizes_choose_tensors():
 
 @pytest.mark.parametrize("name", memfold.strategies())
 def test_every_strategy_has_its_files_and_they_agree(name):
-    options = OmegaConf.load(ROOT / "conf" / "compression" / f"{name}.yaml")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        options = compose("train", [f"compression={name}"]).compression
     cls = strategy_class(name)
-    assert options.pop("_target_") == f"{cls.__module__}.{cls.__qualname__}"
     plain = OmegaConf.to_container(options, resolve=False)
+    assert plain.pop("_target_") == f"{cls.__module__}.{cls.__qualname__}"
     assert list(plain) == [field.name for field in fields(cls)]
     top_level = {key: plain.pop(key) for key in ("ratio", "budget_bytes", "seed")}
     assert top_level == {key: f"${{{key}}}" for key in top_level}
@@ -157,6 +161,18 @@ def test_every_strategy_has_its_files_and_they_agree(name):
     assert cls.__module__.rsplit(".", 1)[1] == name
     assert name in STRATEGIES
     assert (ROOT / "docs" / "strategies" / f"{name}.md").is_file()
+
+
+def test_strategies_are_only_imported_for_their_own_configurations(tmp_path):
+    (tmp_path / "other.yaml").write_text("lr: 1")
+    code = (
+        "import sys\nfrom hydra import compose, initialize_config_dir\n"
+        "with initialize_config_dir(sys.argv[1], version_base='1.3'):\n    compose('other')\n"
+        "print('hydra_plugins.memfold' in sys.modules, 'memfold' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
 
 
 @pytest.mark.parametrize("name", memfold.strategies())
