@@ -1,0 +1,53 @@
+"""The Python examples of CONTRIBUTING.md, run as they stand there."""
+
+import re
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from memfold.compression import strategy
+from memfold.strategies.sharing.mapping import Span
+
+CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """What the examples define; the registry forgets the strategy afterwards."""
+    monkeypatch.setattr(strategy, "_REGISTRY", dict(strategy._REGISTRY))
+    found = {}
+    for example in re.findall(
+        r"^   ```python\n(.*?)^   ```", CONTRIBUTING.read_text(), re.M | re.S
+    ):
+        exec(compile(textwrap.dedent(example), str(CONTRIBUTING), "exec"), found)
+    return found
+
+
+def test_the_strategy_counts_in_double_precision_and_scatters_as_it_gathers(names):
+    spans = [Span("a", torch.Size([3, 4]), 0, 12), Span("b", torch.Size([2, 5]), 12, 22)]
+    mapping = names["CyclicMapping"](spans, 7, seed=0, sign="column")
+    matrix = torch.nn.functional.one_hot(torch.arange(22) % 7, 7).double()
+    expected = 0.1 * matrix[:12].sum(0) + 1 / 3 * matrix[12:].sum(0)
+    assert torch.equal(mapping.accumulate([0.1, 1 / 3]), expected)
+    slots = torch.linspace(-1, 2, 7, dtype=torch.float64)
+    for span in spans:
+        rows, out = matrix[span.start : span.stop], torch.zeros(7, dtype=torch.float64)
+        assert torch.equal(mapping.gather(slots, span, 0.5), 0.5 * rows @ slots)
+        mapping.scatter(rows @ slots, span, 0.5, out)
+        torch.testing.assert_close(out, 0.5 * rows.T @ rows @ slots)
+    names["test_weights_repeat_after_one_turn"]()
+
+
+def test_the_backbone_adapts_to_its_images(names):
+    assert names["PatchMLP"](3, 32, 5)(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
+
+
+def test_the_data_set_reads_what_was_written(names, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (8, 1, 16, 16), dtype=np.uint8)
+    np.savez(tmp_path / "train.npz", images=images, labels=np.arange(8) % 4)
+    found = names["Shapes"](root=str(tmp_path)).load_train()
+    assert np.array_equal(found.images, images)
+    assert found.labels.tolist() == [0, 1, 2, 3] * 2
