@@ -45,6 +45,15 @@ def test_footprint_finds_a_compressed_part():
     assert counted.stored_bytes == memfold.footprint(part).stored_bytes + 4 * 12
 
 
+@pytest.mark.parametrize("strategy", ["dense", "stable_rps", "set", "low_rank", "supermask"])
+def test_footprint_counts_a_part_at_two_places_once(strategy):
+    options = {} if strategy == "dense" else {"ratio": 0.4}
+    part = memfold.compress(small_model(), strategy, **options)
+    # As wrappers do that keep the module beside what they have made of it.
+    twice = nn.ModuleDict({"original": part, "wrapped": nn.Sequential(part)})
+    assert memfold.footprint(twice) == memfold.footprint(part)
+
+
 @pytest.mark.parametrize("strategy", ["stable_rps", "hashednet"])
 def test_a_budget_in_bytes_is_met_and_used(strategy):
     for budget in (UNTOUCHED + 100, UNTOUCHED + 501, UNTOUCHED + 4 * 300 + 16):

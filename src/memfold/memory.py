@@ -54,17 +54,16 @@ def footprint(model: nn.Module) -> Footprint:
         InputError: `model` is a part of a compressed model without its values.
     """
     check_whole(model)
-    parts = compressions_in(model)
-    owned: set[str] = set()
-    for prefix, part in parts:
-        owned |= {prefix + name for name in part.owned_names()}
+    parts = [part for _, part in compressions_in(model)]
+    places = compressions_in(model, remove_duplicate=False)
+    owned = {prefix + name for prefix, part in places for name in part.owned_names()}
     untouched = tensor_bytes(state_tensors(model, leave_out=owned).values())
-    values = sum(part.value_bytes for _, part in parts)
-    indices = sum(part.index_bytes for _, part in parts)
+    values = sum(part.value_bytes for part in parts)
+    indices = sum(part.index_bytes for part in parts)
     stored = values + indices + untouched
-    dense = untouched + sum(part.dense_bytes + _lost_bytes(part) for _, part in parts)
-    num_weights = sum(part.num_weights for _, part in parts)
-    num_values = sum(part.num_values for _, part in parts)
+    dense = untouched + sum(part.dense_bytes + _lost_bytes(part) for part in parts)
+    num_weights = sum(part.num_weights for part in parts)
+    num_values = sum(part.num_values for part in parts)
     return Footprint(
         dense_bytes=dense,
         value_bytes=values,

@@ -248,14 +248,21 @@ def _refuse(name: str, *arguments: object, **options: object) -> None:
     )
 
 
-def compressions_in(model: nn.Module) -> list[tuple[str, Compression]]:
+def compressions_in(
+    model: nn.Module, *, remove_duplicate: bool = True
+) -> list[tuple[str, Compression]]:
     """Return the compressions of a model and of everything that it holds.
+
+    Args:
+        model: Any module.
+        remove_duplicate: Whether a part that `model` holds at several places is named once.
 
     Returns:
         What comes before the names in `model`'s state dict ("", "module.", ...), and the
         compression.
     """
-    found = ((path, module.__dict__.get(_STATE)) for path, module in model.named_modules())
+    modules = model.named_modules(remove_duplicate=remove_duplicate)
+    found = ((path, module.__dict__.get(_STATE)) for path, module in modules)
     return [(f"{path}." if path else "", state) for path, state in found if state is not None]
 
 
