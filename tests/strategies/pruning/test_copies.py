@@ -1,6 +1,7 @@
 """Averages and copies of parameters: right where positions are the same, refused where not."""
 
 import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import memfold
 from memfold import InputError
+from memfold.compression import compression_of
 from memfold.logging.quiet import hush_libraries
 from strategies.cases import STRATEGIES, options_of
 from strategies.pruning.dynamic_networks import (
@@ -65,7 +67,34 @@ def hard_copy(net: nn.Module) -> Following:
     return target, follow
 
 
-AVERAGES = (averaged_model, averaged_with_buffers, target_network, hard_copy)
+def following(target: nn.Module, net: nn.Module) -> Following:
+    def follow() -> None:
+        for slow, fast in zip(target.parameters(), net.parameters(), strict=True):
+            slow.data.lerp_(fast.data, 0.1)
+
+    return target, follow
+
+
+def built_alike(net: nn.Module) -> Following:
+    target, compression = memfold.densify(net), compression_of(net)
+    if compression is not None:
+        memfold.compress(target, compression.strategy)
+    target.load_state_dict(net.state_dict())
+    return following(target, net)
+
+
+def pickled(net: nn.Module) -> Following:
+    return following(pickle.loads(pickle.dumps(net)), net)
+
+
+AVERAGES = (
+    averaged_model,
+    averaged_with_buffers,
+    target_network,
+    hard_copy,
+    built_alike,
+    pickled,
+)
 
 
 @pytest.mark.parametrize("first", [0, 5])  # from the beginning, or after weights have moved

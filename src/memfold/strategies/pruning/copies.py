@@ -1,12 +1,13 @@
 """Copies of a model whose weights move: what is written into one that stayed behind is noticed.
 
-A copy made by `copy.deepcopy` keeps the positions of that moment. Averages of weights, target
-networks and the like write entry i of the trained model's values over entry i of the copy's, which
-is another weight once the trained model has moved. Nothing in PyTorch tells, so a copy that is left
-behind remembers what its values were, until it is trained itself: until gradients come.
+A copy keeps the positions of that moment, however it was made: by `copy.deepcopy`, by pickling,
+from an artifact, or built alike and given the state dict. Averages of weights, target networks and
+the like write entry i of the trained model's values over entry i of the copy's, which is another
+weight once the trained model has moved. Nothing in PyTorch tells, so a copy that is left behind
+remembers what its values were, until it is trained itself: until gradients come.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
@@ -34,20 +35,37 @@ class MovableWeights(ComputedWeights):
         self, strategy: Strategy, model: nn.Module, weights: tuple[CompressibleWeight, ...]
     ) -> None:
         super().__init__(strategy, model, weights)
-        self._copies = _Copies()
-        self._copies.members.add(self)
         self._is_trained = False
+        self._is_left_behind = False
+        self._copies: WeakSet[MovableWeights] = WeakSet()
+        """Those that this one has left behind."""
         self._known: list[_Content] | None = None
+
+    def attach(self, parts: Sequence[Mapping[str, Tensor]], *, trainable: bool = True) -> None:
+        """See `ComputedWeights.attach`."""
+        super().attach(parts, trainable=trainable)
+        _ALIVE.add(self)
+
+    def restore_dense(self) -> None:
+        """See `Compression.restore_dense`."""
+        _ALIVE.discard(self)
+        super().restore_dense()
 
     def _leave_copies_behind(self) -> None:
         """Let untrained copies at the same positions remember their values: these move away."""
         if not self._is_trained:
             return
-        for other in self._copies.members - self._copies.left_behind:
-            pairs = zip(self.positions, other.positions, strict=True)
-            if not other._is_trained and all(torch.equal(a, b.to(a.device)) for a, b in pairs):
+        for other in list(_ALIVE):
+            if not (other._is_trained or other._is_left_behind) and self._is_at_place_of(other):
                 other._known = other._contents()
-                self._copies.left_behind.add(other)
+                other._is_left_behind = True
+                self._copies.add(other)
+
+    def _is_at_place_of(self, other: "MovableWeights") -> bool:
+        if (self.names, self.shapes) != (other.names, other.shapes):
+            return False
+        pairs = zip(self.positions, other.positions, strict=True)
+        return all(torch.equal(a, b.to(a.device)) for a, b in pairs)
 
     def _train(self) -> None:
         """Note that `before_step` trains this.
@@ -55,25 +73,25 @@ class MovableWeights(ComputedWeights):
         Raises:
             InputError: Something was written into it after it was left behind.
         """
-        if self in self._copies.left_behind:
+        if self._is_left_behind:
             self._check_copies()
         self._is_trained = True
         self._catch_up()
 
     def _note_values(self) -> None:
         """Note that an optimizer has stepped: the values are its own."""
-        self._known = self._contents() if self._copies.left_behind else None
+        self._known = self._contents() if self._copies else None
 
     def _catch_up(self, _: Tensor | None = None) -> None:
         """Stop to look at what is written: values and positions are set together from here."""
         self._known = None
-        self._copies.left_behind.discard(self)
+        self._is_left_behind = False
 
     def _check_use(self, index: int) -> None:
         """Check weight number `index` where it is computed; in training only copies."""
         if self._known is None or torch.compiler.is_compiling():
             return
-        if self in self._copies.left_behind or not torch.is_grad_enabled():
+        if self._is_left_behind or not torch.is_grad_enabled():
             self._check_copies([index])
 
     def _check_copies(self, indices: Sequence[int] | None = None) -> None:
@@ -88,9 +106,9 @@ class MovableWeights(ComputedWeights):
         Raises:
             InputError: It was.
         """
+        others = [self] if self._is_left_behind else [c for c in self._copies if c._is_left_behind]
         for index in range(len(self.shapes)) if indices is None else indices:
-            copies = self._copies.left_behind
-            if self._was_written(index) and any(copy._was_written(index) for copy in copies):
+            if self._was_written(index) and any(other._was_written(index) for other in others):
                 raise InputError(
                     f"{self.names[index]}: values of a copy were changed after the model that it "
                     f"was copied from moved its weights ({self.strategy.name}), so they belong to "
@@ -116,31 +134,15 @@ class MovableWeights(ComputedWeights):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this object's own training."""
-        known = self._known if self in self._copies.left_behind else None
-        return vars(self) | {"_is_trained": False, "_known": known}
+        state = vars(self) | {"_is_trained": False}
+        del state["_copies"]
+        return state if self._is_left_behind else state | {"_known": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Join the copies."""
+        """Be one of the copies from here."""
         vars(self).update(state)
-        self._copies.members.add(self)
-        if self._known is not None:
-            self._copies.left_behind.add(self)
-
-
-class _Copies:
-    """Compressions that were copied from each other and are alive; all of them hold this object."""
-
-    def __init__(self) -> None:
-        self.members: WeakSet[MovableWeights] = WeakSet()
-        self.left_behind: WeakSet[MovableWeights] = WeakSet()
-
-    def __deepcopy__(self, memo: dict[int, object]) -> "_Copies":
-        """Stay the same object."""
-        return self
-
-    def __reduce__(self) -> tuple[type["_Copies"], tuple[()]]:
-        """Know nobody in another process."""
-        return _Copies, ()
+        self._copies = WeakSet()
+        _ALIVE.add(self)
 
 
 class _Content(NamedTuple):
@@ -149,3 +151,7 @@ class _Content(NamedTuple):
     dtype: torch.dtype
     checksum: Tensor
     """Sum of the bits, int64, the same on every device; a number would wait for a GPU."""
+
+
+_ALIVE: WeakSet[MovableWeights] = WeakSet()
+"""All of this process that are part of a model."""
