@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from memfold.errors import InputError
+from memfold.logging.quiet import hush_libraries
 from memfold.training.instantiate import instantiate
 
 LINEAR = {"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 2}
@@ -56,3 +57,11 @@ def test_programming_errors_are_not_the_users() -> None:
             "x",
             function=broken,
         )
+
+
+def test_a_missing_target_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    hush_libraries()
+    for target in ("memfold.nope", "memfold.tasks.Nope", "memfold.nope.Net"):
+        with pytest.raises(InputError, match=f"task: .*{target}"):
+            instantiate({"_target_": target}, "task")
+    assert not caplog.records

@@ -26,6 +26,8 @@ def hush_libraries() -> None:
     """Raise Lightning's console level to warnings and filter those that are harmless here."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning_utilities"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # A target that cannot be found: the error that is raised says the same in one line.
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
     logging.raiseExceptions = False  # a full disk is reported once, not per line of the log
     for pattern in _HARMLESS:
         warnings.filterwarnings("ignore", message=pattern)
