@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from memfold.comparison.command_line import main
+from memfold.studies.choose import main
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -8,21 +8,21 @@ interrupted and started again at any time: completed runs are kept.
 
 import argparse
 import csv
-import json
 import os
 import statistics
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from memfold.overrides import quote_value
+from memfold.runs.folder import locked, writing
 from memfold.strategies import strategy_names
+from memfold.studies.arguments import ending_in_one_line, positive_integer
+from memfold.studies.executor import StopSignal
+from memfold.studies.runner import Outcome, run_all, runners
 
 ROOT = Path(__file__).parents[1]
 RATIOS = (0.3, 0.1, 0.03, 0.01)
@@ -48,29 +48,35 @@ COLUMNS: tuple[str, ...] = (
     "error",
 )
 
+Job = tuple[str, float, int]
 Row = dict[str, Any]
 
 
-def main() -> None:
+def main() -> int:
     """Run, collect, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--jobs", type=int, default=psutil.cpu_count(logical=False) or 1)
+    default = psutil.cpu_count(logical=False) or 1
+    parser.add_argument("--jobs", type=positive_integer, default=default)
     parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "digits")
     arguments = parser.parse_args()
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        rows = list(pool.map(lambda job: run(arguments.runs.resolve(), *job), jobs()))
-    (ROOT / "results").mkdir(exist_ok=True)
-    with (ROOT / "results" / "digits.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    page = ROOT / "docs" / "digits.md"
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    page.write_text(f"{before}{BEGIN}\n{tables(rows)}\n{END}{after}", encoding="utf-8")
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+    def body(stop: StopSignal) -> int:
+        jobs = list_jobs()
+        planned = {name_of(job): overrides(*job) for job in jobs}
+        workers = runners(Path(os.path.relpath(ROOT / "train.py")), arguments.jobs, stop)
+        with writing(arguments.runs):
+            arguments.runs.mkdir(parents=True, exist_ok=True)
+        with stop.caught(), locked(arguments.runs):
+            folder = arguments.runs.resolve()
+            outcomes = run_all(planned.items(), folder, workers, report)
+        write([row(job, outcomes[name_of(job)]) for job in jobs])
+        return 0
+
+    return ending_in_one_line(body)
 
 
-def jobs() -> list[tuple[str, float, int]]:
+def list_jobs() -> list[Job]:
     """List (strategy, ratio, seed); the dense model has one ratio."""
     names = [name for name in strategy_names() if name not in ("dense", "ltr")]
     names.append("ltr")  # many trainings a run: the others should not wait for it
@@ -78,31 +84,31 @@ def jobs() -> list[tuple[str, float, int]]:
     return dense + [(name, ratio, seed) for name in names for ratio in RATIOS for seed in SEEDS]
 
 
-def run(runs: Path, strategy: str, ratio: float, seed: int) -> Row:
-    """Return the row of a run, after training it unless that was done before."""
-    folder = runs / f"{strategy}-{ratio:g}-s{seed}"
-    result = read(folder)
-    error = ""
-    if result.get("status") != "completed":
-        command = [sys.executable, "train.py", f"compression={strategy}", f"seed={seed}"]
-        command += [] if strategy == "dense" else [f"ratio={ratio:g}"]
-        command += [f"trainer.max_epochs={NUM_EPOCHS}", *OPTIONS.get(strategy, [])]
-        resume = any((folder / path).exists() for path in ("checkpoints/last.ckpt", "rounds/0"))
-        command.append(f"{'resume' if resume else 'hydra.run.dir'}={quote_value(str(folder))}")
-        done = subprocess.run(
-            [*command, "logger=csv", "trainer=cpu", "callbacks.progress_bar=null"],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        result = read(folder)
-        error = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else ""
-        print(f"{folder.name}: {result.get('status', 'failed')} {error}", flush=True)
-    known = {"strategy": strategy, "ratio": ratio, "seed": seed}
-    if result.get("status") != "completed":
-        return known | {"status": "failed", "error": result.get("error", error)}
+def name_of(job: Job) -> str:
+    """Name the folder of a run."""
+    strategy, ratio, seed = job
+    return f"{strategy}-{ratio:g}-s{seed}"
+
+
+def overrides(strategy: str, ratio: float, seed: int) -> list[str]:
+    """Return what `train.py` gets."""
+    given = [f"compression={strategy}", f"seed={seed}"]
+    given += [] if strategy == "dense" else [f"ratio={ratio:g}"]
+    given += [f"trainer.max_epochs={NUM_EPOCHS}", *OPTIONS.get(strategy, [])]
+    return [*given, "logger=csv", "trainer=cpu", "callbacks.progress_bar=null"]
+
+
+def report(name: str, outcome: Outcome) -> None:
+    """Print how a run ended."""
+    print(f"{name}: {outcome.error or 'completed'} ({outcome.seconds:.0f} s)", flush=True)
+
+
+def row(job: Job, outcome: Outcome) -> Row:
+    """Return the row of a run."""
+    known = dict(zip(("strategy", "ratio", "seed"), job, strict=True))
+    if outcome.error:
+        return known | {"status": "failed", "error": outcome.error}
+    result = outcome.result
     metrics, memory = result["metrics"], result["memory"]
     return known | {
         "status": "completed",
@@ -118,12 +124,17 @@ def run(runs: Path, strategy: str, ratio: float, seed: int) -> Row:
     }
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """Return a run's `result.json`, empty when there is none."""
-    try:
-        return json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
+def write(rows: Sequence[Row]) -> None:
+    """Write `results/digits.csv` and the tables of `docs/digits.md`."""
+    (ROOT / "results").mkdir(exist_ok=True)
+    with (ROOT / "results" / "digits.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    page = ROOT / "docs" / "digits.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    page.write_text(f"{before}{BEGIN}\n{tables(rows)}\n{END}{after}", encoding="utf-8")
 
 
 def tables(rows: Sequence[Row]) -> str:
@@ -169,4 +180,4 @@ def mean(rows: Sequence[Row], key: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

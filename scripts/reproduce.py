@@ -10,7 +10,7 @@ The same command goes on with what was interrupted or has failed; docs/reproduct
 import sys
 from pathlib import Path
 
-from memfold.reproduction.command_line import main
+from memfold.studies.reproduction import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:], root=Path(__file__).resolve().parents[1]))

@@ -51,19 +51,17 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         | {"runs", "strategies", "tasks"},
         {"sklearn"},
     ),
-    "launching": (SMALL | {"overrides", "processes", "runs", "training"}, set()),
-    "comparison": (SMALL | {"data", "launching", "overrides", "runs", "training"}, set()),
-    "reproduction": (
-        SMALL | {"launching", "overrides", "processes", "runs", "strategies", "training"},
-        set(),
+    "studies": (
+        SMALL | {"data", "overrides", "processes", "runs", "strategies", "training"},
+        {"wandb", "sklearn"},
     ),
-    "tuning": (SMALL | {"launching", "overrides", "runs", "training"}, set()),
+    "tuning": (SMALL | {"overrides", "runs", "studies", "training"}, set()),
     "benchmarking": (
         SMALL | {"backbones", "compression", "memory", "runs", "strategies"},
         {"lightning", "hydra", "omegaconf", "wandb"},
     ),
     "reporting": (
-        SMALL | {"comparison", "logging", "runs", "strategies"},
+        SMALL | {"logging", "runs", "strategies"},
         LIBRARIES - {"wandb"},
     ),
 }

@@ -81,7 +81,7 @@ def end_with_parent() -> None:
     """Call memfold's own function without running memfold's `__init__`, which imports torch."""
     sys.modules["memfold"] = package = types.ModuleType("memfold")
     package.__path__ = [str(MEMFOLD)]
-    file = MEMFOLD / "training" / "processes.py"
+    file = MEMFOLD / "processes" / "ranks.py"
     spec = importlib.util.spec_from_file_location("processes", file)
     assert spec is not None
     assert spec.loader is not None

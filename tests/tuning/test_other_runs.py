@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from memfold.launching.run import Launcher
+from memfold.studies.runner import Runner
 from memfold.tuning.command_line import main
 from tuning.studies import CONF, STAND_IN, arguments, num_starts
 
@@ -62,22 +62,22 @@ def test_runs_without_their_study_are_refused(
 
 
 def test_a_result_of_other_overrides_is_not_used(tmp_path: Path) -> None:
-    launcher, folder = Launcher(STAND_IN), tmp_path / "0" / "s1"
-    first = launcher.run(GIVEN, folder)
+    runner, folder = Runner(STAND_IN), tmp_path / "0" / "s1"
+    first = runner.run(GIVEN, folder)
     (folder / "mark").touch()
-    assert launcher.run(GIVEN, folder) == first
+    assert runner.run(GIVEN, folder) == first
     assert (folder / "mark").exists()
-    assert launcher.run(OTHER, folder)["metrics"] != first["metrics"]
+    assert runner.run(OTHER, folder)["metrics"] != first["metrics"]
     assert not (folder / "mark").exists()
 
 
 def test_only_the_same_run_is_resumed(tmp_path: Path) -> None:
-    launcher, folder = Launcher(STAND_IN), tmp_path / "0" / "s1"
-    launcher.run(GIVEN, folder)
+    runner, folder = Runner(STAND_IN), tmp_path / "0" / "s1"
+    runner.run(GIVEN, folder)
     for given, starts in ((GIVEN, "new\nresume\n"), (OTHER, "new\n")):
         (folder / "result.json").write_text('{"status": "failed"}')
         (folder / "checkpoints" / "last.ckpt").write_text("1")
-        launcher.run(given, folder)
+        runner.run(given, folder)
         assert (folder / "starts").read_text() == starts
 
 
@@ -86,4 +86,4 @@ def test_runs_do_not_take_the_variables_of_a_batch_job_for_theirs(
 ) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "2")  # as in a script for sbatch, without submitit
     monkeypatch.delenv("SUBMITIT_EXECUTOR", raising=False)
-    assert Launcher(STAND_IN).run(GIVEN, tmp_path / "s1")["status"] == "completed"
+    assert Runner(STAND_IN).run(GIVEN, tmp_path / "s1")["status"] == "completed"

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from memfold.launching.workers import launchers, work_in_parallel
 from memfold.runs.locks import is_held, wait_for_lock
+from memfold.studies.executor import share_out, work_in_parallel
 from tuning.studies import (
-    STAND_IN,
     Worker,
     num_starts,
     open_study,
@@ -156,12 +155,10 @@ def test_a_trial_that_ends_while_another_worker_looks_is_not_lost(
 
 
 def test_cores_and_gpus_are_divided() -> None:
-    stop = threading.Event()
     cores = len(os.sched_getaffinity(0))
 
-    def variables(num_workers: int, **environment: str) -> list[dict[str, str]]:
-        made = launchers(STAND_IN, num_workers, stop, environment)
-        return [dict(launcher.variables) for launcher in made]
+    def variables(num_slots: int, **environment: str) -> list[dict[str, str]]:
+        return share_out(num_slots, environment)
 
     threads = {"OMP_NUM_THREADS": str(max(1, cores // 2))}
     gpus = "CUDA_VISIBLE_DEVICES"

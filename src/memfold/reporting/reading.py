@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from memfold.comparison.folders import CHOICES, OTHERS
 from memfold.files import open_regular
 from memfold.reporting.checks import keep_first, natural, sort_problems, warn_of_unequal_training
 from memfold.reporting.fields import UnusableError
@@ -13,7 +12,16 @@ from memfold.reporting.records import Problem, Run
 from memfold.reporting.run_files import read_run_folder
 from memfold.reporting.run_lines import read_run_lines
 from memfold.reporting.sweep_folders import PLAN, read_sweep_folder
-from memfold.runs.folder import HYDRA_FOLDER, OUTPUT, OVERRIDES, PACKED, RESULT, ROUNDS
+from memfold.runs.folder import (
+    CHOICES,
+    HYDRA_FOLDER,
+    OTHERS,
+    OUTPUT,
+    OVERRIDES,
+    PACKED,
+    RESULT,
+    ROUNDS,
+)
 
 __all__ = ["read"]
 
@@ -106,7 +114,7 @@ def _read_folder(root: Path, seen: set[Path]) -> tuple[list[Run], list[Problem]]
 
 
 def _why_no_folder(printed: Path) -> str:
-    """Say why a run that `memfold.launching` has started left no folder."""
+    """Say why a run of a study has started left no folder."""
     try:
         with open_regular(printed) as file:
             lines = file.read(_MAX_PRINTED).decode("utf-8", errors="replace").splitlines()

@@ -14,15 +14,20 @@ from memfold.files import open_regular, read_json
 
 __all__ = [
     "ARTIFACT",
+    "CHOICES",
     "HYDRA_FOLDER",
     "LAST_CHECKPOINT",
     "LOCK",
     "METRICS",
+    "OTHERS",
     "OUTPUT",
     "OVERRIDES",
     "PACKED",
     "RESULT",
     "ROUNDS",
+    "RUNS",
+    "can_be_resumed",
+    "is_completed",
     "lock_for_job",
     "locked",
     "read_result",
@@ -51,6 +56,12 @@ OUTPUT = ".txt"
 """Ending of the file beside a run folder that holds what the run printed, where it was launched."""
 OVERRIDES = ".overrides.json"
 """Ending of the file beside it that holds what the run was started with."""
+CHOICES = "choices"
+"""Folder, in a comparison, of the runs that are only tried on validation, beside `choices.csv`."""
+OTHERS = "other_runs"
+"""Folder of the runs that were compared by another plan, or with other choices."""
+RUNS = "runs"
+"""Folder of the runs that are compared."""
 
 
 @contextmanager
@@ -130,6 +141,17 @@ def read_result(folder: Path) -> dict[str, object]:
     return result if isinstance(result, dict) else {}
 
 
+def is_completed(folder: Path) -> bool:
+    """Tell whether the run in `folder` has come to its end, with a result."""
+    return read_result(folder).get("status") == "completed"
+
+
+def can_be_resumed(folder: Path) -> bool:
+    """Tell whether an unfinished run in `folder` has saved anything to go on from."""
+    # Between two rounds a run has no checkpoint of its own.
+    return (folder / LAST_CHECKPOINT).exists() or (folder / ROUNDS / "0").exists()
+
+
 def refuse_used_folder(folder: Path, key: str = "hydra.run.dir") -> None:
     """Check that a new run in `folder` would overwrite no result and no checkpoint.
 
@@ -140,13 +162,12 @@ def refuse_used_folder(folder: Path, key: str = "hydra.run.dir") -> None:
     Raises:
         InputError: There is a completed run, or one that can be resumed.
     """
-    if read_result(folder).get("status") == "completed":
+    if is_completed(folder):
         raise InputError(
             f"{key}={folder} holds a completed run; choose another folder, "
             "or train it further with resume= and a larger trainer.max_epochs"
         )
-    # Between two rounds a run has no checkpoint of its own.
-    if (folder / LAST_CHECKPOINT).exists() or (folder / ROUNDS / "0").exists():
+    if can_be_resumed(folder):
         raise InputError(
             f"{key}={folder} holds an unfinished run; continue it with resume={folder}, "
             "or choose another folder"

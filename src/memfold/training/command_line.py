@@ -15,7 +15,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from memfold.errors import InputError
 from memfold.processes.external_launch import expand_for_launcher
 from memfold.processes.ranks import end_with_parent, is_rank_zero, refuse_leftover_rank
-from memfold.runs.folder import LAST_CHECKPOINT, ROUNDS
+from memfold.runs.folder import can_be_resumed
 from memfold.runs.resume import expand_arguments, resume_command
 from memfold.training import run
 from memfold.training.arguments import refuse_wrong_arguments
@@ -96,7 +96,7 @@ def run_task(cfg: DictConfig, script: Path) -> float | None:
 
 
 def _after_interrupt(folder: Path) -> str:
-    if (folder / LAST_CHECKPOINT).exists() or (folder / ROUNDS / "0").exists():
+    if can_be_resumed(folder):
         return f"interrupted (Ctrl-C); continue with: {resume_command(folder)}"
     return f"interrupted (Ctrl-C) in {folder}, before the first checkpoint"
 

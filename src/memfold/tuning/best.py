@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from memfold.launching.run import Launcher, RunFailed
-from memfold.launching.workers import work_in_parallel
 from memfold.runs.folder import writing
+from memfold.studies.executor import work_in_parallel
+from memfold.studies.runner import RunFailed, Runner
 from memfold.tuning.configuration import Configuration
 from memfold.tuning.study import Study, Trial
 
@@ -39,7 +39,7 @@ def best_trial(study: Study) -> Trial | None:
 
 
 def run_tests(
-    study: Study, configuration: Configuration, launchers: Sequence[Launcher], best: Trial
+    study: Study, configuration: Configuration, launchers: Sequence[Runner], best: Trial
 ) -> list[TestRun]:
     """Run the best setting with every test seed that has not been run with it.
 
@@ -52,18 +52,18 @@ def run_tests(
     waiting = iter(seeds)
     found: dict[int, TestRun] = {}
 
-    def work(launcher: Launcher) -> None:
+    def work(launcher: Runner) -> None:
         for seed in waiting:
             found[seed] = _run_test(study, configuration, launcher, overrides, seed)
 
-    work_in_parallel([lambda one=one: work(one) for one in launchers], launchers[0].stop)
+    work_in_parallel([lambda one=one: work(one) for one in launchers], launchers[0].stop.event)
     return [found[seed] for seed in seeds]
 
 
 def _run_test(
     study: Study,
     configuration: Configuration,
-    launcher: Launcher,
+    launcher: Runner,
     overrides: Sequence[str],
     seed: int,
 ) -> TestRun:

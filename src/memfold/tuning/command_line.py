@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from memfold.errors import InputError
-from memfold.launching.arguments import positive_integer
+from memfold.studies.arguments import positive_integer
 from memfold.tuning.configuration import Configuration
 from memfold.tuning.space import read_space
 

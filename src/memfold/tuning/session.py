@@ -1,6 +1,5 @@
 """From the command line to a tested best setting: what one call of `scripts/tune.py` does."""
 
-import os
 import shlex
 import sys
 from contextlib import suppress
@@ -10,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from memfold.errors import InputError
-from memfold.launching.run import Launcher, Stopped
-from memfold.launching.workers import StopSignal, launchers, work_in_parallel
 from memfold.runs.locks import try_lock
+from memfold.studies.executor import Stopped, StopSignal, work_in_parallel
+from memfold.studies.runner import Runner, runners
 from memfold.tuning.best import TestRun, best_trial, run_tests
 from memfold.tuning.configuration import Configuration
 from memfold.tuning.experiment import ExperimentFiles
@@ -58,7 +57,7 @@ class Session:
         with stop.caught(), database_errors(self.folder):
             files = ExperimentFiles(self.conf, self.folder, self.experiment)
             study = Study(self.folder.resolve(), self.space, self.configuration.common)
-            workers = launchers(self.program, self.num_workers, stop.event, os.environ)
+            workers = runners(self.program, self.num_workers, stop)
             tasks = [partial(self._work, study, one) for one in workers]
             work_in_parallel(tasks, stop.event)
             best = best_trial(study)
@@ -76,7 +75,7 @@ class Session:
                 write_report(study, content)
         return self._conclude(content, stop)
 
-    def _work(self, study: Study, launcher: Launcher) -> None:
+    def _work(self, study: Study, launcher: Runner) -> None:
         run_trials(study, self.configuration, launcher, self.num_trials)
 
     def _commands(self, files: ExperimentFiles, best: Trial | None) -> dict[str, str]:

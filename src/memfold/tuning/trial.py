@@ -1,5 +1,7 @@
 """One trial: the runs of a setting with the tuning seeds, one after the other."""
 
+import csv
+import io
 import statistics
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -9,8 +11,11 @@ from typing import Any
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
-from memfold.launching.run import Launcher, RunFailed, Stopped, read_metric
+from memfold.files import read_text
+from memfold.runs.folder import METRICS
 from memfold.runs.locks import try_lock
+from memfold.studies.executor import Stopped
+from memfold.studies.runner import RunFailed, Runner
 from memfold.tuning.configuration import Configuration
 from memfold.tuning.study import REASON, SECONDS, VALUES, Study
 
@@ -31,7 +36,7 @@ class Objective:
         self,
         study: Study,
         configuration: Configuration,
-        launcher: Launcher,
+        launcher: Runner,
         claim: ExitStack,
         hold: ExitStack,
     ) -> None:
@@ -80,7 +85,7 @@ class Objective:
                     self._hold.enter_context(lock.pop_all())
                     return
             # A worker that was suspended has it, and has yet to notice that it was given up.
-            if self._launcher.stop.wait(_SECONDS_BETWEEN_LOOKS):
+            if self._launcher.stop.event.wait(_SECONDS_BETWEEN_LOOKS):
                 raise Stopped
 
     def _run_seeds(self, trial: optuna.Trial, number: int, overrides: list[str]) -> float:
@@ -126,12 +131,26 @@ class _Watch:
         self._num_epochs = 0
 
     def __call__(self) -> None:
-        values = read_metric(self._folder, _PRUNING_METRIC)
+        values = _read_metric(self._folder, _PRUNING_METRIC)
         for epoch in range(self._num_epochs, len(values)):
             self._trial.report(values[epoch], epoch)
             self._num_epochs = epoch + 1
             if self._trial.should_prune():
                 raise optuna.TrialPruned
+
+
+def _read_metric(folder: Path, name: str) -> list[float]:
+    """Return a metric of each epoch, as far as the run in `folder` has written it.
+
+    NaN stays NaN. Rounds follow one another.
+    """
+    try:
+        text = read_text(folder / METRICS)
+    except FileNotFoundError:
+        return []
+    whole_lines = text[: text.rfind("\n") + 1]  # the last one may be half written
+    rows = csv.DictReader(io.StringIO(whole_lines))
+    return [float(row[name]) for row in rows if row.get(name)]
 
 
 def _metric(result: Mapping[str, Any], name: str) -> float:

@@ -2,7 +2,8 @@
 
 from contextlib import ExitStack
 
-from memfold.launching.run import Launcher, RunFailed, Stopped
+from memfold.studies.executor import Stopped
+from memfold.studies.runner import RunFailed, Runner
 from memfold.tuning.configuration import Configuration
 from memfold.tuning.study import Study, Trial
 from memfold.tuning.trial import Objective, TakenOver
@@ -13,13 +14,13 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def run_trials(
-    study: Study, configuration: Configuration, launcher: Launcher, num_trials: int
+    study: Study, configuration: Configuration, launcher: Runner, num_trials: int
 ) -> None:
     """Run trials until the study has enough, or `launcher.stop` is set.
 
     Enough are `num_trials` that are completed or pruned, or as many that failed.
     """
-    while not launcher.stop.is_set():
+    while not launcher.stop.event.is_set():
         with ExitStack() as claim:
             claim.enter_context(study.claimed())
             study.recover()
@@ -30,11 +31,11 @@ def run_trials(
             if num_done + states.count("running") < num_trials:
                 _run_one(study, configuration, launcher, claim)
                 continue
-        launcher.stop.wait(_SECONDS_BETWEEN_LOOKS)  # a running one may fail
+        launcher.stop.event.wait(_SECONDS_BETWEEN_LOOKS)  # a running one may fail
 
 
 def _run_one(
-    study: Study, configuration: Configuration, launcher: Launcher, claim: ExitStack
+    study: Study, configuration: Configuration, launcher: Runner, claim: ExitStack
 ) -> None:
     study.seed_sampler()
     with ExitStack() as hold:

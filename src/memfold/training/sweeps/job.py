@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from memfold.errors import InputError
 from memfold.overrides import unresolved
 from memfold.processes.ranks import is_rank_zero
-from memfold.runs.folder import LAST_CHECKPOINT, ROUNDS, read_result
+from memfold.runs.folder import can_be_resumed, read_result
 from memfold.training.sweeps.devices import device_slot, num_parallel_jobs
 from memfold.training.sweeps.folder import JobNote, Plan, read_notes, requested_stop
 from memfold.training.sweeps.isolation import run_isolated
@@ -106,7 +106,7 @@ def run_sweep_job(cfg: DictConfig, script: Path) -> float | None:
 
 
 def _run(cfg: DictConfig, script: Path, folder: Path, sweep: _Sweep) -> None:
-    is_unfinished = (folder / LAST_CHECKPOINT).exists() or (folder / ROUNDS / "0").exists()
+    is_unfinished = can_be_resumed(folder)
     if not cfg.extras.isolate_jobs:
         from memfold.training import run
 

@@ -6,8 +6,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from memfold.errors import InputError
-from memfold.reproduction.grid import EXPERIMENTS, METHODS, RATIOS, SEEDS, Grid
-from memfold.reproduction.record import refuse_other_grid, write_record
+from memfold.studies.paper import EXPERIMENTS, METHODS, RATIOS, RECORD, SEEDS, Grid
 from memfold.training.sweeps.arguments import expand_sweep_arguments
 from memfold.training.sweeps.folder import Plan
 from training.jobs import compose_job
@@ -120,17 +119,16 @@ def test_wrong_values_are_refused_in_one_line(options: dict, message: str) -> No
 
 
 def test_a_folder_keeps_its_comparison(tmp_path: Path) -> None:
-    refuse_other_grid(tmp_path, SMALL)  # nothing is there yet
-    write_record(tmp_path, SMALL)
+    SMALL.admit(tmp_path).write(tmp_path / RECORD)  # nothing is there yet
     facts = {name: getattr(SMALL, name) for name in ("methods", "ratios", "seeds")}
-    refuse_other_grid(tmp_path, Grid(experiments=EXPERIMENTS, **facts))
+    Grid(experiments=EXPERIMENTS, **facts).admit(tmp_path)
     for changed, words in (
         ({"seeds": (1, 2, 3)}, "was started with --seeds 1,2, but --seeds 1,2,3 is given now"),
         ({"epochs": 3}, "was started with --epochs 160, but --epochs 3 is given now"),
         ({"overrides": ("logger=csv",)}, "was started without --, but -- logger=csv is given now"),
     ):
         with pytest.raises(InputError, match="choose another --out") as error:
-            refuse_other_grid(tmp_path, Grid(**{**facts, **changed}))
+            Grid(**{**facts, **changed}).admit(tmp_path)
         assert words in str(error.value)
 
 
@@ -138,4 +136,4 @@ def test_a_folder_keeps_its_comparison(tmp_path: Path) -> None:
 def test_a_damaged_record_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "reproduction.json").write_text(text)
     with pytest.raises(InputError, match=r"reproduction\.json is damaged"):
-        refuse_other_grid(tmp_path, SMALL)
+        SMALL.admit(tmp_path)

@@ -1,4 +1,4 @@
-"""Threads that start runs, what each may use of the machine, and the signals that end them."""
+"""Slots of this machine in which runs go on at the same time, and the signals that end them."""
 
 import os
 import signal
@@ -6,15 +6,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import torch
-
-from memfold.launching.run import Launcher
-
-__all__ = ["StopSignal", "launchers", "work_in_parallel"]
+__all__ = ["StopSignal", "Stopped", "share_out", "work_in_parallel"]
 
 _SECONDS_BETWEEN_LOOKS = 0.5
+
+
+class Stopped(Exception):
+    """The user, or the machine, wants all runs to stop."""
 
 
 @dataclass
@@ -44,29 +43,34 @@ class StopSignal:
             for one, handler in before.items():
                 signal.signal(one, handler)
 
+    def wanted(self) -> signal.Signals | None:
+        """Return what a run shall get: SIGTERM, after which it saves a checkpoint."""
+        return signal.SIGTERM if self.event.is_set() else None
 
-def launchers(
-    program: Path, num_workers: int, stop: threading.Event, environment: Mapping[str, str]
-) -> list[Launcher]:
-    """Divide the cores and the GPUs of this machine among the workers.
+
+def share_out(num_slots: int, environment: Mapping[str, str]) -> list[dict[str, str]]:
+    """Divide the cores and the GPUs of this machine.
 
     Args:
-        program: `train.py`.
-        num_workers: At least 1; one alone gets everything.
-        stop: Set when the runs shall stop.
+        num_slots: At least 1; one alone gets everything.
         environment: Of this process. What it sets for threads stays.
+
+    Returns:
+        The variables for the runs of each slot.
     """
+    if num_slots == 1:
+        return [{}]
     devices = _visible_gpus(environment)
     made = []
-    for index in range(num_workers):
+    for index in range(num_slots):
         variables = {}
-        if num_workers > 1 and "OMP_NUM_THREADS" not in environment:
+        if "OMP_NUM_THREADS" not in environment:
             num_cores = len(os.sched_getaffinity(0))
-            variables["OMP_NUM_THREADS"] = str(max(1, num_cores // num_workers))
-        if num_workers > 1 and len(devices) > 1:
-            own = devices[index::num_workers] or [devices[index % len(devices)]]
+            variables["OMP_NUM_THREADS"] = str(max(1, num_cores // num_slots))
+        if len(devices) > 1:
+            own = devices[index::num_slots] or [devices[index % len(devices)]]
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(own)
-        made.append(Launcher(program, variables, stop))
+        made.append(variables)
     return made
 
 
@@ -94,5 +98,7 @@ def work_in_parallel(tasks: Sequence[Callable[[], None]], stop: threading.Event)
 def _visible_gpus(environment: Mapping[str, str]) -> list[str]:
     named = environment.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return [name for name in named.split(",") if name]
+        return [name.strip() for name in named.split(",") if name.strip()]
+    import torch
+
     return [str(index) for index in range(torch.cuda.device_count())]

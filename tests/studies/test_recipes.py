@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from memfold.reproduction.grid import EXPERIMENTS, METHODS, NUM_EPOCHS
+from memfold.studies.paper import EXPERIMENTS, METHODS, NUM_EPOCHS
 from memfold.strategies import strategy_names
 from training.jobs import REPOSITORY, compose_job
 

@@ -1,18 +1,21 @@
-"""Which runs the comparison has, and the sweeps of `train.py` that they are divided into."""
+"""The comparison of the STABLE-RPS paper: its runs, and the sweeps that they are divided into."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import OverrideParseException
+from pydantic import Field
 
 from memfold.errors import InputError
 from memfold.overrides import folder_override, is_override
 from memfold.strategies import strategy_names
+from memfold.studies.composing import parse_overrides
+from memfold.studies.files import Model
 from memfold.training.sweeps.folder import PLAN
 
-__all__ = ["EXPERIMENTS", "METHODS", "NUM_EPOCHS", "RATIOS", "SEEDS", "Grid", "Sweep"]
+__all__ = ["EXPERIMENTS", "METHODS", "NUM_EPOCHS", "RATIOS", "RECORD", "SEEDS", "Grid", "Sweep"]
+
+RECORD = "reproduction.json"
 
 EXPERIMENTS = (
     "cifar10_resnet20",
@@ -80,6 +83,16 @@ class Sweep:
         ]
 
 
+class Record(Model):
+    """`reproduction.json`: what a folder was started with, so that it never mixes two grids."""
+
+    methods: str = Field(alias="--methods")
+    ratios: str = Field(alias="--ratios")
+    seeds: str = Field(alias="--seeds")
+    epochs: str = Field(alias="--epochs")
+    overrides: str = Field(alias="--")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Grid:
     """All runs of the comparison."""
@@ -131,15 +144,37 @@ class Grid:
                 found.append(Sweep(out / name / "compressed", given, num_runs))
         return found
 
-    def facts(self) -> dict[str, str]:
-        """Return what all runs of one folder share, by option."""
-        return {
+    def admit(self, out: Path) -> Record:
+        """Check that the folder `out` was started with this grid; experiments may differ.
+
+        Returns:
+            What is to be written there.
+
+        Raises:
+            InputError: It was another one, or the record cannot be read.
+        """
+        facts = {
             "--methods": _join(self.methods),
             "--ratios": _join(self.ratios),
             "--seeds": _join(self.seeds),
             "--epochs": str(self.epochs),
             "--": " ".join(self.overrides),
         }
+        try:
+            before = Record.read(out / RECORD).model_dump(by_alias=True)
+        except FileNotFoundError:
+            before = facts
+        except InputError as error:
+            raise InputError(f"{error}; choose another --out") from error
+        for option, value in facts.items():
+            if before[option] != value:
+                was = f"with {option} {before[option]}" if before[option] else f"without {option}"
+                given = f"{option} {value}" if value else f"no {option}"
+                raise InputError(
+                    f"--out {out} was started {was}, but {given} is given now; a folder keeps its "
+                    "comparison (only --experiments may change): choose another --out"
+                )
+        return Record.model_validate(facts)
 
     def describe_schedule(self) -> str:
         """Say how long a run trains, and that it is shorter than the protocol where it is."""
@@ -182,10 +217,7 @@ def _check_overrides(texts: Sequence[str]) -> None:
     for text in texts:
         if not is_override(text):
             raise InputError(f"{text}: after -- only overrides of train.py, such as data.root=DIR")
-        try:
-            [override] = OverridesParser.create().parse_overrides([text])
-        except OverrideParseException as error:
-            raise InputError(f"{text}: {' '.join(str(error).split())}") from error
+        [override] = parse_overrides([text])
         key = override.key_or_group
         if key in _OPTIONS:
             raise InputError(f"{text}: use {_OPTIONS[key]} instead")

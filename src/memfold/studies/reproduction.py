@@ -1,29 +1,21 @@
-"""The command line of `scripts/reproduce.py`."""
+"""`scripts/reproduce.py`: the comparison of the STABLE-RPS paper, sweep by sweep, and its report."""
 
 import argparse
 import importlib.util
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from memfold.errors import InputError
-from memfold.launching.composing import compose_run, prepare_data
-from memfold.reproduction.grid import (
-    EXPERIMENTS,
-    METHODS,
-    NUM_EPOCHS,
-    RATIOS,
-    SEEDS,
-    Grid,
-    Sweep,
-)
-from memfold.reproduction.programs import Programs
-from memfold.reproduction.record import refuse_other_grid, write_record
 from memfold.runs.folder import locked, writing
+from memfold.studies.arguments import ending_in_one_line, split_overrides
+from memfold.studies.composing import compose_run, prepare_data
+from memfold.studies.executor import Stopped, StopSignal
+from memfold.studies.paper import EXPERIMENTS, METHODS, NUM_EPOCHS, RATIOS, RECORD, SEEDS, Grid
+from memfold.studies.process import run_program
 
 __all__ = ["main"]
 
@@ -50,79 +42,60 @@ def main(arguments: Sequence[str], root: Path) -> int:
         The exit status: 0 when all is there, 1 after a user's mistake or when runs are missing
         (one line on stderr), 130 after Ctrl-C, 143 after SIGTERM.
     """
-    arguments = list(arguments)
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    options = _parser().parse_args(arguments[:end])
+    own, overrides = split_overrides(arguments)
+    options = _parser().parse_args(own)
     out: Path = options.out
     again = shlex.join(["python", sys.argv[0], *arguments])
-    try:
-        grid = _grid(options, arguments[end + 1 :])
-        runs = [
-            compose_run(root / "conf", [f"experiment={name}", *grid.overrides])
-            for name in grid.experiments
-        ]
-        refuse_other_grid(out, grid)
-        jobs_per_device = _one("--jobs-per-device", options.jobs_per_device)
-        num_parallel = _num_parallel(jobs_per_device, grid)
+
+    def body(stop: StopSignal) -> int:
+        grid = _grid(options, overrides)
+        experiments = [f"experiment={name}" for name in grid.experiments]
+        runs = [compose_run(root / "conf", [one, *grid.overrides]) for one in experiments]
+        record = grid.admit(out)
+        num_parallel = _num_parallel(_one("--jobs-per-device", options.jobs_per_device), grid)
         train = os.path.relpath(root / "train.py")
+        commands = {
+            str(sweep.folder): [train, *sweep.arguments(num_parallel)] for sweep in grid.sweeps(out)
+        }
         report = _report(root, grid, out)
-        sweeps = grid.sweeps(out)
         if options.dry_run:
-            for command in [*([train, *s.arguments(num_parallel)] for s in sweeps), report]:
+            for command in [*commands.values(), report]:
                 print(shlex.join(["python", *command]))
             return 0
         prepare_data(runs)
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
-        with locked(out):
-            write_record(out, grid)
-            return _run(
-                [(sweep, [train, *sweep.arguments(num_parallel)]) for sweep in sweeps],
-                report,
-                num_parallel,
-                grid,
-                again,
+        with locked(out), stop.caught():
+            record.write(out / RECORD)
+            num_runs = sum(sweep.num_runs for sweep in grid.sweeps(out))
+            how = f"{num_parallel} at once, {grid.describe_schedule()} each"
+            print(f"runs: {num_runs}, {how}", flush=True)
+            incomplete = [
+                name for name, command in commands.items() if not _is_complete(command, stop)
+            ]
+            has_report = _is_complete(report, stop)
+        if incomplete:
+            print(
+                f"error: not complete: {', '.join(incomplete)}; run what is missing or has failed "
+                f"with: {again}",
+                file=sys.stderr,
             )
-    except KeyboardInterrupt:
-        return _say_stopped(signal.SIGINT, again)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return int(bool(incomplete) or not has_report)
+
+    return ending_in_one_line(body, f"error: stopped; go on with: {again}")
 
 
-def _run(
-    sweeps: Sequence[tuple[Sweep, list[str]]],
-    report: list[str],
-    num_parallel: int,
-    grid: Grid,
-    again: str,
-) -> int:
-    num_runs = sum(sweep.num_runs for sweep, _ in sweeps)
-    print(f"runs: {num_runs}, {num_parallel} at once, {grid.describe_schedule()} each", flush=True)
-    programs, incomplete = Programs(), []
-    with programs.stoppable():
-        for sweep, command in sweeps:
-            print(f"\n$ {shlex.join(['python', *command])}", flush=True)
-            if programs.run(command) != 0:
-                incomplete.append(str(sweep.folder))
-            if programs.stopped_by is not None:
-                return _say_stopped(programs.stopped_by, again)
-        print(f"\n$ {shlex.join(['python', *report])}", flush=True)
-        has_report = programs.run(report) == 0
-        if programs.stopped_by is not None:
-            return _say_stopped(programs.stopped_by, again)
-    if incomplete:
-        print(
-            f"error: not complete: {', '.join(incomplete)}; run what is missing or has failed "
-            f"with: {again}",
-            file=sys.stderr,
-        )
-    return int(bool(incomplete) or not has_report)
+def _is_complete(command: Sequence[str], stop: StopSignal) -> bool:
+    """Run a program, whose output is shown as it comes.
 
-
-def _say_stopped(number: int, again: str) -> int:
-    print(f"error: stopped; go on with: {again}", file=sys.stderr)
-    return 128 + number
+    Raises:
+        Stopped: It, or this program, was told to stop.
+    """
+    print(f"\n$ {shlex.join(['python', *command])}", flush=True)
+    status, _ = run_program(command, wanted_stop=stop.wanted)
+    if stop.event.is_set():
+        raise Stopped
+    return status == 0
 
 
 def _grid(options: argparse.Namespace, overrides: Sequence[str]) -> Grid:
@@ -146,7 +119,7 @@ def _values(option: str, text: str, kind: Callable[[str], _T]) -> tuple[_T, ...]
 
 
 def _one(option: str, text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
         raise InputError(f"{option} {text}: expected a whole number of at least 1")
     return int(text)
 

@@ -5,26 +5,22 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from comparison.plans import REPOSITORY, write_plan
-from memfold.comparison.plan import Plan, read_plan
+from studies.plans import REPOSITORY, write_plan
+from memfold.studies.choose_plan import Plan, read_plan
 from memfold.errors import InputError
 from memfold.strategies import strategy_names
 
 
-def groups(plan: Plan) -> list[tuple[str, float | None]]:
-    return [(method, place) for method in plan.methods for place in plan.places(method)]
-
-
 def test_every_method_tries_as_many_values_with_another_seed(tmp_path: Path) -> None:
     plan = read_plan(write_plan(tmp_path))
-    assert groups(plan) == [
+    assert plan.groups == [
         ("dense", None),
         ("synflow", 0.1),
         ("synflow", 0.01),
         ("projection", 0.1),
         ("projection", 0.01),
     ]
-    for group in groups(plan):
+    for group in plan.groups:
         tried = plan.tried_runs(*group)
         assert [run.value for run in tried] == [0.01, 0.1, 1.0]
         assert all("seed=11" in run.overrides for run in tried)
@@ -43,7 +39,7 @@ def test_every_method_tries_as_many_values_with_another_seed(tmp_path: Path) -> 
 
 def test_the_compared_runs_are_all_ratios_and_seeds_once(tmp_path: Path) -> None:
     plan = read_plan(write_plan(tmp_path))
-    runs = [run for group in groups(plan) for run in plan.compared_runs(*group, 0.1)]
+    runs = [run for group in plan.groups for run in plan.compared_runs(*group, 0.1)]
     assert len({run.name for run in runs}) == len(runs) == 2 + 2 * 3 * 2
     found = {(run.method, run.ratio) for run in runs}
     ratios = (0.3, 0.1, 0.01)
@@ -91,20 +87,20 @@ def test_runs_in_wandb_have_a_group_and_those_only_tried_are_told_apart(
     [
         ({"seeds": None}, "seeds is missing"),
         ({"epochs": 3}, "epochs is unknown; there are bits, choose"),
-        ({"seeds": [1, 1]}, "seeds names something twice"),
-        ({"seeds": [-1]}, "seeds must be integers of at least 0, got -1"),
-        ({"seeds": 1}, "seeds must be a list with at least one entry, got 1"),
-        ({"bits": [5]}, "bits must be of 16, 8, 4, got 5"),
-        ({"methods": {}}, "methods must be a mapping with at least one entry"),
-        ({"methods": {"a/b": ["compression=mag"]}}, "'a/b' must be a name of letters"),
-        ({"choose": {"values": ["fast"]}}, "choose.values must be numbers, got 'fast'"),
-        ({"choose": {"at": {0.1: [2.0]}}}, "choose.at.0.1: a ratio must be in (0, 1], got 2"),
-        ({"choose": {"at": {0: [0.1]}}}, "choose.at: a ratio must be in (0, 1], got 0"),
+        ({"seeds": [1, 1]}, "seeds: 1 is there twice"),
+        ({"seeds": [-1]}, "seeds.0 must be at least 0, got -1"),
+        ({"seeds": 1}, "seeds must be a list, got 1"),
+        ({"bits": [5]}, "bits.0 must be 16, 8 or 4, got 5"),
+        ({"methods": {}}, "methods must have at least 1 entry"),
+        ({"methods": {"a/b": ["compression=mag"]}}, "methods.a/b must be a name of letters"),
+        ({"choose": {"values": ["fast"]}}, "choose.values.0 must be a number, got 'fast'"),
+        ({"choose": {"at": {0.1: [2.0]}}}, "choose.at.0.1.0 must be at most 1, got 2"),
+        ({"choose": {"at": {0: [0.1]}}}, "choose.at.0 must be above 0, got 0"),
         ({"choose": {"trials": 3}}, "choose.trials is unknown"),
-        ({"choose": {"values": [1, 1.0]}}, "choose.values names something twice: 1.0"),
-        ({"choose": {"values": [0.1, "nan"]}}, "choose.values must be numbers, got 'nan'"),
-        ({"choose": {"at": {0.1: [0.1], 0.01: [0.01, 0.1]}}}, "names something twice: 0.1"),
-        ({"choose": {"at": {0.1: [0.1], "1e-1": [0.2]}}}, "choose.at names a ratio twice"),
+        ({"choose": {"values": [1, 1.0]}}, "choose.values: 1.0 is there twice"),
+        ({"choose": {"values": [0.1, "nan"]}}, "choose.values.1 must be a number, got 'nan'"),
+        ({"choose": {"at": {0.1: [0.1], 0.01: [0.01, 0.1]}}}, "choose.at: 0.1 is there twice"),
+        ({"choose": {"at": {0.1: [0.1], "1e-1": [0.2]}}}, "0.1 is there twice"),
         ({"choose": {"key": "seed"}}, "choose.key cannot be seed"),
         ({"methods": {"a": ["compression=mag", "ratio=1"]}}, "methods.a: ratio cannot be set"),
         ({"overrides": ["+optimizer.lr=1"]}, "overrides: optimizer.lr cannot be set there"),
@@ -152,7 +148,7 @@ def test_a_file_that_is_no_plan_is_refused(
 def test_plans_of_the_repository_compose(file: Path) -> None:
     plan = read_plan(file)
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3", job_name="train"):
-        for method in plan.methods:
-            (run, *_) = plan.compared_runs(method, plan.places(method)[0], plan.values[0])
+        for method, place in plan.groups:
+            (run, *_) = plan.compared_runs(method, place, plan.choose.values[0])
             name = compose("train", list(run.overrides)).compression._target_.split(".")[-2]
             assert name in strategy_names()

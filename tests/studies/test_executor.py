@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from memfold.launching.workers import StopSignal
+from memfold.studies.executor import StopSignal
 
 
 @pytest.mark.parametrize("is_ignored", [False, True])

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from memfold.comparison.put_aside import sort_runs
-from memfold.launching.run import Stopped
+from memfold.studies.put_aside import sort_runs
+from memfold.studies.executor import Stopped
 from memfold.runs.folder import locked
 
 NAME = "mag-0.1-s1"

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from data.writers import write_cifar10
-from memfold.reproduction.command_line import main
+from memfold.studies.reproduction import main
 from memfold.runs.folder import locked
-from reproduction.stand_ins import calls, let, write_repository
+from studies.stand_ins import calls, let, write_repository
 from training.jobs import REPOSITORY
 from training.sweeps import let as let_job
 from training.sweeps import processes_of, statuses, wait_until
@@ -157,7 +157,7 @@ def test_ctrl_c_before_the_first_run(reproduce: Run, monkeypatch: pytest.MonkeyP
     def interrupt(runs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("memfold.reproduction.command_line.prepare_data", interrupt)
+    monkeypatch.setattr("memfold.studies.reproduction.prepare_data", interrupt)
     status, _, err = reproduce()
     assert status == 130
     assert err.startswith("error: stopped; go on with: python ")
@@ -215,7 +215,7 @@ def test_no_run_outlives_it(number: signal.Signals, root: Path, tmp_path: Path) 
     out = tmp_path / "out"
     sweep = out / "cifar10_vgg11" / "compressed"
     let_job(sweep, 0, "sleep")
-    code = "import sys, pathlib; from memfold.reproduction.command_line import main; "
+    code = "import sys, pathlib; from memfold.studies.reproduction import main; "
     code += f"sys.exit(main(sys.argv[1:], pathlib.Path({str(root)!r})))"
     chosen = ("--experiments", "cifar10_vgg11", "--methods", "mag", "--jobs-per-device", "2")
     running = subprocess.Popen(

@@ -5,8 +5,8 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from memfold.launching.run import wait_for_orphan
 from memfold.runs.folder import OUTPUT, OVERRIDES, writing
+from memfold.studies.runner import wait_for_orphan
 
 __all__ = ["sort_runs"]
 
@@ -17,7 +17,7 @@ def sort_runs(runs: Path, aside: Path, wanted: Iterable[str], stop: threading.Ev
     A kill in between leaves each file in one of the two; the next call goes on.
 
     Args:
-        runs: Holds what `memfold.launching` has started: run folders and the files beside them.
+        runs: Holds what `memfold.studies.runner` has started: run folders and the files beside them.
         aside: The other folder; runs of the same name there are replaced.
         wanted: Names of the runs that belong in `runs`.
         stop: Set when the user wants to stop.

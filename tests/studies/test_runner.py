@@ -5,7 +5,7 @@ import threading
 import time
 from pathlib import Path
 
-from memfold.launching.run import Launcher
+from memfold.studies.runner import Runner
 from memfold.runs.locks import wait_for_lock
 
 
@@ -24,8 +24,8 @@ def test_what_another_process_completes_meanwhile_is_kept(tmp_path: Path) -> Non
             (folder / "result.json").write_text(json.dumps(completed))
 
     # The program does not exist: a run that is started fails.
-    launcher = Launcher(tmp_path / "none.py")
-    launched = threading.Thread(target=lambda: found.append(launcher.run(["seed=1"], folder)))
+    runner = Runner(tmp_path / "none.py")
+    launched = threading.Thread(target=lambda: found.append(runner.run(["seed=1"], folder)))
     thread = threading.Thread(target=other)
     thread.start()
     is_held.wait()

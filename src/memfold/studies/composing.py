@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -13,26 +15,39 @@ from memfold.errors import InputError
 from memfold.training.command_line import describe_error
 from memfold.training.instantiate import instantiate
 
-__all__ = ["compose_run", "prepare_data"]
+__all__ = ["compose_run", "parse_overrides", "prepare_data"]
 
 _CONFIG = "train"
 
 
-def compose_run(conf: Path, overrides: Sequence[str]) -> DictConfig:
+def parse_overrides(texts: Sequence[str]) -> list[Override]:
+    """Read overrides as Hydra does.
+
+    Raises:
+        InputError: Hydra cannot.
+    """
+    try:
+        return OverridesParser.create().parse_overrides(list(texts))
+    except HydraException as error:
+        raise InputError(describe_error(error)) from error
+
+
+def compose_run(conf: Path, overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
     """Compose the configuration of a run; no value is looked at.
 
     Args:
         conf: The configuration folder of `train.py`.
         overrides: Of one run, as on the command line.
+        with_hydra: Whether Hydra's own part stays in.
 
     Raises:
         InputError: A group, a choice or a key is unknown.
     """
     try:
         with initialize_config_dir(str(conf.resolve()), version_base="1.3", job_name=_CONFIG):
-            return compose(_CONFIG, list(overrides))
-    # ValueError: a group with a number in place of a name.
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+            return compose(_CONFIG, list(overrides), return_hydra_config=with_hydra)
+    # Hydra has bare errors, too, of a group with a number in place of a name.
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         raise InputError(describe_error(error)) from error
 
 

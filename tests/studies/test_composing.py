@@ -7,7 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from memfold.data.digits import Digits
 from memfold.errors import InputError
-from memfold.launching.composing import compose_run, prepare_data
+from memfold.studies.composing import compose_run, prepare_data
 from training.jobs import REPOSITORY
 
 CONF = REPOSITORY / "conf"

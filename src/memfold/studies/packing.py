@@ -14,15 +14,16 @@ from torch.nn import functional as F
 import memfold
 from memfold.data.base import ImageDataModule
 from memfold.errors import InputError
-from memfold.launching.run import Stopped
 from memfold.runs.folder import (
     ARTIFACT,
     PACKED,
     RESULT,
+    is_completed,
     read_result,
     write_text_atomically,
     writing,
 )
+from memfold.studies.executor import Stopped
 from memfold.training.load import fresh_network, load_model, read_data
 
 __all__ = ["pack_runs"]
@@ -73,7 +74,7 @@ def _completed_runs(folders: Iterable[Path]) -> list[Path]:
             raise InputError(f"{folder} is no folder")
         files = folder.rglob(RESULT)
         runs |= {file.parent for file in files if PACKED not in file.relative_to(folder).parts}
-    return sorted(run for run in runs if read_result(run).get("status") == "completed")
+    return sorted(filter(is_completed, runs))
 
 
 def _is_packed(run: Path, bits: int) -> bool:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from comparison.plans import CONF, REPOSITORY, STAND_IN, write_plan
-from memfold.comparison.command_line import main
+from studies.plans import CONF, REPOSITORY, STAND_IN, write_plan
+from memfold.studies.choose import main
 from memfold.reporting.reading import read
 from memfold.runs.folder import locked
 
@@ -78,7 +78,7 @@ def test_ctrl_c_before_the_first_run(
     def interrupt(runs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("memfold.comparison.command_line.prepare_data", interrupt)
+    monkeypatch.setattr("memfold.studies.choose.prepare_data", interrupt)
     assert compare(tmp_path) == 130
     assert capsys.readouterr().err == "interrupted; the same command goes on\n"
 
@@ -185,7 +185,7 @@ def test_what_was_interrupted_loses_the_runs_in_flight_at_most(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     plan = write_plan(tmp_path, **SMALL)
-    code = "import sys; from pathlib import Path; from memfold.comparison.command_line import main;"
+    code = "import sys; from pathlib import Path; from memfold.studies.choose import main;"
     command = [
         sys.executable,
         "-c",

@@ -1,1 +1,0 @@
-"""Many runs of `train.py`, several at a time: started, watched, resumed and stopped."""

@@ -1,1 +1,0 @@
-"""The comparison of the STABLE-RPS paper: every method, ratio and seed on every experiment."""

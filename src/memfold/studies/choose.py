@@ -1,0 +1,204 @@
+"""`scripts/compare.py`: every method chooses on validation, then runs with its choice and seeds."""
+
+import argparse
+import csv
+import io
+import shlex
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from omegaconf import DictConfig
+
+from memfold.errors import InputError
+from memfold.runs.folder import CHOICES, OTHERS, RUNS, locked, write_text_atomically, writing
+from memfold.studies.arguments import ending_in_one_line, positive_integer
+from memfold.studies.choose_plan import Plan, PlannedRun, number_text, read_plan
+from memfold.studies.composing import compose_run, prepare_data
+from memfold.studies.executor import StopSignal
+from memfold.studies.packing import pack_runs
+from memfold.studies.put_aside import sort_runs
+from memfold.studies.runner import Outcome, Runner, run_all, runners
+from memfold.training.foreign_code import named_code
+
+__all__ = ["main"]
+
+_METRIC = "val/acc"
+
+
+def main(arguments: Sequence[str], program: Path, conf: Path) -> int:
+    """Run a plan, or what is left of it, and pack the artifacts.
+
+    Args:
+        arguments: The command line after the program's name.
+        program: `train.py`.
+        conf: Its configuration folder.
+
+    Returns:
+        The exit status: 0, also when runs failed, which the report lists; 1 after a user's mistake
+        or when no run was completed (one line on stderr); 128 + the signal after Ctrl-C or SIGTERM.
+    """
+    options = _parser().parse_args(arguments)
+
+    def body(stop: StopSignal) -> int:
+        plan = read_plan(options.plan)
+        methods = _compose_methods(plan, conf)
+        prepare_data(methods)
+        named = set().union(*map(named_code, methods))
+        with stop.caught():
+            with writing(options.out):
+                options.out.mkdir(parents=True, exist_ok=True)
+            with locked(options.out):
+                progress = _run_plan(plan, options.out, runners(program, options.jobs, stop))
+                runs = options.out / RUNS
+                num_packed = pack_runs([runs], plan.bits, stop.event, allow=named)
+        return _conclude(progress, num_packed, options.out, program)
+
+    return ending_in_one_line(body)
+
+
+@dataclass
+class _Progress:
+    """What has been run so far; prints a line for each run."""
+
+    num_runs: int
+    failed: list[str] = field(default_factory=list)
+    """One line for each run that failed."""
+    others: list[str] = field(default_factory=list)
+    """Names of runs that this plan does not make: another one did, or other choices."""
+    _num_done: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(self, name: str, outcome: Outcome) -> None:
+        accuracy, error = _judge(outcome)
+        with self._lock:
+            self._num_done += 1
+            if error:
+                self.failed.append(f"{name}: {error}")
+            text = f"failed: {error}" if accuracy is None else f"{_METRIC} {accuracy:.4f}"
+            place = f"[{self._num_done}/{self.num_runs}]"
+            print(f"{place} {name}: {text} ({outcome.seconds:.0f} s)", flush=True)
+
+
+def _run_plan(plan: Plan, folder: Path, workers: Sequence[Runner]) -> _Progress:
+    """Run what is missing of a plan.
+
+    Runs that this plan does not make are moved from `runs/` to `other_runs/`, and come back when a
+    plan makes them.
+    """
+    tried = [plan.tried_runs(*group) for group in plan.groups]
+    num_compared = sum(len(plan.compared_runs(*group, 0.0)) for group in plan.groups)
+    progress = _Progress(sum(map(len, tried)) + num_compared)
+    named = [(run.name, run.overrides) for runs in tried for run in runs]
+    outcomes = run_all(named, folder / CHOICES, workers, progress.note)
+    best = [_best(runs, outcomes) for runs in tried]
+    write_text_atomically(folder / f"{CHOICES}.csv", _table(tried, best, outcomes))
+    runs = [
+        (run.name, run.overrides)
+        for group, chosen in zip(plan.groups, best, strict=True)
+        for run in plan.compared_runs(*group, chosen.value)
+    ]
+    names = [name for name, _ in runs]
+    progress.others = sort_runs(folder / RUNS, folder / OTHERS, names, workers[0].stop.event)
+    run_all(runs, folder / RUNS, workers, progress.note)
+    return progress
+
+
+def _judge(outcome: Outcome) -> tuple[float | None, str]:
+    """Return the accuracy on validation, or why there is none."""
+    metrics = outcome.result.get("metrics")
+    accuracy = metrics.get(_METRIC) if isinstance(metrics, Mapping) else None
+    if outcome.error or not isinstance(accuracy, int | float):
+        return None, outcome.error or f"its result has no {_METRIC}"
+    return accuracy, ""
+
+
+def _best(runs: Sequence[PlannedRun], outcomes: Mapping[str, Outcome]) -> PlannedRun:
+    """Return the best run; the first one where all failed, so that the failure is on record."""
+    known = [(_judge(outcomes[run.name])[0], run) for run in runs]
+    found = [(accuracy, run) for accuracy, run in known if accuracy is not None]
+    return max(found, key=lambda pair: pair[0])[1] if found else runs[0]
+
+
+def _table(
+    tried: Sequence[Sequence[PlannedRun]],
+    best: Sequence[PlannedRun],
+    outcomes: Mapping[str, Outcome],
+) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["method", "ratio", "value", _METRIC, "chosen", "error"])
+    for run in (run for runs in tried for run in runs):
+        accuracy, error = _judge(outcomes[run.name])
+        ratio = "" if run.ratio is None else number_text(run.ratio)
+        shown = "" if accuracy is None else f"{accuracy:.4f}"
+        chosen = "yes" if run in best else ""
+        writer.writerow([run.method, ratio, number_text(run.value), shown, chosen, error])
+    return text.getvalue()
+
+
+def _conclude(progress: _Progress, num_packed: int, out: Path, program: Path) -> int:
+    num_failed = len(progress.failed)
+    if num_failed == progress.num_runs:
+        raise InputError(f"all runs failed, the last: {progress.failed[-1]}")
+    num_completed = progress.num_runs - num_failed
+    print(f"{num_completed} runs completed, {num_failed} failed, {num_packed} packed files")
+    if progress.others:
+        others = ", ".join(progress.others)
+        print(f"not of this plan, kept in {out / OTHERS}: {others}", file=sys.stderr)
+    script = program.with_name("scripts") / "report.py"
+    print(shlex.join(["python", str(script), str(out / RUNS), "--out", str(out / "report")]))
+    return 0
+
+
+def _compose_methods(plan: Plan, conf: Path) -> list[DictConfig]:
+    """Compose one run of each method.
+
+    Raises:
+        InputError: An override is unknown.
+    """
+    composed = {}
+    for method, place in plan.groups:
+        if method in composed:
+            continue
+        (run, *_) = plan.compared_runs(method, place, plan.choose.values[0])
+        try:
+            composed[method] = compose_run(conf, run.overrides)
+        except InputError as error:
+            raise InputError(f"{_place_of(str(error), plan, conf, method)}: {error}") from error
+    return list(composed.values())
+
+
+def _place_of(mistake: str, plan: Plan, conf: Path, method: str) -> str:
+    """Return the entry of the plan in which a mistake of a method's run stands."""
+    own = f"{plan.choose.key}={number_text(plan.choose.values[0])}"
+    common = {"overrides": plan.overrides, "choose.key": [*plan.overrides, own]}
+    for place, overrides in common.items():
+        try:
+            compose_run(conf, overrides)
+        except InputError as error:
+            if str(error) == mistake:
+                return place
+    return f"methods.{method}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Compare methods by a plan: choices on validation, then runs with all seeds.",
+        epilog="The same command goes on after an interruption.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("plan", type=Path, metavar="PLAN", help="such as comparisons/fashion_mnist.yaml")
+    add("--out", type=Path, required=True, metavar="DIR", help="where the run folders are kept")
+    add(
+        "--jobs",
+        type=positive_integer,
+        default=psutil.cpu_count(logical=False) or 1,
+        metavar="N",
+        help="runs at a time; cores and GPUs are divided (default: one per core)",
+    )
+    return parser

@@ -1,0 +1,156 @@
+"""The plan of a comparison: methods, and the setting that each may choose on validation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from memfold.overrides import quote_value
+from memfold.studies.files import Model, Number, Seed, Seeds, Text, distinct, read_yaml
+
+__all__ = ["Plan", "PlannedRun", "number_text", "read_plan"]
+
+_OF_THE_PLAN = {"ratio", "budget_bytes", "seed", "resume", "hydra.run.dir", "logger.group"}
+_DENSE = "compression=dense"
+_NO_TEST = "trainer.limit_test_batches=0"
+_TRIED = "logger.job_type=tune"  # where W&B leaves it out of the comparison
+
+_List = (Field(min_length=1, max_length=1000), AfterValidator(distinct))
+_Ratio = Annotated[float, Field(gt=0, le=1)]
+_Ratios = Annotated[list[_Ratio], *_List]
+_Texts = Annotated[list[Text], *_List]
+
+
+def _check_name(name: str) -> str:
+    if not name.replace("_", "").isalnum() or len(name) > 100:
+        raise ValueError("must be a name of letters, digits and _")
+    return name
+
+
+_Name = Annotated[str, AfterValidator(_check_name)]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of `train.py`."""
+
+    name: str
+    """Of its folder."""
+    method: str
+    ratio: float | None
+    """`None` for the dense model."""
+    value: float
+    """Of the setting that is chosen on validation."""
+    overrides: tuple[str, ...]
+
+
+class Choose(Model):
+    """What each method chooses."""
+
+    key: Text
+    """Such as `optimizer.lr`."""
+    values: Annotated[list[Number], *_List]
+    """All that are tried."""
+    seed: Seed
+    """Of the runs that are only tried on validation."""
+    at: Annotated[dict[_Ratio, _Ratios], Field(min_length=1, max_length=1000)]
+    """Ratio where the values are tried -> ratios for which the best of them is used."""
+
+
+class Plan(Model):
+    """Methods, ratios and seeds, and the setting that each method may choose on validation."""
+
+    overrides: _Texts
+    """Of all runs."""
+    methods: Annotated[dict[_Name, _Texts], Field(min_length=1, max_length=1000)]
+    """Name -> overrides."""
+    seeds: Seeds
+    """Of the runs that are compared."""
+    choose: Choose
+    bits: Annotated[list[Literal[16, 8, 4]], AfterValidator(distinct)]
+    """Per stored value, to which every artifact is packed as well."""
+
+    @model_validator(mode="after")
+    def _refuse_what_is_said_twice(self) -> Self:
+        """Refuse what would answer one question twice, or another one than the plan asks."""
+        ratios = [ratio for ratios in self.choose.at.values() for ratio in ratios]
+        for ratio in ratios:
+            if ratios.count(ratio) > 1:
+                raise ValueError(f"choose.at: {ratio} is there twice")
+        key = self.choose.key
+        fixed = _OF_THE_PLAN | ({"artifact.bits"} if self.bits else set())
+        if key in fixed:
+            raise ValueError(f"choose.key cannot be {key}")
+        given = {"overrides": self.overrides}
+        given |= {f"methods.{name}": own for name, own in self.methods.items()}
+        for place, texts in given.items():
+            for name in (text.lstrip("+~").partition("=")[0] for text in texts):
+                if name in fixed | {key}:
+                    raise ValueError(f"{place}: {name} cannot be set there")
+        names: dict[tuple[str, ...], str] = {}
+        for name, own in self.methods.items():
+            other = names.setdefault(tuple(own), name)
+            if other != name:
+                raise ValueError(f"methods {other} and {name} are the same")
+        return self
+
+    @property
+    def groups(self) -> list[tuple[str, float | None]]:
+        """The methods, and the ratios at which each tries the values; the dense model has none."""
+        return [
+            (method, place)
+            for method, own in self.methods.items()
+            for place in ((None,) if _DENSE in own else self.choose.at)
+        ]
+
+    def tried_runs(self, method: str, place: float | None) -> list[PlannedRun]:
+        """List the runs among which a method chooses, one for each value.
+
+        They do not read the test set.
+        """
+        more = (_NO_TEST, _TRIED) if self._is_in_wandb(method) else (_NO_TEST,)
+        seed = self.choose.seed
+        return [self._run(method, place, value, seed, *more) for value in self.choose.values]
+
+    def compared_runs(self, method: str, place: float | None, value: float) -> list[PlannedRun]:
+        """List the runs with a chosen value: every ratio of `place`, every seed."""
+        ratios: Sequence[float | None] = (None,) if place is None else self.choose.at[place]
+        return [self._run(method, ratio, value, seed) for ratio in ratios for seed in self.seeds]
+
+    def _run(
+        self, method: str, ratio: float | None, value: float, seed: int, *more: str
+    ) -> PlannedRun:
+        key = self.choose.key
+        own = [f"{key}={number_text(value)}", f"seed={seed}", *more]
+        names = [method, f"{key.rpartition('.')[2]}{number_text(value)}", f"s{seed}"]
+        if ratio is not None:
+            own.insert(0, f"ratio={number_text(ratio)}")
+            names.insert(1, number_text(ratio))
+        group = [f"logger.group={quote_value(method)}"] if self._is_in_wandb(method) else []
+        overrides = [*self.overrides, *self.methods[method], *own, *group]
+        return PlannedRun("-".join(names), method, ratio, value, tuple(overrides))
+
+    def _is_in_wandb(self, method: str) -> bool:
+        given = [*self.overrides, *self.methods[method]]
+        chosen = [text for text in given if text.startswith("logger=")][-1:]
+        return chosen in ([], ["logger=wandb"])  # train.py has it without being told
+
+
+def read_plan(path: Path) -> Plan:
+    """Read and check a plan.
+
+    Args:
+        path: A YAML file, such as `comparisons/fashion_mnist.yaml`.
+
+    Raises:
+        InputError: It cannot be read, or an entry is missing, unknown or out of range.
+    """
+    return read_yaml(path, Plan)
+
+
+def number_text(value: float) -> str:
+    """Write a number in full, so that two values have two names."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)

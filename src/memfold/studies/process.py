@@ -1,0 +1,168 @@
+"""One program in a process tree of its own: started, watched, stopped, and why it failed.
+
+A process of its own gives each run clean variables, memory statistics and loggers. Lightning's DDP
+launcher starts the program again with the same arguments: in a sweep it would replay all of it.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import IO, Any
+
+from memfold.processes.ranks import LAUNCHER_VARIABLES, declare_parent
+from memfold.runs.folder import writing
+
+__all__ = ["SECONDS_TO_STOP", "is_one_of_several_tasks", "job_environment", "reason", "run_program"]
+
+SECONDS_TO_STOP = {signal.SIGINT: 30.0, signal.SIGTERM: 130.0}
+"""Until a run is killed. After SIGTERM it saves a checkpoint, for which it gives itself 120 s."""
+_SECONDS_BETWEEN_LOOKS = 0.25
+_SECONDS_TO_FOLLOW = 5.0
+_OF_A_CLUSTER = ("SLURM_", "SUBMITIT_")
+
+
+def run_program(
+    arguments: Sequence[str],
+    output: Path | None = None,
+    variables: Mapping[str, str] | None = None,
+    wanted_stop: Callable[[], signal.Signals | None] = lambda: None,
+    watch: Callable[[], None] = lambda: None,
+) -> tuple[int, str]:
+    """Run `python ARGUMENTS` to its end; it ends with this process, too, however that goes.
+
+    Args:
+        arguments: The program and its arguments.
+        output: A file that gets what it prints, after what is there; `None`: as this process.
+        variables: Of the environment, besides those of this process; see `job_environment`.
+        wanted_stop: Asked again and again; returns a signal once the program shall get it and end.
+        watch: Called again and again; what it raises ends the program.
+
+    Returns:
+        The exit status (negative: the signal that killed it), and what was printed to `output`.
+
+    Raises:
+        InputError: `output` cannot be written.
+    """
+    file: Any = nullcontext()
+    if output is not None:
+        with writing(output):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            file = output.open("ab")
+    with file as opened:
+        start = 0 if opened is None else opened.tell()
+        process = _start(arguments, opened, variables or {})
+        number = None
+        try:
+            while number is None and _wait(process, _SECONDS_BETWEEN_LOOKS) is None:
+                number = wanted_stop()
+                watch()
+            if number is not None:
+                _stop(process, number)
+        except BaseException as error:  # a second Ctrl-C, a trial that is given up
+            _stop(process, signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
+            raise
+        finally:
+            if process.returncode != 0:
+                _end_followers(process)
+    printed = "" if output is None else output.read_bytes()[start:].decode(errors="replace")
+    return process.returncode, printed
+
+
+def job_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables for a program that trains.
+
+    A SLURM job of several tasks is one run over all of them: Lightning finds its ranks in SLURM's
+    variables. In any other case they would be taken for that by mistake, and so would those which
+    Lightning's launcher has left behind.
+
+    Args:
+        environment: The variables of this process.
+    """
+    if is_one_of_several_tasks(environment):
+        kept = dict(environment)
+    else:
+        kept = {
+            name: value
+            for name, value in environment.items()
+            if name not in LAUNCHER_VARIABLES and not name.startswith(_OF_A_CLUSTER)
+        }
+    declare_parent(kept)
+    return kept
+
+
+def is_one_of_several_tasks(environment: Mapping[str, str]) -> bool:
+    """Tell whether submitit has started this process as one rank of a run."""
+    is_submitted = environment.get("SUBMITIT_EXECUTOR") == "slurm"
+    return is_submitted and int(environment.get("SLURM_NTASKS") or "1") > 1
+
+
+def reason(status: int, printed: str, result: Mapping[str, Any]) -> str:
+    """Say in one line why a run has no result.
+
+    Args:
+        status: Its exit status.
+        printed: What it has printed.
+        result: Contents of its `result.json`.
+    """
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    if errors:
+        return errors[-1].removeprefix("error: ")
+    return str(result.get("error") or f"ended with status {status} and without a result")
+
+
+def _start(
+    arguments: Sequence[str], output: IO[bytes] | None, variables: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    # A session of its own, so that the terminal's Ctrl-C reaches the program once, through us, and
+    # `_stop` gets its children, too.
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env={**job_environment(os.environ), **variables},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=None if output is None else subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _stop(process: subprocess.Popen[bytes], number: signal.Signals | None) -> None:
+    """Send a signal, SIGTERM by default; kill what does not end, or at the next exception."""
+    number = number or signal.SIGTERM
+    try:
+        _signal_group(process, number)
+        _wait(process, SECONDS_TO_STOP[number])
+    finally:
+        if process.returncode is None:
+            _signal_group(process, signal.SIGKILL)
+            process.wait()
+
+
+def _end_followers(process: subprocess.Popen[bytes]) -> None:
+    """The first process of a tree has not come to its end: the next run is to find no others."""
+    deadline = time.monotonic() + _SECONDS_TO_FOLLOW
+    while _signal_group(process, None) and time.monotonic() < deadline:
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    _signal_group(process, signal.SIGKILL)
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals | None) -> bool:
+    """Send a signal, or none, to what is left of a tree; tell whether anything is."""
+    try:
+        os.killpg(process.pid, number or 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
