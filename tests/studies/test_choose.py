@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from studies.plans import CONF, REPOSITORY, STAND_IN, write_plan
-from memfold.studies.choose import main
 from memfold.reporting.reading import read
 from memfold.runs.folder import locked
+from memfold.studies.choose import main
+from studies.plans import CONF, REPOSITORY, STAND_IN, write_plan
 
 # The stand-in is best at 0.1, to which 0.03 is nearer than 1.
 SMALL = {

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from studies.plans import REPOSITORY, write_plan
-from memfold.studies.choose_plan import Plan, read_plan
 from memfold.errors import InputError
 from memfold.strategies import strategy_names
+from memfold.studies.choose_plan import read_plan
+from studies.plans import REPOSITORY, write_plan
 
 
 def test_every_method_tries_as_many_values_with_another_seed(tmp_path: Path) -> None:

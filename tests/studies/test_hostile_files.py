@@ -29,7 +29,9 @@ def test_what_costs_or_runs_more_than_it_says(text: str, message: str, tmp_path:
     file = tmp_path / "file.yaml"
     file.write_text(text)
     for read in READERS:
-        with pytest.raises(InputError, match=message if read is read_plan else "file.yaml") as error:
+        with pytest.raises(
+            InputError, match=message if read is read_plan else "file.yaml"
+        ) as error:
             read(file)
         assert "\n" not in str(error.value)
         assert len(str(error.value)) < 500

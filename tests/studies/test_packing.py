@@ -10,10 +10,10 @@ import torch
 
 import memfold
 from memfold.backbones import MLP
-from memfold.studies.packing import pack_runs
 from memfold.data.digits import Digits
 from memfold.errors import InputError
 from memfold.studies.executor import Stopped
+from memfold.studies.packing import pack_runs
 from memfold.training import run
 from training.jobs import SMALL, compose_job
 

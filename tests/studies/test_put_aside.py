@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from memfold.studies.put_aside import sort_runs
-from memfold.studies.executor import Stopped
 from memfold.runs.folder import locked
+from memfold.studies.executor import Stopped
+from memfold.studies.put_aside import sort_runs
 
 NAME = "mag-0.1-s1"
 PARTS = (f"{NAME}.txt", NAME, f"{NAME}.overrides.json")  # in the order in which they are moved

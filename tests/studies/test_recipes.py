@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from memfold.studies.paper import EXPERIMENTS, METHODS, NUM_EPOCHS
 from memfold.strategies import strategy_names
+from memfold.studies.paper import EXPERIMENTS, METHODS, NUM_EPOCHS
 from training.jobs import REPOSITORY, compose_job
 
 CONF = REPOSITORY / "conf"

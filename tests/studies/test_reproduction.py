@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from data.writers import write_cifar10
-from memfold.studies.reproduction import main
 from memfold.runs.folder import locked
+from memfold.studies.reproduction import main
 from studies.stand_ins import calls, let, write_repository
 from training.jobs import REPOSITORY
 from training.sweeps import let as let_job

@@ -5,8 +5,8 @@ import threading
 import time
 from pathlib import Path
 
-from memfold.studies.runner import Runner
 from memfold.runs.locks import wait_for_lock
+from memfold.studies.runner import Runner
 
 
 def test_what_another_process_completes_meanwhile_is_kept(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def sort_runs(runs: Path, aside: Path, wanted: Iterable[str], stop: threading.Ev
     A kill in between leaves each file in one of the two; the next call goes on.
 
     Args:
-        runs: Holds what `memfold.studies.runner` has started: run folders and the files beside them.
+        runs: Holds run folders that a study has started, and the files beside them.
         aside: The other folder; runs of the same name there are replaced.
         wanted: Names of the runs that belong in `runs`.
         stop: Set when the user wants to stop.

@@ -1,4 +1,4 @@
-"""`scripts/reproduce.py`: the comparison of the STABLE-RPS paper, sweep by sweep, and its report."""
+"""`scripts/reproduce.py`: the comparison of the STABLE-RPS paper, its sweeps and its report."""
 
 import argparse
 import importlib.util

@@ -89,7 +89,9 @@ class Runner:
             return read_result(folder)
         if is_same and can_be_resumed(folder):
             try:
-                return self._train([*overrides, f"resume={quote_value(str(folder))}"], folder, watch)
+                return self._train(
+                    [*overrides, f"resume={quote_value(str(folder))}"], folder, watch
+                )
             except RunFailed as error:
                 if not str(error).startswith("resume"):
                     raise
