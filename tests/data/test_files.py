@@ -77,6 +77,7 @@ def test_a_missing_file_names_everything(url: str, kind: str, tmp_path: Path) ->
     assert remote.url in message
     assert ("data.download=false" in message) == (kind == "forbidden")
     assert ("the download failed" in message) == (kind != "forbidden")
+    assert ("failed (ConnectionRefusedError: " in message) == (kind == "unreachable")
     assert "\n" not in message
 
 

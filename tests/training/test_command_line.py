@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 import memfold
+from memfold.training import command_line
 from memfold.training.command_line import describe_error, report_error
 from training.jobs import REPOSITORY, SMALL, start_training, train
 
@@ -114,6 +115,13 @@ def test_completed_run_is_not_touched(tmp_path: Path) -> None:
     assert err.startswith(f"error: hydra.run.dir={tmp_path} holds a completed run")
     assert err.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {".lock", "result.json"}
+
+
+def test_interrupted_before_a_checkpoint_a_run_says_how_to_start_again(tmp_path: Path) -> None:
+    assert command_line._after_interrupt(tmp_path) == (
+        "interrupted (Ctrl-C) before the first checkpoint; start again with: "
+        f"python train.py resume={tmp_path}"
+    )
 
 
 @pytest.mark.ddp

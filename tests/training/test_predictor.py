@@ -109,7 +109,7 @@ def test_grey_images_need_no_channel_and_one_image_is_a_batch_of_one(predictor: 
     [
         (np.zeros((8, 8)), "uint8 arrays or tensors .* got float64"),
         (torch.zeros(1, 8, 8), "not normalised: that is done here.* got torch.float32"),
-        ([], "or a list of such, got list"),
+        ([], "or a list of such, got none"),
         ("image.png", "got str"),
         (np.zeros((28, 28), np.uint8), r"must have shape \(8, 8, 1\) \(H, W, C\).*got \(28, 28\)"),
         (torch.zeros(3, 3, 8, 8, dtype=torch.uint8), r"must have shape \(1, 8, 8\) \(C, H, W\)"),

@@ -77,9 +77,16 @@ def fetch(root: Path, name: str, remote: Remote, *, download: bool) -> Path:
         )
     # requests' errors are OSErrors; pooch reports a wrong checksum or a bad answer by ValueError.
     except (OSError, ValueError) as error:
-        reason = first_line(error)
+        reason = first_line(_root_of(error))
         raise InputError(f"{missing} and the download failed ({reason}); {remedy}") from error
     return folder / remote.filename
+
+
+def _root_of(error: BaseException) -> BaseException:
+    """Return what an error was raised from: of requests' three, the one that says why."""
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    return error
 
 
 def unpack(archive: Path, folder: str, parent: Path) -> Path:

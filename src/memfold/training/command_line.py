@@ -96,9 +96,8 @@ def run_task(cfg: DictConfig, script: Path) -> float | None:
 
 
 def _after_interrupt(folder: Path) -> str:
-    if can_be_resumed(folder):
-        return f"interrupted (Ctrl-C); continue with: {resume_command(folder)}"
-    return f"interrupted (Ctrl-C) in {folder}, before the first checkpoint"
+    how = "; continue" if can_be_resumed(folder) else " before the first checkpoint; start again"
+    return f"interrupted (Ctrl-C){how} with: {resume_command(folder)}"
 
 
 def _wants_traceback(cfg: DictConfig) -> bool:

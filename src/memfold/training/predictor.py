@@ -93,7 +93,8 @@ class Predictor:
             return self._shaped(images, "C, H, W")
         if isinstance(images, list | tuple) and images:
             return torch.cat([self._pixels(image) for image in images])
-        kind = getattr(images, "dtype", type(images).__name__)
+        is_empty = isinstance(images, list | tuple)
+        kind = "none" if is_empty else getattr(images, "dtype", type(images).__name__)
         raise InputError(
             "images must be PIL images, uint8 arrays or tensors with values 0 to 255 (not "
             f"normalised: that is done here), or a list of such, got {kind}"
