@@ -17,6 +17,9 @@ from memfold.training.arguments import refuse_wrong_arguments
         "backbone={a:1}",
         "compression=dense,5",
         "debug=1",
+        "debug=null",
+        "experiment=null,fashion_mnist_cnn",
+        "hydra/launcher=null",
         "hydra.job.name=a/b",
         "hydra.output_subdir=null",
         "hydra.output_subdir=elsewhere",
@@ -33,7 +36,7 @@ def test_what_would_be_a_traceback_is_one_line(argument: str) -> None:
 
 
 def test_what_is_right_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse_wrong_arguments(["-m", "compression=dense,rigl", "debug=null", "ratio=0.1,0.2"])
+    refuse_wrong_arguments(["-m", "compression=dense,rigl", "debug=fast", "ratio=0.1,0.2"])
     refuse_wrong_arguments(["--cfg", "job", "~debug", "seed=range(1,3)", "data='digits'"])
     refuse_wrong_arguments(["resume=runs/1", "hydra.output_subdir=null"])
     monkeypatch.setenv("LOCAL_RANK", "1")

@@ -4,9 +4,11 @@ import ast
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
+import hydra
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -56,6 +58,36 @@ def test_only_rank_zero_reports(
         assert report_error(ValueError("two\nlines"), with_traceback=False) == 1
         expected = "error: two lines\n" if rank == "0" else ""
         assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("arguments", [["--resolve"], ["--shell-completion"]])
+def test_what_hydra_says_of_its_own_flags_is_one_line(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    monkeypatch.setattr(command_line, "end_with_parent", lambda: None)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+    @hydra.main(version_base="1.3", config_path=str(REPOSITORY / "conf"), config_name="train")
+    def main(_: object) -> None:
+        raise AssertionError
+
+    assert command_line.launch(main) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+def test_other_errors_are_no_mistakes_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setattr(command_line, "end_with_parent", lambda: None)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+    def main() -> None:
+        raise ValueError("of the program")
+
+    with pytest.raises(ValueError, match="of the program"):
+        command_line.launch(main)
 
 
 def test_train_script_imports_light_things_only() -> None:

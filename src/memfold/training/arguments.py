@@ -40,12 +40,12 @@ def refuse_wrong_arguments(arguments: Sequence[str]) -> None:
         if override.is_delete():
             continue
         value = override.value()
-        if key in (*GROUPS, *_OPTIONAL_GROUPS):
+        if key in (*GROUPS, *_OPTIONAL_GROUPS) or key.startswith("hydra/"):
             choices = value.list if isinstance(value, ChoiceSweep) else [value]
-            for choice in choices:
-                is_none = choice is None and key in _OPTIONAL_GROUPS
-                if not (is_none or isinstance(choice, str | QuotedString)):
-                    raise InputError(f"{text}: one of the choices that --help lists is needed")
+            if not all(isinstance(choice, str | QuotedString) for choice in choices):
+                raise InputError(
+                    f"{text}: one of the choices that --help lists is needed; ~{key} for none"
+                )
         # The other ranks of a run are started without.
         elif key == "hydra.output_subdir" and is_rank_zero() and not is_resumed:
             if value != HYDRA_FOLDER:

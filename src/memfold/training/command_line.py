@@ -60,10 +60,11 @@ def launch(main: Callable[[], object]) -> int:
         status = report_error(error, with_traceback=with_traceback)
     except Exception as error:
         sweep = running_sweep()
-        if sweep is None:
+        # Hydra says so what is wrong with flags of its own; or a launcher lost a process.
+        is_said = _is_said_by_hydra(error) or (sweep is not None and sweep.is_isolated)
+        if sweep is None and not is_said:
             raise
-        lost = sweep.is_isolated  # not a job raised, but the launcher lost a process
-        status = report_error(error, with_traceback=with_traceback or not lost)
+        status = report_error(error, with_traceback=with_traceback or not is_said)
     sweep = running_sweep()
     return status if sweep is None else sweep.end(status)
 
@@ -93,6 +94,14 @@ def run_task(cfg: DictConfig, script: Path) -> float | None:
         raise SystemExit(report_error(error, with_traceback=_wants_traceback(cfg))) from None
     assert isinstance(metrics, dict)
     return metrics.get("val/acc")
+
+
+def _is_said_by_hydra(error: Exception) -> bool:
+    """Whether Hydra itself looked for a mistake and found one."""
+    if not isinstance(error, ValueError):
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals["__name__"].startswith("hydra.")
 
 
 def _after_interrupt(folder: Path) -> str:
