@@ -64,8 +64,9 @@ class _Training:
             loss = self._loss(self.run(self.inputs), self.target)
         self._scaler.scale(loss).backward()
         self._scaler.unscale_(self.optimizer)
-        total = self._case.warmup + self._case.steps
-        memfold.before_step(self.model, self.optimizer, step=self._done, total_steps=total)
+        if not self._case.is_dense:
+            total = self._case.warmup + self._case.steps
+            memfold.before_step(self.model, self.optimizer, step=self._done, total_steps=total)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self._done += 1
