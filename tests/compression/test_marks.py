@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 import memfold
 from memfold.compression import compression_of
-from memfold.compression.computed_weights import MARKS
+from memfold.compression.parts import MARKS
 
 NAMES = ("rand", "mag", "snip", "grasp", "synflow", "set", "rigl", "ltr", "low_rank")
 BATCHES = [(torch.randn(8, 6, generator=torch.Generator().manual_seed(2)), torch.arange(8) % 4)]

@@ -270,7 +270,7 @@ def test_values_without_their_mapping_are_refused_even_when_not_strict(x):
         model.load_state_dict(other.state_dict(), strict=False)
     state = other.state_dict()
     del state["shared_fingerprint"]
-    with pytest.raises(RuntimeError, match="nothing tells whether"):
+    with pytest.raises(RuntimeError, match="nothing tells where"):
         model.load_state_dict(state, strict=False)
     model.load_state_dict({"0.bias": torch.zeros(16)}, strict=False)
 

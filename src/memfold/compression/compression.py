@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,9 @@ class Compression(ABC):
     along. Everything that it trains or stores is registered on the model or returned by
     `value_tensors` and `index_tensors`.
     """
+
+    is_resizable: ClassVar[bool] = False
+    """Whether a state dict that is loaded decides how many values each weight has."""
 
     def __init__(
         self, strategy: "Strategy", model: nn.Module, weights: tuple[CompressibleWeight, ...]
@@ -359,7 +362,6 @@ def restore_dense(model: nn.Module) -> None:
 def check_replaceable(
     model: nn.Module,
     weights: Sequence[CompressibleWeight],
-    reserved: Sequence[str] = (),
     *,
     initialises: bool = False,
 ) -> None:
@@ -368,7 +370,6 @@ def check_replaceable(
     Args:
         model: The root module.
         weights: The weights to replace.
-        reserved: Attributes of the root that must be free.
         initialises: Whether the strategy gives values to tensors on the meta device.
 
     Raises:
@@ -393,6 +394,3 @@ def check_replaceable(
         paths[owner.module] = owner.path
     for module, names in attributes.items():
         check_computable(module, names, paths[module])
-    for name in reserved:
-        if hasattr(model, name):
-            raise InputError(f"the model has an attribute {name}, which the compression needs")

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 import memfold
 from memfold.compression import Strategy, compression_of
-from memfold.compression.computed_weights import MARKS
+from memfold.compression.parts import MARKS
 from memfold.compression.rounds import rounds_of
 from memfold.data.base import ImageDataModule
 from memfold.errors import InputError
@@ -256,10 +256,9 @@ def read_run_checkpoint(path: Path, task: nn.Module, *, resumes: bool = False) -
     net = task.net
     assert isinstance(net, nn.Module)
     compression = compression_of(net)
-    # A structure that is in the checkpoint decides how many values there are.
-    has_structure = compression is not None and compression.structure()
-    names = compression.owned_names() if compression is not None and has_structure else ()
-    resizable = {f"net.{name}" for name in names}
+    resizable: set[str] = set()
+    if compression is not None and compression.is_resizable:
+        resizable = {f"net.{name}" for name in compression.owned_names()}
     optional = (f"net.{MARKS}",)
     return read_checkpoint(path, task.state_dict(), resizable, optional, resumes=resumes)
 

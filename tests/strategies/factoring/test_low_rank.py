@@ -87,7 +87,7 @@ def test_equals_training_with_the_penalty_step_for_step(
 ) -> None:
     weight_decay, frobenius = decays
     net = network(frobenius_decay=frobenius)
-    pairs = [(u.detach(), v.detach()) for u, v in low_rank_of(net).products.pairs()]
+    pairs = [(u.detach(), v.detach()) for u, v in low_rank_of(net).pairs()]
     biases = [net[0].bias.detach(), net[2].bias.detach()]
     data = batches(12)
 
@@ -103,7 +103,7 @@ def test_equals_training_with_the_penalty_step_for_step(
             mse_loss(plain(inputs), targets).backward()
             optimizer.step()
         low_rank = low_rank_of(plain)
-        expected = [factor for pair in low_rank.products.pairs() for factor in pair]
+        expected = [factor for pair in low_rank.pairs() for factor in pair]
         expected += [plain[0].bias, plain[2].bias]
     else:
         expected = reference.train(
@@ -116,7 +116,7 @@ def test_equals_training_with_the_penalty_step_for_step(
             decoupled_rate=RATE if make is adamw else None,
         )
     train(net, make(net.parameters(), weight_decay), data)
-    found = [factor for pair in low_rank_of(net).products.pairs() for factor in pair]
+    found = [factor for pair in low_rank_of(net).pairs() for factor in pair]
     for tensor, naive in zip([*found, net[0].bias, net[2].bias], expected, strict=True):
         torch.testing.assert_close(tensor, naive, rtol=1e-9, atol=1e-12)
 
@@ -177,7 +177,7 @@ def test_decay_of_half_precision_factors_is_computed_in_single() -> None:
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
     memfold.before_step(net, optimizer, step=0, total_steps=1)
-    left, right = (factor.double() for factor in next(low_rank_of(net).products.pairs()))
+    left, right = (factor.double() for factor in next(low_rank_of(net).pairs()))
     expected = 0.5 * (frobenius_gradient(left, right) - left)
     found = net[0].weight_left.grad
     # One rounding to bfloat16 (8 bits), of the sum alone.
@@ -228,9 +228,10 @@ def test_gradients_of_the_factors_follow_from_the_dense_gradient(name: str) -> N
     dense = memfold.densify(model)
     for net in (model, dense):
         net(make_input(name)).square().sum().backward()
-    products = low_rank_of(model).products
-    assert products.names
-    for weight, (left, right) in zip(products.names, products.pairs(), strict=True):
+    low_rank = low_rank_of(model)
+    assert low_rank.computed
+    names = [low_rank.names[index] for index in low_rank.computed]
+    for weight, (left, right) in zip(names, low_rank.pairs(), strict=True):
         gradient = dense.get_parameter(weight).grad
         assert gradient is not None
         gradient = matrix_of(gradient)

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from memfold.compression.accounting import storage_key, tensor_bytes
-from memfold.compression.compression import Compression, check_replaceable
-from memfold.compression.computed_weights import ComputedWeights
+from memfold.compression.compression import check_replaceable
 from memfold.compression.optimizers import optimizers_in
 from memfold.compression.parametrised import Parametrised
+from memfold.compression.parts import ComputedWeights, Level
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context, Ratios, Strategy, set_number
 from memfold.errors import InputError
@@ -88,8 +88,8 @@ class LowRank(Strategy, name="low_rank"):
         del context
         check_replaceable(model, weights)
         low_rank = LowRankWeights(self, model, weights, self._ranks(model, weights))
-        pairs = zip(weights, low_rank.ranks, strict=True)
-        low_rank.attach([self._initial_factors(w, rank) for w, rank in pairs if rank != WHOLE])
+        factors = [self._factors(weights[i], low_rank.ranks[i]) for i in low_rank.computed]
+        low_rank.attach({"left": [u for u, _ in factors], "right": [v for _, v in factors]})
         return low_rank
 
     def rebuild(
@@ -141,7 +141,7 @@ class LowRank(Strategy, name="low_rank"):
             )
         return values
 
-    def _initial_factors(self, weight: CompressibleWeight, rank: int) -> tuple[Tensor, Tensor]:
+    def _factors(self, weight: CompressibleWeight, rank: int) -> tuple[Tensor, Tensor]:
         tensor = weight.tensor.detach()
         seed = derive_seed(self.seed, "low_rank", weight.name)
         generator = torch.Generator("cpu").manual_seed(seed)
@@ -149,8 +149,11 @@ class LowRank(Strategy, name="low_rank"):
         return left.to(tensor), right.to(tensor)
 
 
-class LowRankWeights(Compression):
+class LowRankWeights(ComputedWeights):
     """Products of parameters `<weight>_left` and `<weight>_right`, beside tensors left whole."""
+
+    parts: ClassVar[Mapping[str, Level]] = {"left": "weight", "right": "weight"}
+    root_names: ClassVar[tuple[str, ...]] = (_VALUES, _RANKS)
 
     def __init__(
         self,
@@ -170,19 +173,17 @@ class LowRankWeights(Compression):
         Raises:
             InputError: The name of a factor is taken.
         """
-        super().__init__(strategy, model, weights)
+        whole = [index for index, rank in enumerate(ranks) if rank == WHOLE]
+        super().__init__(strategy, model, weights, whole=whole)
         self.ranks = list(ranks)
         self._decay = strategy.frobenius_decay
-        pairs = list(zip(weights, ranks, strict=True))
-        factored = tuple(weight for weight, rank in pairs if rank != WHOLE)
-        self.products = Products(strategy, model, factored)
-        self.products.check_parts()
-        owners = [weight.owners[0] for weight, rank in pairs if rank == WHOLE]
-        self._whole = [(owner.module, owner.attribute) for owner in owners]
 
-    def attach(self, factors: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Replace the weights that are not whole, by these factors (rows, r) and (columns, r)."""
-        self.products.attach([{"left": left, "right": right} for left, right in factors])
+    def weight(self, index: int) -> Tensor:
+        """Compute dense weight number `index`, in the dtype of its factors."""
+        left, right = self.part(index, "left"), self.part(index, "right")
+        # As a dense parameter, it takes part in mixed precision where it is used.
+        with torch.autocast(left.device.type, enabled=False):
+            return weight_of(left @ right.T, self.shapes[index])
 
     def accept(self, weights: Sequence[CompressibleWeight], tensors: Mapping[str, Tensor]) -> None:
         """Replace the weights by an artifact's values; the model is unchanged when this raises.
@@ -196,7 +197,7 @@ class LowRankWeights(Compression):
                 f"the artifact's {_VALUES} must be {self.num_values} floating-point numbers"
             )
         values = values.to(weights[0].tensor.detach())
-        factors = []
+        lefts, rights = [], []
         for weight, rank in zip(weights, self.ranks, strict=True):
             rows, columns = matrix_shape(weight.shape)
             if rank == WHOLE:
@@ -204,8 +205,9 @@ class LowRankWeights(Compression):
                 weight.tensor.detach().copy_(chunk.view(weight.shape))
             else:
                 left, right, values = values.tensor_split([rank * rows, rank * (rows + columns)])
-                factors.append((left.view(rows, rank).clone(), right.view(columns, rank).clone()))
-        self.attach(factors)
+                lefts.append(left.view(rows, rank).clone())
+                rights.append(right.view(columns, rank).clone())
+        self.attach({"left": lefts, "right": rights})
 
     @property
     def num_values(self) -> int:
@@ -235,10 +237,10 @@ class LowRankWeights(Compression):
 
     def owned_names(self) -> frozenset[str]:
         """See `Compression.owned_names`; tied tensors have several names."""
-        whole = {storage_key(getattr(module, attribute)) for module, attribute in self._whole}
+        whole = {storage_key(tensor) for tensor in self._tensors()}
         state = self.model.state_dict(keep_vars=True).items()
         names = {k for k, v in state if isinstance(v, Tensor) and storage_key(v) in whole}
-        return self.products.owned_names() | names
+        return super().owned_names() | names
 
     def value_tensors(self) -> dict[str, Tensor]:
         """See `Compression.value_tensors`; one vector: of each weight U and V, or all of it."""
@@ -247,17 +249,6 @@ class LowRankWeights(Compression):
     def index_tensors(self) -> dict[str, Tensor]:
         """See `Compression.index_tensors`."""
         return {_RANKS: torch.tensor(self.ranks, dtype=torch.int32)} if any(self.ranks) else {}
-
-    def check_places(self) -> None:
-        """See `Compression.check_places`."""
-        self.products.check_places()
-        modules = set(self.model.modules())
-        if any(module not in modules for module, _ in self._whole):
-            raise InputError("a module was replaced after the model was compressed")
-
-    def restore_dense(self) -> None:
-        """See `Compression.restore_dense`; tensors left whole are dense parameters already."""
-        self.products.restore_dense()
 
     @torch.no_grad()
     def before_step(self, optimizer: Optimizer, step: int, total_steps: int) -> None:
@@ -280,7 +271,7 @@ class LowRankWeights(Compression):
             for group in one.param_groups
             for p in group["params"]
         }
-        for pair in self.products.pairs():
+        for pair in self.pairs():
             for factor, other in (pair, pair[::-1]):
                 one, group = steps.get(id(factor), (None, {}))
                 if one is None:
@@ -302,60 +293,20 @@ class LowRankWeights(Compression):
                     # Once for these gradients, however often this is called.
                     vars(gradient)[_DECAYED] = gradient._version
 
+    def pairs(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+        """Yield U (rows, r) and V (columns, r) of each weight that is not whole."""
+        for index in self.computed:
+            yield self.part(index, "left"), self.part(index, "right")
+
     def _tensors(self) -> Iterator[nn.Parameter]:
-        pairs, whole = self.products.pairs(), iter(self._whole)
-        for rank in self.ranks:
+        """Yield U and V of each weight, or all of it."""
+        pairs = self.pairs()
+        for places, rank in zip(self.places, self.ranks, strict=True):
             if rank == WHOLE:
-                module, attribute = next(whole)
+                module, attribute = places[0]
                 yield getattr(module, attribute)
             else:
                 yield from next(pairs)
-
-
-class Products(ComputedWeights):
-    """The weights that are products, and nothing else of the model."""
-
-    root_names: ClassVar[tuple[str, ...]] = (_VALUES, _RANKS)
-
-    def pairs(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
-        """Yield U (rows, r) and V (columns, r) of each weight."""
-        for index in range(len(self.names)):
-            yield self.part(index, "left"), self.part(index, "right")
-
-    def part_names(self) -> tuple[str, ...]:
-        """See `ComputedWeights.part_names`."""
-        return ("left", "right")
-
-    def weight(self, index: int) -> Tensor:
-        """Compute dense weight number `index`, in the dtype of its factors."""
-        left, right = self.part(index, "left"), self.part(index, "right")
-        # As a dense parameter, it takes part in mixed precision where it is used.
-        with torch.autocast(left.device.type, enabled=False):
-            return weight_of(left @ right.T, self.shapes[index])
-
-    @property
-    def num_values(self) -> int:
-        """Numbers in all factors."""
-        return sum(left.numel() + right.numel() for left, right in self.pairs())
-
-    @property
-    def index_bytes(self) -> int:
-        """Nothing: see `LowRankWeights`."""
-        return 0
-
-    @property
-    def index_format(self) -> str:
-        """Nothing: see `LowRankWeights`."""
-        return "none"
-
-    def value_tensors(self) -> dict[str, Tensor]:
-        """See `Compression.value_tensors`."""
-        names = [f"{name}_{part}" for name in self.names for part in self.part_names()]
-        return dict(zip(names, (t.detach() for pair in self.pairs() for t in pair), strict=True))
-
-    def index_tensors(self) -> dict[str, Tensor]:
-        """Nothing: see `LowRankWeights`."""
-        return {}
 
 
 def _is_decoupled(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:

@@ -100,9 +100,7 @@ class SparseStrategy(Strategy):
                 break
         if sparse.num_values != num_values:
             raise InputError(f"the artifact keeps {sparse.num_values} values, not {num_values}")
-        sparse.check_parts()
-        values = sparse.split(tensors)
-        sparse.attach([{"values": v.to(device=like.device, dtype=like.dtype)} for v in values])
+        sparse.attach({"values": [v.to(like) for v in sparse.split(tensors)]})
         return sparse
 
     def kept_count(
@@ -230,7 +228,6 @@ class PruningAtInit(SparseStrategy):
                 order = torch.randperm(weight.numel, generator=generator).to(weight.tensor.device)
                 initial[index] = initial[index].reshape(-1)[order].view(weight.shape)
         sparse = self.sparse_weights(model, weights, masks)
-        sparse.check_parts()
         sparse.keep(initial)
         return sparse
 

@@ -7,14 +7,14 @@ weight once the trained model has moved. Nothing in PyTorch tells, so a copy tha
 remembers what its values were, until it is trained itself: until gradients come.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
-from memfold.compression.computed_weights import ComputedWeights
+from memfold.compression.parts import ComputedWeights, Level
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Strategy
 from memfold.errors import InputError
@@ -29,6 +29,7 @@ class MovableWeights(ComputedWeights):
     same shape.
     """
 
+    parts: ClassVar[Mapping[str, Level]] = {"values": "weight"}
     positions: list[Tensor]
 
     def __init__(
@@ -41,9 +42,9 @@ class MovableWeights(ComputedWeights):
         """Those that this one has left behind."""
         self._known: list[_Content] | None = None
 
-    def attach(self, parts: Sequence[Mapping[str, Tensor]], *, trainable: bool = True) -> None:
+    def attach(self, parts: Mapping[str, Iterable[Tensor]]) -> None:
         """See `ComputedWeights.attach`."""
-        super().attach(parts, trainable=trainable)
+        super().attach(parts)
         _ALIVE.add(self)
 
     def restore_dense(self) -> None:

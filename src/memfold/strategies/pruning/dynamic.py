@@ -140,7 +140,6 @@ class DynamicStrategy(SparseStrategy):
         counts = counts_for(count)
         masks = [self._draw_mask(w, n) for w, n in zip(weights, counts, strict=True)]
         sparse = DynamicWeights(self, model, weights, masks)
-        sparse.check_parts()
         sparse.keep([weight.tensor for weight in weights])
         return sparse
 
@@ -157,10 +156,8 @@ class DynamicStrategy(SparseStrategy):
         sparse = DynamicWeights(self, model, weights, masks)
         if sparse.num_values != num_values:
             raise InputError(f"the artifact keeps {sparse.num_values} values, not {num_values}")
-        sparse.check_parts()
         like = weights[0].tensor
-        values = [v.to(device=like.device, dtype=like.dtype) for v in sparse.split(tensors)]
-        sparse.attach([{"values": v} for v in values])
+        sparse.attach({"values": [v.to(like) for v in sparse.split(tensors)]})
         return sparse
 
     def _draw_mask(self, weight: CompressibleWeight, count: int) -> Tensor:

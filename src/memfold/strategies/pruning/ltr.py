@@ -159,7 +159,6 @@ class LotteryTicket(SparseStrategy, name="ltr"):
         total = sum(weight.numel for weight in weights)
         counts = round_counts(total, target, fraction=self.fraction, rounds=self.rounds)
         ticket = Ticket(self, model, weights, counts)
-        ticket.check_parts()
         ticket.keep(tensors)
         return ticket
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from memfold.compression.computed_weights import MARKS
 from memfold.compression.marks import check_marks
 from memfold.compression.optimizers import check_movable, in_bucket_of, move_state, optimizers_in
+from memfold.compression.parts import MARKS
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Strategy
 from memfold.errors import InputError
@@ -42,6 +42,7 @@ class SparseWeights(MovableWeights):
     Weight number i is zero but at `positions[i]`, sorted flat int64 indices into it.
     """
 
+    is_resizable: ClassVar[bool] = True
     root_names: ClassVar[tuple[str, ...]] = (_VALUES, _COUNTS, _INDEX, _FINGERPRINT)
 
     def __init__(
@@ -71,16 +72,9 @@ class SparseWeights(MovableWeights):
 
     def keep(self, dense: Sequence[Tensor]) -> None:
         """Replace the weights, with the values that `dense` has at the kept positions."""
-        self.attach(
-            [
-                {"values": tensor.detach().reshape(-1)[at.to(tensor.device)]}
-                for tensor, at in zip(dense, self.positions, strict=True)
-            ]
-        )
-
-    def part_names(self) -> tuple[str, ...]:
-        """See `ComputedWeights.part_names`."""
-        return ("values",)
+        pairs = zip(dense, self.positions, strict=True)
+        values = (t.detach().reshape(-1)[at.to(t.device)] for t, at in pairs)
+        self.attach({"values": list(values)})
 
     def weight(self, index: int) -> Tensor:
         """Compute dense weight number `index`: zeros, and the kept values in their places."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from memfold.compression.compression import check_replaceable
-from memfold.compression.computed_weights import ComputedWeights
+from memfold.compression.parts import ComputedWeights, Level
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context, Strategy, set_number
 from memfold.compression.trained_values import warn_if_trained
@@ -72,8 +72,7 @@ class Supermask(Strategy, name="supermask"):
         warn_if_trained(weights, "supermask keeps none of their values, and draws new ones")
         kept = _counts(weights, self._share(model, weights))
         supermask = SupermaskWeights(self, model, weights, kept)
-        supermask.check_parts()
-        supermask.attach([{"scores": self._initial_scores(weight)} for weight in weights])
+        supermask.attach({"scores": [self._initial_scores(weight) for weight in weights]})
         return supermask
 
     def rebuild(
@@ -91,9 +90,8 @@ class Supermask(Strategy, name="supermask"):
             raise InputError(f"the artifact keeps {kept} weights, {num_values} in all are expected")
         supermask = SupermaskWeights(self, model, weights, kept)
         supermask.check_fingerprint(tensors)
-        supermask.check_parts()
         like = weights[0].tensor.detach()
-        supermask.attach([{"scores": mask.to(like)} for mask in masks])
+        supermask.attach({"scores": [mask.to(like) for mask in masks]})
         return supermask
 
     def _share(self, model: nn.Module, weights: Sequence[CompressibleWeight]) -> float:
@@ -140,7 +138,9 @@ class Supermask(Strategy, name="supermask"):
 class SupermaskWeights(ComputedWeights):
     """Scores as parameters `<weight>_scores`; signs beside them, and no weight at all."""
 
-    root_names: ClassVar[tuple[str, ...]] = (_COUNTS, _INDEX, _FINGERPRINT)
+    parts: ClassVar[Mapping[str, Level]] = {"scores": "weight"}
+    root_names: ClassVar[tuple[str, ...]] = (_COUNTS, _INDEX)
+    mark: ClassVar[str] = _FINGERPRINT
 
     def __init__(
         self,
@@ -171,10 +171,6 @@ class SupermaskWeights(ComputedWeights):
         digests = [blake2b(signs.numpy().tobytes()).hexdigest() for signs in self.signs]
         described = f"{strategy.gain!r} {self.kept} {[tuple(shape) for shape in self.shapes]}"
         self._fingerprint = derive_seed("supermask", described, *digests)
-
-    def part_names(self) -> tuple[str, ...]:
-        """See `ComputedWeights.part_names`."""
-        return ("scores",)
 
     def weight(self, index: int) -> Tensor:
         """Compute dense weight number `index`: +-sigma where it is kept, else 0."""

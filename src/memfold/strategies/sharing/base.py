@@ -22,12 +22,7 @@ from memfold.strategies.sharing.hashing import HASH_RANGE
 from memfold.strategies.sharing.initial import InitialWeights
 from memfold.strategies.sharing.mapping import Sign, SlotMapping, Span, spans_of
 from memfold.strategies.sharing.products import Choice
-from memfold.strategies.sharing.shared_vector import (
-    RESERVED_NAMES,
-    Autograd,
-    SharedVector,
-    index_bytes,
-)
+from memfold.strategies.sharing.shared_vector import Autograd, SharedVector, index_bytes
 
 __all__ = ["SharingStrategy"]
 
@@ -92,7 +87,7 @@ class SharingStrategy(Strategy):
     ) -> SharedVector:
         """See `Strategy.build`."""
         del context
-        check_replaceable(model, weights, RESERVED_NAMES, initialises=True)
+        check_replaceable(model, weights, initialises=True)
         mapping = self._mapping(weights, self._num_values(model, weights))
         if not mapping.is_bijection:
             warn_if_trained(
@@ -106,7 +101,7 @@ class SharingStrategy(Strategy):
                 initial.take(index)
             shared = self._shared(model, weights, mapping, initial.scales)
             values = initial.values(shared, self.seed)
-        shared.attach(values)
+        shared.share(values)
         return shared
 
     def rebuild(
@@ -117,11 +112,11 @@ class SharingStrategy(Strategy):
         tensors: Mapping[str, Tensor],
     ) -> SharedVector:
         """See `Strategy.rebuild`."""
-        check_replaceable(model, weights, RESERVED_NAMES, initialises=True)
+        check_replaceable(model, weights, initialises=True)
         device, dtype = device_of(model, weights), weights[0].tensor.dtype
         mapping = self._mapping(weights, num_values)
         shared = self._shared(model, weights, mapping, [1.0] * len(weights))
-        shared.attach(shared.accept(tensors).to(device=device, dtype=dtype))
+        shared.share(shared.accept(tensors).to(device=device, dtype=dtype))
         return shared
 
     def _mapping(self, weights: tuple[CompressibleWeight, ...], num_values: int) -> SlotMapping:

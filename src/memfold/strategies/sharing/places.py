@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from memfold.compression.parts import PartSource
 from memfold.compression.selection import CompressibleWeight
 
 if TYPE_CHECKING:
@@ -26,25 +27,15 @@ _AUTOCAST_LAYERS = (
 )
 
 
-class View:
-    """What a module computes its weight with: a callable that copies and pickles."""
+class View(PartSource):
+    """What a module computes its weight with, or multiplies without computing it."""
 
     def __init__(self, shared: "SharedVector", index: int, *, autocasts: bool) -> None:
+        super().__init__(shared, index)
         self.shared = shared
-        self.index = index
         self.autocasts = autocasts
         self.converted: Tensor | None = None
         """Empty, of the dtype and device that the layer alone, not the model, was moved to."""
-
-    @property
-    def root(self) -> nn.Module:
-        """See `WeightSource.root`."""
-        return self.shared.model
-
-    @property
-    def name(self) -> str:
-        """See `WeightSource.name`."""
-        return self.shared.names[self.index]
 
     def __call__(self) -> Tensor:
         """Build the weight."""

@@ -16,15 +16,12 @@ segment of slots that all tensors treat alike, a few of them for RANDOMFOLD, m f
 
 import sys
 from collections.abc import Mapping
-from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from memfold.compression.compression import Compression, check_still_there
-from memfold.compression.computed_attributes import compute_parameters, restore_weights
-from memfold.compression.marks import check_names
+from memfold.compression.parts import ComputedWeights, Level
 from memfold.compression.read_only import ReadOnlyWeight
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Strategy
@@ -39,27 +36,29 @@ from memfold.strategies.sharing.places import View, autocasts, is_transformed, z
 from memfold.strategies.sharing.products import Choice, RowProducts, Way
 from memfold.strategies.sharing.running_passes import RunningPasses, check_not_exported
 
-__all__ = ["RESERVED_NAMES", "Autograd", "SharedVector", "index_bytes"]
+__all__ = ["Autograd", "SharedVector", "index_bytes"]
 
 Autograd = Literal["lean", "classic"]
 
 _VALUES = "shared_values"
 _SCALES = "shared_scales"
 _FINGERPRINT = "shared_fingerprint"
-RESERVED_NAMES = (_VALUES, _SCALES, _FINGERPRINT)
-"""State-dict names on the root module."""
 
 # Batch sizes of layers for which a choice is remembered.
 _MOST_WAYS = 1024
 
 
-class SharedVector(Compression):
+class SharedVector(ComputedWeights):
     """phi on the root module, and a computed attribute wherever a weight was.
 
     phi is a parameter of the root itself, not of a child module (an `nn.Sequential` runs every
     child it has), and every access looks it up there, so that `.to()`, `load_state_dict(...,
     assign=True)` and `torch.func.functional_call` find one owner.
     """
+
+    parts: ClassVar[Mapping[str, Level]] = {_VALUES: "model"}
+    root_names: ClassVar[tuple[str, ...]] = (_SCALES,)
+    mark: ClassVar[str] = _FINGERPRINT
 
     def __init__(
         self,
@@ -80,7 +79,6 @@ class SharedVector(Compression):
         self.initial_scale = initial_scale
         self.autograd: Autograd = autograd
         self.linear: Choice = linear
-        self.places = [[(o.module, o.attribute) for o in weight.owners] for weight in weights]
         # At ratio 1 nothing is shared: the row is what the dense model makes of it.
         rows = [None if mapping.is_bijection else zero_row_of(weight) for weight in weights]
         self.zero_rows: list[int | None] = rows
@@ -93,22 +91,12 @@ class SharedVector(Compression):
         self._running = RunningPasses()
         self._evaluation: Evaluation | None = None
 
-    def attach(self, values: Tensor) -> None:
+    def share(self, values: Tensor) -> None:
         """Register phi and turn the dense parameters into views. Nothing here fails."""
-        sources: dict[nn.Module, dict[str, View]] = {}
-        for index, places in enumerate(self.places):
-            for module, attribute in places:
-                view = View(self, index, autocasts=autocasts(module))
-                sources.setdefault(module, {})[attribute] = view
-        for module, views in sources.items():
-            compute_parameters(module, views)
-        self.model.register_parameter(_VALUES, nn.Parameter(values))
+        self.attach({_VALUES: [values]})
         self.slot_factors(values.device, working_dtype(values.dtype))
         register_mapping(self.fingerprint, self.mapping)
-        self._handles = (
-            # PyTorch marks this hook with an attribute, which a bound method cannot take.
-            self.model.register_state_dict_post_hook(partial(self._save_scales)),
-            self.model.register_load_state_dict_pre_hook(self._load_scales),
+        self._handles += (
             self.model.register_forward_pre_hook(self._begin_forward),
             self.model.register_forward_hook(self._end_forward, always_call=True),
         )
@@ -123,10 +111,9 @@ class SharedVector(Compression):
         """The m of the papers."""
         return self.mapping.num_slots
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of phi, and of every weight built from it."""
-        return self.values.dtype
+    def source(self, index: int, module: nn.Module) -> View:
+        """See `ComputedWeights.source`."""
+        return View(self, index, autocasts=autocasts(module))
 
     @property
     def index_bytes(self) -> int:
@@ -223,10 +210,6 @@ class SharedVector(Compression):
         plans = sum(plan.nbytes for plan in self._plans.values())
         return self.index_bytes + kept + self.mapping.kept_bytes + plans
 
-    def owned_names(self) -> frozenset[str]:
-        """See `Compression.owned_names`."""
-        return frozenset((_VALUES, _SCALES, _FINGERPRINT))
-
     @property
     def index_format(self) -> str:
         """The mapping is a function of the seed."""
@@ -250,7 +233,7 @@ class SharedVector(Compression):
         Raises:
             InputError: A tensor is missing, or does not fit.
         """
-        for name in RESERVED_NAMES:
+        for name in (_VALUES, _SCALES, _FINGERPRINT):
             if name not in tensors:
                 raise InputError(f"the artifact has no tensor {name}")
         values = tensors[_VALUES]
@@ -259,26 +242,41 @@ class SharedVector(Compression):
                 f"the artifact's {_VALUES} is {values.dtype} of shape {tuple(values.shape)}; "
                 f"floating-point numbers of shape ({self.num_values},) are needed"
             )
-        problem = self._take_scales(tensors[_SCALES], tensors[_FINGERPRINT])
-        if problem is not None:
-            raise InputError(problem)
+        self.adopt(tensors)
         return values
 
-    def check_places(self) -> None:
-        """See `Compression.check_places`."""
-        check_still_there(self.model, self.names, self.places)
+    def structure(self) -> dict[str, Tensor]:
+        """See `Compression.structure`: the scales, and what the values were folded with."""
+        return self.index_tensors()
 
-    def restore_dense(self) -> None:
-        """See `Compression.restore_dense`."""
-        for handle in self._handles:
-            handle.remove()
-        with torch.no_grad():
-            trains = self.values.requires_grad
-            source = self._make_pass(self.values)
-            built = [source.weight(index, self.dtype) for index in range(len(self.scales))]
-        weights = [nn.Parameter(weight, requires_grad=trains) for weight in built]
-        del self.model._parameters[_VALUES]
-        restore_weights(weights, self.places)
+    def adopt(self, structure: Mapping[str, Tensor]) -> None:
+        """Take over the scales of values that come from elsewhere.
+
+        Raises:
+            InputError: They do not fit.
+        """
+        scales, fingerprint = structure[_SCALES], structure[_FINGERPRINT]
+        if fingerprint.numel() != 1 or int(fingerprint) != self.fingerprint:
+            raise InputError(
+                "these values were folded with another strategy, seed, ratio, set of weights or "
+                f"mapping option than this model's {self.strategy}"
+            )
+        if scales.shape != (len(self.scales),):
+            raise InputError(
+                f"{_SCALES} has shape {tuple(scales.shape)}, expected ({len(self.scales)},)"
+            )
+        if not bool((scales > 0).all() and scales.isfinite().all()):
+            raise InputError(f"{_SCALES} must be finite numbers above 0")
+        self.scales = [float(scale) for scale in scales]
+        self._factors = None
+        if _VALUES in self.model._parameters:
+            self.slot_factors(self.values.device, working_dtype(self.dtype))
+        self.release()
+
+    def dense_weights(self) -> list[Tensor]:
+        """See `ComputedWeights.dense_weights`; from one pass."""
+        source = self._make_pass(self.values)
+        return [source.weight(index, self.dtype) for index in range(len(self.scales))]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to the passes that run now."""
@@ -345,54 +343,6 @@ class SharedVector(Compression):
                 return self._make_pass(values)
             known = self._evaluation = Evaluation(values, self._make_pass(values, hold=True))
         return known.forward_pass
-
-    def _take_scales(self, scales: Tensor, fingerprint: Tensor) -> str | None:
-        """Take over another model's scales, or say why they do not fit."""
-        if fingerprint.numel() != 1 or int(fingerprint) != self.fingerprint:
-            return (
-                "these values were folded with another strategy, seed, ratio, set of weights or "
-                f"mapping option than this model's {self.strategy}"
-            )
-        if scales.shape != (len(self.scales),):
-            return f"{_SCALES} has shape {tuple(scales.shape)}, expected ({len(self.scales)},)"
-        if not bool((scales > 0).all() and scales.isfinite().all()):
-            return f"{_SCALES} must be finite numbers above 0"
-        self.scales = [float(scale) for scale in scales]
-        self._factors = None
-        if _VALUES in self.model._parameters:
-            self.slot_factors(self.values.device, working_dtype(self.dtype))
-        self.release()
-        return None
-
-    def _save_scales(
-        self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]
-    ) -> None:
-        state.update({prefix + name: tensor for name, tensor in self.index_tensors().items()})
-
-    def _load_scales(
-        self,
-        module: nn.Module,
-        state: dict[str, Any],
-        prefix: str,
-        metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_messages: list[str],
-    ) -> None:
-        check_names(state, prefix, _VALUES)
-        tensors = [state.pop(prefix + name, None) for name in (_SCALES, _FINGERPRINT)]
-        if tensors[0] is None or tensors[1] is None:
-            if prefix + _VALUES in state:
-                error_messages.append(
-                    f"{_VALUES} came without {_SCALES} and {_FINGERPRINT}: nothing tells whether "
-                    "they fit this model's mapping"
-                )
-            missing_keys += [prefix + _SCALES, prefix + _FINGERPRINT]
-            return
-        problem = self._take_scales(tensors[0], tensors[1])
-        if problem is not None:
-            error_messages.append(problem)
 
 
 def index_bytes(num_tensors: int) -> int:
