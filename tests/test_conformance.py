@@ -31,7 +31,8 @@ from memfold.tasks import Classification
 from memfold.training import run
 from strategies import fixed_ratio
 from strategies.cases import STRATEGIES, options_of
-from training.jobs import SMALL, TESTS, compose_job, train
+from training.jobs import SMALL, TESTS, compose_job
+from training.rank_jobs import train_in_two_ranks
 
 RATIO = 0.2
 OWN = fixed_ratio.Quarter.name
@@ -224,32 +225,33 @@ def test_the_same_seed_gives_the_same_structure_in_a_new_process() -> None:
     assert json.loads(done.stdout) == {name: digest(name) for name in NAMES}
 
 
+def two_ranks(folder: Path, name: str) -> list[str]:
+    """Return the overrides of a job whose ranks say what they have, with a batch for both."""
+    probe = "+callbacks.probe._target_=training.probes.StructureProbe"
+    given = [text for text in overrides(name) if text != "trainer=cpu"]
+    given = [text.replace("batch_size=100", "batch_size=50") for text in given]
+    place = f"+callbacks.probe.folder={folder / name}"
+    return [*given, probe, place, "trainer.max_epochs=1", "trainer=ddp_cpu"]
+
+
 @pytest.mark.ddp
-@pytest.mark.parametrize("name", NAMES)
-def test_two_ranks_train_what_one_does(name: str, tmp_path: Path) -> None:
-    probe = ["+callbacks.probe._target_=training.probes.StructureProbe"]
-    further = [*probe, "trainer.max_epochs=1"]
-    one, two = tmp_path / "one", tmp_path / "two"
-    job(one, name, *further, f"+callbacks.probe.folder={one}")
-    arguments = [text for text in overrides(name) if text != "trainer=cpu"]
-    status, _, err = train(
-        *(text.replace("batch_size=100", "batch_size=50") for text in arguments),
-        *further,
-        "trainer=ddp_cpu",
-        f"+callbacks.probe.folder={two}",
-        f"hydra.run.dir={two}",
-    )
-    assert status == 0, err
-    alone, *ranks = (
-        json.loads(file.read_text())
-        for file in (one / "rank_0.json", two / "rank_0.json", two / "rank_1.json")
-    )
-    assert ranks[0] == ranks[1]
-    assert ranks[0]["structure"] == alone["structure"]
-    weights = [
-        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for folder in (one, two)
-    ]
-    for key, tensor in weights[0].items():
-        # Sums in another order, over 12 steps in single precision.
-        torch.testing.assert_close(weights[1][key], tensor, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("names", [NAMES[:6], NAMES[6:11], NAMES[11:]], ids=" ".join)
+def test_two_ranks_train_what_one_does(names: list[str], tmp_path: Path) -> None:
+    train_in_two_ranks(tmp_path, {name: two_ranks(tmp_path, name) for name in names})
+    for name in names:
+        two, one = tmp_path / name, tmp_path / "one" / name
+        probe = ["+callbacks.probe._target_=training.probes.StructureProbe"]
+        job(one, name, *probe, f"+callbacks.probe.folder={one}", "trainer.max_epochs=1")
+        alone, *ranks = (
+            json.loads(file.read_text())
+            for file in (one / "rank_0.json", two / "rank_0.json", two / "rank_1.json")
+        )
+        assert ranks[0] == ranks[1]
+        assert ranks[0]["structure"] == alone["structure"]
+        weights = [
+            torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+            for folder in (one, two)
+        ]
+        for key, tensor in weights[0].items():
+            # Sums in another order, over 12 steps in single precision.
+            torch.testing.assert_close(weights[1][key], tensor, rtol=1e-4, atol=1e-5)
