@@ -150,7 +150,9 @@ def _lost_bytes(part: Compression) -> int:
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    for state in optimizer.state.values():
-        for key, value in state.items():
+    for owner, state in optimizer.state.items():
+        # Some optimizers keep a count of steps there, beside the states of parameters.
+        entries = state.items() if isinstance(state, dict) else ((owner, state),)
+        for key, value in entries:
             if isinstance(value, Tensor):
                 yield str(key), value

@@ -15,6 +15,7 @@ from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer
 
 import memfold
 from memfold import InputError
+from memfold.memory import train_state_bytes
 from strategies.pruning.dynamic_networks import (
     NAMES,
     batches,
@@ -195,6 +196,23 @@ def test_a_step_that_cannot_be_skipped_is_refused() -> None:
     with pytest.raises(InputError, match="SAM acts on them beside the optimizer that it wraps"):
         train_with_sam(net, SAM(net.parameters(), lr=0.1, momentum=0.9), 10)
     assert sparse_of(net).structure_version == 0
+
+
+def test_a_count_of_steps_beside_the_states_of_parameters_stays() -> None:
+    net, plain = (network("set", **MOVING) for _ in range(2))
+    optimizer = momentum_sgd(net)
+    state: dict[Any, Any] = optimizer.state
+    state["k"] = torch.tensor([0])
+    take_steps(net, optimizer, batches(8))
+    take_steps(plain, momentum_sgd(plain), batches(8))
+    assert sparse_of(net).structure_version == 2
+    assert same_state(net, plain)
+    assert train_state_bytes(net, optimizer) - train_state_bytes(net, momentum_sgd(net)) == 8 + sum(
+        value.numel() * 8 for value in net.parameters()
+    )
+    state["k"] = torch.zeros(5)
+    with pytest.raises(InputError, match="SGD keeps its state 'k', which is not one tensor"):
+        take_steps(net, optimizer, batches(10), first=8)
 
 
 @pytest.mark.parametrize("name", NAMES)

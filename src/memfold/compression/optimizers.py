@@ -53,6 +53,10 @@ def check_movable(optimizer: Optimizer, values: Collection[Tensor]) -> None:
     shapes = {value.shape for value in values if value.numel() > 1}
     for one in optimizers_in(optimizer):
         for parameter, state in one.state.items():
+            if not isinstance(parameter, Tensor):  # of all parameters together: a count of steps
+                if any(entry.numel() > 1 for entry in _tensors_in(state)):
+                    raise _unmovable(one, f"its state {parameter!r}")
+                continue
             for key, entry in state.items():
                 if not _is_per_parameter(entry, parameter, id(parameter) in moving):
                     raise _unmovable(one, f"its state {key!r}")
