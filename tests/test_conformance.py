@@ -31,7 +31,7 @@ from memfold.tasks import Classification
 from memfold.training import run
 from strategies import fixed_ratio
 from strategies.cases import STRATEGIES, options_of
-from training.jobs import SMALL, TESTS, compose_job
+from training.jobs import PYTHONPATH, SMALL, compose_job
 from training.rank_jobs import train_in_two_ranks
 
 RATIO = 0.2
@@ -218,7 +218,7 @@ def test_the_same_seed_gives_the_same_structure_in_a_new_process() -> None:
         "with fixed_ratio.registered():\n"
         "    print(json.dumps({name: digest(name) for name in NAMES}))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "PYTHONHASHSEED": "77"}
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "PYTHONHASHSEED": "77"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )

@@ -15,6 +15,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 REPOSITORY = Path(__file__).parents[2]
 TESTS = REPOSITORY / "tests"
+PYTHONPATH = os.pathsep.join([str(REPOSITORY / "src"), str(TESTS)])
+"""For programs that tests start: they import what stands here, whatever is installed."""
 
 # An MLP on the embedded digits: a second or two with everything around it.
 SMALL = ("backbone=mlp", "logger=csv", "trainer=cpu", "~callbacks.progress_bar")
@@ -55,7 +57,7 @@ def start_training(*arguments: str, largest_file: int | None = None) -> subproce
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "MASTER_"))}
     for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "PL_GLOBAL_SEED"):
         environment.pop(name, None)
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
     return subprocess.Popen(
         [sys.executable, str(REPOSITORY / "train.py"), *arguments],
         cwd=REPOSITORY,

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from training.jobs import REPOSITORY, TESTS
+from training.jobs import PYTHONPATH, REPOSITORY
 
 TRAIN = str(REPOSITORY / "train.py")
 _OF_LAUNCHERS = ("WANDB_", "MASTER_", "SLURM_", "TORCHELASTIC_", "GROUP_", "PL_GLOBAL_SEED")
@@ -22,7 +22,7 @@ def clean_environment(**variables: str) -> dict[str, str]:
         for key, value in os.environ.items()
         if not key.startswith(_OF_LAUNCHERS) and key not in _OF_RANKS
     }
-    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)} | variables
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH} | variables
 
 
 def free_port() -> int:

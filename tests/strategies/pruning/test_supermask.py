@@ -28,8 +28,7 @@ from memfold.strategies.pruning.encoding import cheapest
 from memfold.strategies.pruning.masks import keep_counts
 from memfold.strategies.pruning.supermask import SupermaskWeights
 from strategies.models import build, make_input
-
-TESTS = Path(__file__).parents[2]
+from training.jobs import PYTHONPATH
 
 
 def dense_network() -> nn.Sequential:
@@ -181,7 +180,7 @@ def digest() -> str:
 
 def test_the_seed_draws_the_same_weights_in_a_new_process() -> None:
     code = "from strategies.pruning.test_supermask import digest; print(digest())"
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "PYTHONHASHSEED": "77"}
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "PYTHONHASHSEED": "77"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
