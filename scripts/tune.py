@@ -10,7 +10,7 @@ docs/tuning.md says how. Needs the extra `tune`.
 import sys
 from pathlib import Path
 
-from memfold.tuning.command_line import main
+from memfold.studies.optuna_search import main
 
 ROOT = Path(__file__).resolve().parents[1]
 

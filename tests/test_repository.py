@@ -55,7 +55,6 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         SMALL | {"data", "overrides", "processes", "runs", "strategies", "training"},
         {"wandb", "sklearn"},
     ),
-    "tuning": (SMALL | {"overrides", "runs", "studies", "training"}, set()),
     "benchmarking": (
         SMALL | {"backbones", "compression", "memory", "runs", "strategies"},
         {"lightning", "hydra", "omegaconf", "wandb"},

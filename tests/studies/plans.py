@@ -7,7 +7,7 @@ import yaml
 
 REPOSITORY = Path(__file__).parents[2]
 CONF = REPOSITORY / "conf"
-STAND_IN = REPOSITORY / "tests" / "tuning" / "stand_in.py"
+STAND_IN = REPOSITORY / "tests" / "studies" / "stand_in.py"
 
 PLAN: dict[str, Any] = {
     "overrides": ["trainer.max_epochs=2", "logger=csv"],

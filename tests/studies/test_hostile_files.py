@@ -1,5 +1,7 @@
 """Files of studies that somebody else may have written are refused in one line."""
 
+import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +9,95 @@ import pytest
 
 from memfold.errors import InputError
 from memfold.studies.choose_plan import read_plan
+from memfold.studies.space import read_space
+from studies.tuned import tune
 
 DEEP = "[" * 200_000
 LARGE = "9" * 5000
+
+
+LR = "parameters: {optimizer.lr: {float: {low: 0.1, high: 1}}}\ntuning_seeds: [1]\ntest_seeds: [2]"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("low: 0.1", "low: [0.1]", "parameters.optimizer.lr.float.low must be a number, got [0.1]"),
+        ("low: 0.1", "low: -1e999", "low must be a finite number"),
+        ("{low: 0.1, high: 1}", "[0.1, 1]", "optimizer.lr.float must be a mapping of high, log"),
+        ("{float: {low: 0.1, high: 1}}", "{choice: [2026-01-01]}", "a choice is a number"),
+        ("{float: {low: 0.1, high: 1}}", "{choice: [.nan]}", "a choice is a number"),
+        ("{float: {low: 0.1, high: 1}}", "{int: {low: 1, high: 0x" + "9" * 99 + "}}", "at most"),
+        ("optimizer.lr:", "1:", "parameters.1 must be a text"),
+        ("optimizer.lr:", "hydra.run.dir=x:", "parameters.hydra.run.dir=x is no key of train.py"),
+        ("[1]", "{1: 2}", "tuning_seeds must be a list"),
+        ("[1]", f"[{', '.join(map(str, range(2000)))}]", "tuning_seeds must have at most 1000"),
+    ],
+)
+def test_wrong_values_of_a_space_are_named(
+    before: str, after: str, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "space.yaml"
+    file.write_text(LR)
+    read_space(file)
+    assert before in LR
+    file.write_text(LR.replace(before, after))
+    with pytest.raises(InputError) as error:
+        read_space(file)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        (
+            "insert into trial_user_attributes (trial_id, key, value_json) "
+            "values (1, 'retry_of', '7')",
+            "trial 0 tries again what was never tried",
+        ),
+        (
+            "insert into trial_user_attributes (trial_id, key, value_json) "
+            "values (1, 'retry_of', '[1]')",
+            "trial 0: retry_of must be a whole number, got [1]",
+        ),
+        (
+            "update trial_user_attributes set value_json = '\"much\"' where key = 'seconds'",
+            "trial 0: seconds must be a number, got 'much'",
+        ),
+        (
+            "update trial_params set param_name = 'hydra.run.dir' where param_name = 'scheduler'",
+            "trial 0 is not of the study's space",
+        ),
+        ("update trial_params set param_value = 7", "study.db is damaged: "),
+        (
+            "update trial_params set param_value = 2.0 where param_name = 'optimizer.lr'",
+            "trial 0 is not of the study's space",
+        ),
+        ("delete from trial_values", "trial 0 is not of the study's space"),
+    ],
+)
+def test_a_damaged_study_is_refused(
+    done: Path, statement: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(done, folder)
+    with sqlite3.connect(folder / "study" / "study.db") as database:
+        database.execute(statement)
+    database.close()
+    capsys.readouterr()
+    assert tune(folder, 1) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("done")
+    assert tune(folder, 1) == 0
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -37,7 +125,7 @@ def test_what_costs_or_runs_more_than_it_says(text: str, message: str, tmp_path:
         assert len(str(error.value)) < 500
 
 
-READERS: list[Any] = [read_plan]
+READERS: list[Any] = [read_plan, read_space]
 PLAN = """
 overrides: [logger=csv]
 methods: {dense: [compression=dense]}

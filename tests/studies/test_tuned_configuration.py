@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from memfold.errors import InputError
-from memfold.tuning.configuration import Configuration, search_path
-from memfold.tuning.space import read_space
-from tuning.studies import CONF, tune, write_space
+from memfold.studies.space import read_space
+from memfold.studies.tuned_configuration import Configuration, search_path
+from studies.tuned import CONF, tune, write_space
 
 LR = {"float": {"low": 0.01, "high": 1.0}}
 
@@ -18,7 +18,7 @@ def configuration(
     folder: Path, overrides: Sequence[str] = (), **parameters: dict[str, Any]
 ) -> Configuration:
     space = write_space(folder, parameters=parameters or {"optimizer.lr": LR})
-    return Configuration(CONF, "train", overrides, read_space(space))
+    return Configuration(CONF, overrides, read_space(space))
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from memfold.tuning.command_line import main
-from memfold.tuning.space import read_space
-from memfold.tuning.study import Study, Trial
+from memfold.studies.optuna_search import main
+from memfold.studies.optuna_study import Study, Trial
+from memfold.studies.space import read_space
 
 REPOSITORY = Path(__file__).parents[2]
 CONF = REPOSITORY / "conf"
@@ -57,7 +57,7 @@ class Worker:
 
     def __init__(self, folder: Path, num_trials: int, *options: str, **environment: str) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["memfold.tuning.session", "tuning.studies"])
+        context.set_forkserver_preload(["memfold.studies.optuna_search", "studies.tuned"])
         self._output = Path(tempfile.mkdtemp(dir=folder))
         given = arguments(folder, num_trials, *options)
         self.process = context.Process(target=_work, args=(given, self._output, environment))

@@ -15,9 +15,10 @@ from memfold.files import read_text
 from memfold.runs.folder import METRICS
 from memfold.runs.locks import try_lock
 from memfold.studies.executor import Stopped
+from memfold.studies.optuna_study import Study
 from memfold.studies.runner import RunFailed, Runner
-from memfold.tuning.configuration import Configuration
-from memfold.tuning.study import REASON, SECONDS, VALUES, Study
+from memfold.studies.tuned_configuration import Configuration
+from memfold.studies.tuning_report import fit_seconds
 
 __all__ = ["Objective", "TakenOver"]
 
@@ -99,17 +100,17 @@ class Objective:
                 given = [*overrides, f"seed={seed}", "trainer.limit_test_batches=0", *group]
                 result = self._launcher.run(given, folder, watch)
                 values.append(_metric(result, self._study.space.metric))
-                seconds += (result.get("time") or {}).get("fit_seconds") or 0.0
+                seconds += fit_seconds(result)
         except RunFailed as error:
             self._check_still_ours(trial)
-            trial.set_user_attr(REASON, str(error))
+            trial.set_user_attr("reason", str(error))
             raise
         except UpdateFinishedTrialError as error:
             self.is_taken_over = True
             raise TakenOver from error
         self._check_still_ours(trial)
-        trial.set_user_attr(VALUES, values)
-        trial.set_user_attr(SECONDS, seconds)
+        trial.set_user_attr("values", values)
+        trial.set_user_attr("seconds", seconds)
         return statistics.fmean(values)
 
     def _check_still_ours(self, trial: optuna.Trial) -> None:

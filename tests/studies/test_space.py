@@ -7,9 +7,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from memfold.errors import InputError
-from memfold.tuning.configuration import write_override
-from memfold.tuning.space import Choice, Float, Int, Pruning, read_space
-from tuning.studies import REPOSITORY, SPACE, write_space
+from memfold.studies.space import Pruning, read_space
+from memfold.studies.tuned_configuration import write_override
+from studies.tuned import REPOSITORY, SPACE, write_space
 
 
 def test_every_kind_is_read(tmp_path: Path) -> None:
@@ -27,15 +27,15 @@ parameters:
 """
     )
     space = read_space(file)
-    assert space.parameters == {
-        "optimizer.lr": Float(0.001, 1.0, log=True),
-        "data.batch_size": Int(16, 64),
-        "data.horizontal_flip": Choice((True, False)),
+    assert space.to_dict()["parameters"] == {
+        "optimizer.lr": {"float": {"low": 0.001, "high": 1.0, "log": True}},
+        "data.batch_size": {"int": {"low": 16, "high": 64, "log": False}},
+        "data.horizontal_flip": {"choice": {"values": [True, False]}},
     }
     assert space.metric == "packed/val/acc"
     assert not space.maximize
-    assert space.pruning == Pruning(startup_trials=5, warmup_epochs=3)
-    assert (space.tuning_seeds, space.test_seeds) == ((1,), (2, 3))
+    assert space.pruner == Pruning(startup_trials=5, warmup_epochs=3)
+    assert (space.tuning_seeds, space.test_seeds) == ([1], [2, 3])
 
 
 @pytest.mark.parametrize(
@@ -53,25 +53,29 @@ def parameter(entry: object) -> dict[str, Any]:
     ("changes", "message"),
     [
         ({"tuning_seeds": [1, 11]}, "tuning_seeds and test_seeds share 11"),
-        ({"tuning_seeds": []}, "tuning_seeds must be a list of at least one seed"),
-        ({"tuning_seeds": [1, 1]}, "has a seed twice"),
-        ({"test_seeds": [True]}, "test_seeds must be a whole number"),
+        ({"tuning_seeds": []}, "tuning_seeds must have at least 1 entry"),
+        ({"tuning_seeds": [1, 1]}, "tuning_seeds: 1 is there twice"),
+        ({"test_seeds": [True]}, "test_seeds.0 must be a whole number, got True"),
         ({"objective": {"metric": "test/acc"}}, "must be a validation metric"),
-        ({"objective": {"direction": "up"}}, "must be maximize or minimize"),
-        ({"samplers": {}}, "samplers is no key of the file"),
-        ({"pruner": {"warmup": 1}}, "warmup is no key of pruner"),
-        ({"parameters": {}}, "parameters must name at least one key"),
-        ({"parameters": {"~x": {"choice": [1]}}}, "'~x' is no key of train.py"),
-        (parameter({"log_uniform": [0, 1]}), "optimizer.lr must have one of float, int, choice"),
+        ({"objective": {"direction": "up"}}, "must be 'maximize' or 'minimize', got 'up'"),
+        ({"samplers": {}}, "samplers is unknown; there are objective, parameters"),
+        ({"pruner": {"warmup": 1}}, "pruner.warmup is unknown; there are startup_trials"),
+        ({"parameters": {}}, "parameters must have at least 1 entry"),
+        ({"parameters": {"~x": {"choice": [1]}}}, "parameters.~x is no key of train.py"),
+        (parameter({"log_uniform": [0, 1]}), "lr.log_uniform is unknown; there are choice, float"),
         (parameter({"float": {"low": 1, "high": 0.1}}), "low must be smaller than high"),
         (parameter({"float": {"low": 0, "high": 1, "log": True}}), "low must be above 0"),
-        (parameter({"float": {"low": 0}}), "high must be a number, got None"),
-        (parameter({"float": {"low": 0, "high": float("inf")}}), "high must be a number"),
+        (parameter({"float": {"low": 0}}), "optimizer.lr.float.high is missing"),
+        (parameter({"float": {"low": 0, "high": float("inf")}}), "high must be a finite number"),
         (parameter({"int": {"low": 0.5, "high": 1}}), "low must be a whole number"),
-        (parameter({"float": {"low": 0, "high": 1, "step": 2}}), "step is no key of"),
-        (parameter({"choice": []}), "a list of at least one value"),
-        (parameter({"choice": [[1, 2]]}), "a choice is a number, a text"),
-        (parameter({"choice": [1, 1.0]}), "a choice stands twice"),
+        (
+            parameter({"float": {"low": 0, "high": 1, "step": 2}}),
+            "lr.float.step is unknown; there are high, log, low",
+        ),
+        (parameter({"choice": []}), "optimizer.lr.choice must have at least 1 entry"),
+        (parameter({}), "optimizer.lr must have one of float, int, choice"),
+        (parameter({"choice": [[1, 2]]}), "a choice is a number, text"),
+        (parameter({"choice": [1, 1.0]}), "choice: 1.0 is there twice"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

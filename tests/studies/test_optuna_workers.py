@@ -12,7 +12,7 @@ import pytest
 
 from memfold.runs.locks import is_held, wait_for_lock
 from memfold.studies.executor import share_out, work_in_parallel
-from tuning.studies import (
+from studies.tuned import (
     Worker,
     num_starts,
     open_study,
@@ -149,7 +149,7 @@ def test_a_trial_that_ends_while_another_worker_looks_is_not_lost(
         study.optuna.tell(attempt, 0.5)
         return is_held(lock)
 
-    monkeypatch.setattr("memfold.tuning.study.is_held", end_now)
+    monkeypatch.setattr("memfold.studies.optuna_study.is_held", end_now)
     study.recover()
     assert [trial.value for trial in study.trials()] == [0.5]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from memfold.studies.optuna_search import main
 from memfold.studies.runner import Runner
-from memfold.tuning.command_line import main
-from tuning.studies import CONF, STAND_IN, arguments, num_starts
+from studies.tuned import CONF, STAND_IN, arguments, num_starts
 
 ONE_RUN = {"tuning_seeds": [1], "test_seeds": [11]}
 GIVEN = ("optimizer.lr=0.1", "trainer.max_epochs=2", "seed=1")

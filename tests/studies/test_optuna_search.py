@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from memfold.tuning.command_line import main
-from memfold.tuning.configuration import Configuration, search_path
-from memfold.tuning.space import read_space
-from tuning.studies import CONF, OVERRIDES, STAND_IN, arguments, report, trials
+from memfold.studies.optuna_search import main
+from memfold.studies.space import read_space
+from memfold.studies.tuned_configuration import Configuration, search_path
+from studies.tuned import CONF, OVERRIDES, STAND_IN, arguments, report, trials
 
 
 def test_help_has_an_example(capsys: pytest.CaptureFixture) -> None:
@@ -48,7 +48,7 @@ def test_the_best_setting_is_written_as_an_experiment(
     before = file.read_text()
     assert "# python train.py experiment=tuned seed=1\n" in before
 
-    made = Configuration(conf, "train", OVERRIDES, read_space(tmp_path / "space.yaml"))
+    made = Configuration(conf, OVERRIDES, read_space(tmp_path / "space.yaml"))
     best = trials(tmp_path)[report(tmp_path)["best"]["trial"]]
     expected = made.compose_task(made.overrides(best.setting))
     assert made.compose_task(["experiment=tuned"]) == expected

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tuning.studies import REPOSITORY, SPACE, report
+from studies.tuned import REPOSITORY, SPACE, report
 
 pytestmark = [pytest.mark.slow, pytest.mark.ddp, pytest.mark.timeout(1200)]
 

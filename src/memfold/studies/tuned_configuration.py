@@ -1,4 +1,4 @@
-"""What `train.py` makes of overrides, found out before anything is trained."""
+"""What `train.py` makes of overrides, found out before anything is trained; experiment files."""
 
 import re
 import tempfile
@@ -6,33 +6,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from memfold.errors import InputError
 from memfold.overrides import quote_value
-from memfold.training.command_line import describe_error
-from memfold.tuning.space import Setting, Space, Value
+from memfold.runs.folder import write_text_atomically
+from memfold.studies.composing import compose_run, parse_overrides
+from memfold.studies.space import Setting, Space, Value
 
-__all__ = ["Configuration", "search_path", "write_override"]
+__all__ = ["Configuration", "ExperimentFiles", "search_path", "write_override"]
 
 _GIVEN_BY_THE_STUDY = re.compile(r"seed|resume|hydra[./].*")
 _EXPERIMENT = "experiment"
+_NAME = re.compile(r"[A-Za-z_][\w-]*")
 
 
 class Configuration:
     """The configuration of `train.py`, with the overrides that all trials share."""
 
-    def __init__(self, folder: Path, name: str, common: Sequence[str], space: Space) -> None:
+    def __init__(self, conf: Path, common: Sequence[str], space: Space) -> None:
         """Check the overrides and every parameter of the space.
 
         Args:
-            folder: Hydra's configuration folder.
-            name: The primary configuration, without `.yaml`.
+            conf: Hydra's configuration folder.
             common: Overrides of all trials, as on the command line of `train.py`.
             space: What differs between trials.
 
@@ -40,10 +37,9 @@ class Configuration:
             InputError: An override or parameter is unknown, given twice, or can be in no
                 experiment file.
         """
-        self._folder = folder
-        self._name = name
+        self._conf = conf
         self.common = tuple(common)
-        _refuse_given_twice(_parse(common), space)
+        _refuse_given_twice(parse_overrides(common), space)
         base = self._compose(self.common)
         self._groups = frozenset(base.hydra.runtime.choices)
         self._free_names = {
@@ -81,7 +77,7 @@ class Configuration:
         """
         defaults: dict[str, Any] = {}
         values = OmegaConf.create()
-        for override in _parse(self.overrides(setting)):
+        for override in parse_overrides(self.overrides(setting)):
             key, value = override.key_or_group, override.value()
             if key in self._groups:
                 defaults[key] = value
@@ -101,21 +97,21 @@ class Configuration:
 
     def compose_task(self, overrides: Sequence[str]) -> dict[str, Any]:
         """Compose the configuration of a run; interpolations stay as they are."""
-        cfg = self._compose(overrides)
-        task: Any = OmegaConf.to_container(cfg)
+        task: Any = OmegaConf.to_container(self._compose(overrides))
         del task["hydra"]
         return task
 
     def _compose(self, overrides: Sequence[str], *, blame: str = "") -> DictConfig:
         try:
-            with initialize_config_dir(str(self._folder), version_base="1.3", job_name="train"):
-                return compose(self._name, list(overrides), return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
-            # Hydra has errors of its own, which name the override, and bare ones, which do not.
-            is_bare = not isinstance(error, HydraException | OmegaConfBaseException)
-            place = f"{' '.join(overrides)}: " if is_bare else ""
-            place = f"parameters: {blame}: " if blame else place
-            raise InputError(f"{place}{describe_error(error)}") from error
+            return compose_run(self._conf, overrides, with_hydra=True)
+        except InputError as error:
+            if blame:
+                raise InputError(f"parameters: {blame}: {error}") from error
+            # Of Hydra's errors, the bare ones do not name the override.
+            is_bare = isinstance(error.__cause__, ValueError | TypeError)
+            raise InputError(
+                f"{' '.join(overrides)}: {error}" if is_bare else str(error)
+            ) from error
 
     def _compose_examples(
         self, first: Setting, examples: Mapping[str, Sequence[Value]]
@@ -149,6 +145,62 @@ class Configuration:
             raise InputError(f"{refusal} (it gives another {different[0]})")
 
 
+class ExperimentFiles:
+    """Where the setting is written: `STUDY/experiment/`, and `conf/experiment/` if wanted."""
+
+    def __init__(self, conf: Path, study: Path, in_conf: str | None) -> None:
+        """Check that no file of anybody else is in the way.
+
+        Args:
+            conf: Hydra's configuration folder.
+            study: The study folder, as the user wrote it.
+            in_conf: The name of an experiment in `conf`; `None`: only in the study folder.
+
+        Raises:
+            InputError: A name is not allowed or taken.
+        """
+        self._mark = f"Tuned in the study {study.resolve().name}"
+        name = re.sub(r"[^\w-]", "_", study.resolve().name)
+        self.arguments = ["--config-dir", str(study), f"{_EXPERIMENT}={name}"]
+        """What makes `train.py` use the experiment."""
+        self._commands = {study.resolve() / _EXPERIMENT / f"{name}.yaml": " ".join(self.arguments)}
+        file = conf / _EXPERIMENT / f"{name}.yaml"
+        if self._is_taken(file):
+            raise InputError(
+                f"--study {study}: its experiment file could not be told from "
+                f"{file}; choose another name for the folder"
+            )
+        if in_conf is not None:
+            file = conf / _EXPERIMENT / f"{in_conf}.yaml"
+            if not _NAME.fullmatch(in_conf):
+                raise InputError(f"--write-experiment {in_conf}: letters, digits, _ and - only")
+            if self._is_taken(file):
+                raise InputError(
+                    f"--write-experiment {in_conf}: {file} exists and is not of this "
+                    "study; choose another name"
+                )
+            self._commands[file] = f"{_EXPERIMENT}={in_conf}"
+
+    def write(self, configuration: Configuration, setting: Setting, reason: str) -> None:
+        """Write the files.
+
+        Args:
+            configuration: Writes the overrides.
+            setting: The best one.
+            reason: Why it is.
+
+        Raises:
+            InputError: A file cannot be written.
+        """
+        for file, arguments in self._commands.items():
+            head = [self._mark, reason, f"python train.py {arguments} seed=1"]
+            write_text_atomically(file, configuration.experiment(setting, head))
+
+    def _is_taken(self, file: Path) -> bool:
+        mark = f"# {self._mark}"
+        return file.exists() and mark not in file.read_text(encoding="utf-8").splitlines()
+
+
 def search_path(folder: str) -> str:
     """Return the override that lets Hydra find configurations in `folder`, too."""
     return f"hydra.searchpath=[{quote_value(f'file://{folder}')}]"
@@ -165,26 +217,17 @@ def write_override(key: str, value: object, *, is_group: bool = False) -> str:
     return f"{key}={value}"
 
 
-def _parse(overrides: Sequence[str]) -> list[Override]:
-    try:
-        return OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise InputError(describe_error(error)) from error
-
-
 def _refuse_given_twice(common: Sequence[Override], space: Space) -> None:
     for override in common:
-        key = override.key_or_group
+        key, text = override.key_or_group, override.input_line
         if _GIVEN_BY_THE_STUDY.fullmatch(key):
-            raise InputError(f"{override.input_line}: the study gives every run its {key}")
+            raise InputError(f"{text}: the study gives every run its {key}")
         if key in space.parameters:
-            raise InputError(f"{override.input_line}: {key} is a parameter of the search space")
+            raise InputError(f"{text}: {key} is a parameter of the search space")
         if override.is_sweep_override():
-            raise InputError(f"{override.input_line}: one value; what varies is in the space")
+            raise InputError(f"{text}: one value; what varies is in the space")
         if override.is_delete():
-            raise InputError(
-                f"{override.input_line}: an experiment file cannot delete a key; set it to null"
-            )
+            raise InputError(f"{text}: an experiment file cannot delete a key; set it to null")
     for key in space.parameters:
         if _GIVEN_BY_THE_STUDY.fullmatch(key):
             raise InputError(f"parameters: {key} is given by the study, and cannot be tuned")

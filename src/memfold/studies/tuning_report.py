@@ -10,11 +10,11 @@ from typing import Any
 import optuna
 
 from memfold.runs.folder import write_text_atomically
-from memfold.tuning.best import TestRun
-from memfold.tuning.configuration import Configuration
-from memfold.tuning.study import Study, Trial
+from memfold.studies.optuna_study import Study, Trial
+from memfold.studies.runner import Outcome
+from memfold.studies.tuned_configuration import Configuration
 
-__all__ = ["describe", "to_markdown", "write_report"]
+__all__ = ["describe", "fit_seconds", "to_markdown", "write_report"]
 
 _TRIALS_FOR_IMPORTANCES = 10  # fewer say little
 _STATES = ("completed", "pruned", "failed")
@@ -24,7 +24,7 @@ def describe(
     study: Study,
     configuration: Configuration,
     best: Trial | None,
-    tests: Sequence[TestRun],
+    tests: Mapping[int, Outcome],
     commands: Mapping[str, str],
 ) -> dict[str, Any]:
     """Collect what the report says.
@@ -33,7 +33,7 @@ def describe(
         study: With its trials.
         configuration: Writes overrides.
         best: The trial that was chosen, if one is completed.
-        tests: Its runs with the test seeds; empty when they have not been run.
+        tests: Its runs, by test seed; empty when they have not been run.
         commands: What to type, by what it does.
     """
     space, trials = study.space, study.trials()
@@ -45,11 +45,11 @@ def describe(
         **space.to_dict(),
         "num_trials": {state: counts[state] for state in _STATES},
         "best": None if best is None else _describe_best(best, study, configuration),
-        "test": _describe_tests(tests),
+        "test": None if best is None else _describe_tests(best, study, configuration, tests),
         "importances": _importances(study),
         "seconds": {
             "trials": sum(trial.seconds for trial in trials),
-            "test": sum(run.seconds or 0.0 for run in tests),
+            "test": sum(fit_seconds(outcome.result) for outcome in tests.values()),
         },
         "trials": [_describe_trial(trial) for trial in trials],
     }
@@ -65,6 +65,11 @@ def write_report(study: Study, content: Mapping[str, Any]) -> None:
         text = json.dumps(content, indent=2)
         write_text_atomically(study.folder / "report.json", text + "\n")
         write_text_atomically(study.folder / "report.md", to_markdown(content))
+
+
+def fit_seconds(result: Mapping[str, Any]) -> float:
+    """Return how long a run trained."""
+    return (result.get("time") or {}).get("fit_seconds") or 0.0
 
 
 def to_markdown(content: Mapping[str, Any]) -> str:
@@ -106,31 +111,35 @@ def _describe_best(best: Trial, study: Study, configuration: Configuration) -> d
         "trial": best.number,
         "setting": best.setting,
         "value": best.value,
-        "values": dict(zip(map(str, study.space.tuning_seeds), best.values, strict=True)),
+        "values": dict(zip(map(str, study.space.tuning_seeds), best.notes.values, strict=True)),
         "command": shlex.join(["python", "train.py", *overrides]),
     }
 
 
-def _describe_tests(tests: Sequence[TestRun]) -> dict[str, Any] | None:
+def _describe_tests(
+    best: Trial, study: Study, configuration: Configuration, tests: Mapping[int, Outcome]
+) -> dict[str, Any] | None:
     if not tests:
         return None
-    accuracies = [run.accuracy for run in tests if run.accuracy is not None]
+    command = ["python", "train.py", *configuration.overrides(best.setting)]
+    runs = [
+        {
+            "seed": seed,
+            "folder": str(study.test_folder / f"s{seed}"),
+            "command": shlex.join([*command, f"seed={seed}"]),
+            "test/acc": (outcome.result.get("metrics") or {}).get("test/acc"),
+            "error": outcome.error or None,
+        }
+        for seed, outcome in tests.items()
+    ]
+    accuracies = [run["test/acc"] for run in runs if run["test/acc"] is not None]
     return {
         "test/acc": {
             "mean": statistics.fmean(accuracies) if accuracies else None,
             "std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
             "num_runs": len(accuracies),
         },
-        "runs": [
-            {
-                "seed": run.seed,
-                "folder": str(run.folder),
-                "command": run.command,
-                "test/acc": run.accuracy,
-                "error": run.reason,
-            }
-            for run in tests
-        ],
+        "runs": runs,
     }
 
 
@@ -140,10 +149,10 @@ def _describe_trial(trial: Trial) -> dict[str, Any]:
         "state": trial.state,
         "setting": trial.setting,
         "value": trial.value,
-        "values": trial.values,
+        "values": trial.notes.values,
         "epochs_judged": trial.num_epochs,
         "seconds": trial.seconds,
-        "error": trial.reason,
+        "error": trial.notes.reason,
     }
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tuning.studies import num_starts, report, settings, tune
+from studies.tuned import num_starts, report, settings, tune
 
 
 @pytest.fixture(scope="module")

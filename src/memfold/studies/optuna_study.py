@@ -13,31 +13,46 @@ import optuna
 import sqlalchemy
 from optuna.exceptions import ExperimentalWarning, OptunaError
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from memfold.errors import InputError
+from memfold.runs.folder import writing
 from memfold.runs.locks import is_held, wait_for_lock
-from memfold.tuning.space import Setting, Space
+from memfold.studies.files import Model, check
+from memfold.studies.space import Setting, Space
 
-__all__ = ["REASON", "SECONDS", "VALUES", "Study", "Trial", "database_errors"]
-
-REASON = "reason"
-"""Attribute of a trial whose setting is to blame for its failure; a lost one has none."""
-SECONDS = "seconds"
-"""Attribute of a completed trial: how long its runs trained, over all attempts."""
-VALUES = "values"
-"""Attribute of a completed trial: the metric of each tuning seed."""
+__all__ = ["Notes", "Study", "Trial", "database_errors"]
 
 _DATABASE = "study.db"
 _CLAIM = ".claim"
 _RUNS = ("trials", "test")
 _DEFINITION = "definition"
 _RETRY_OF = "retry_of"
+_TESTED = "tested"
+_STATES = {
+    TrialState.COMPLETE: "completed",
+    TrialState.PRUNED: "pruned",
+    TrialState.RUNNING: "running",
+}
 # The trials of a killed process are found by their locks. The heartbeat is for the locks of a node
 # that has gone, which its file server keeps.
 _SECONDS_BETWEEN_HEARTBEATS = 10
 _SECONDS_OF_SILENCE = 60
 _SECONDS_FOR_THE_DATABASE = 60  # that SQLite waits for other processes
+
+
+class Notes(Model):
+    """What the study keeps with an attempt besides what Optuna keeps."""
+
+    reason: str | None = None
+    """Why the setting is to blame for a failure; a lost attempt has none."""
+    seconds: float | None = None
+    """Of a completed trial: how long its runs trained, over all attempts."""
+    values: list[float] = Field([], max_length=1000)
+    """Of a completed trial: the metric of each tuning seed."""
+    retry_of: int | None = Field(None, ge=0)
+    """Number of the trial that is tried again."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +63,8 @@ class Trial:
     """The how manieth setting it is, from 0: the name of its folder."""
     last: FrozenTrial
     """The last attempt."""
+    notes: Notes
+    """On it."""
 
     @property
     def seconds(self) -> float:
@@ -55,38 +72,20 @@ class Trial:
 
         Nobody knows when a killed attempt did.
         """
-        if SECONDS in self.last.user_attrs:
-            return self.last.user_attrs[SECONDS]
+        if self.notes.seconds is not None:
+            return self.notes.seconds
         return 0.0 if self.last.duration is None else self.last.duration.total_seconds()
 
     @property
     def state(self) -> str:
         """completed, pruned, failed, running, or waiting for the next attempt."""
-        match self.last.state:
-            case TrialState.COMPLETE:
-                return "completed"
-            case TrialState.PRUNED:
-                return "pruned"
-            case TrialState.RUNNING:
-                return "running"
-            case TrialState.FAIL if REASON in self.last.user_attrs:
-                return "failed"
-        return "waiting"
+        has_failed = self.last.state == TrialState.FAIL and self.notes.reason is not None
+        return "failed" if has_failed else _STATES.get(self.last.state, "waiting")
 
     @property
     def setting(self) -> Setting:
         """A value for each parameter; empty if it was lost before they were drawn."""
         return self.last.params
-
-    @property
-    def reason(self) -> str | None:
-        """Why the trial failed: `None` unless it did."""
-        return self.last.user_attrs.get(REASON)
-
-    @property
-    def values(self) -> list[float]:
-        """The metric of each tuning seed: empty unless the trial is completed."""
-        return self.last.user_attrs.get(VALUES, [])
 
     @property
     def num_epochs(self) -> int:
@@ -159,19 +158,28 @@ class Study:
 
     def trials(self) -> list[Trial]:
         """Return all settings in the order in which they were drawn."""
-        attempts = self.optuna.get_trials(deepcopy=False)
-        found: list[list[FrozenTrial]] = []
-        for attempt in attempts:
-            first = attempt.user_attrs.get(_RETRY_OF)
-            if first is None:
-                found.append([attempt])
-            else:
-                found[first].append(attempt)
-        return [Trial(number, tries[-1]) for number, tries in enumerate(found)]
+        found: list[Trial] = []
+        for attempt in self._attempts():
+            place = f"{self.folder / _DATABASE} is damaged: trial {attempt.number}"
+            notes = check(Notes, attempt.user_attrs, place)
+            number = len(found) if notes.retry_of is None else notes.retry_of
+            if notes.retry_of is not None and number >= len(found):
+                raise InputError(f"{place} tries again what was never tried")
+            has_value = attempt.values is not None or attempt.state != TrialState.COMPLETE
+            if not (has_value and self.space.allows(attempt.params)):
+                raise InputError(f"{place} is not of the study's space")
+            found[number : number + 1] = [Trial(number, attempt, notes)]
+        return found
+
+    def best(self) -> Trial | None:
+        """Return the completed trial with the best value, the first of equals."""
+        sign = -1 if self.space.maximize else 1
+        completed = [trial for trial in self.trials() if trial.value is not None]
+        return min(completed, key=lambda trial: sign * (trial.value or 0.0), default=None)
 
     def number_of(self, attempt: int) -> int:
         """Return the number of the trial that is tried in an attempt, by Optuna's number."""
-        attempts = self.optuna.get_trials(deepcopy=False)
+        attempts = self._attempts()
         first = attempts[attempt].user_attrs.get(_RETRY_OF)
         if first is not None:
             return first
@@ -181,13 +189,30 @@ class Study:
         """Return where the runs of a trial are."""
         return self.folder / "trials" / str(number)
 
+    @property
+    def test_folder(self) -> Path:
+        """Where the runs of the best setting with the test seeds are."""
+        return self.folder / "test"
+
+    def claim_test_folder(self, best: Trial) -> None:
+        """Set the test runs of an earlier best setting aside: more trials have found a better one.
+
+        Raises:
+            InputError: The folder cannot be moved.
+        """
+        before = self.optuna.user_attrs.get(_TESTED)
+        if isinstance(before, int) and before != best.number and self.test_folder.exists():
+            with writing(self.test_folder):
+                self.test_folder.rename(self.folder / f"test-of-trial-{before}")
+        self.optuna.set_user_attr(_TESTED, best.number)
+
     def lock(self, number: int) -> Path:
         """Return the file that the worker on a trial has locked."""
         return self.trial_folder(number) / ".lock"
 
     def is_running(self, attempt: int) -> bool:
         """Tell whether an attempt, by Optuna's number, has not been given up by somebody."""
-        return self.optuna.get_trials(deepcopy=False)[attempt].state == TrialState.RUNNING
+        return self._attempts()[attempt].state == TrialState.RUNNING
 
     def recover(self) -> None:
         """Let the trials of processes that have gone be tried again. To be called when `claimed`.
@@ -214,6 +239,12 @@ class Study:
         first = min(waiting, key=lambda trial: trial.last.number, default=None)
         number = len(trials) if first is None else first.number
         self.optuna.sampler = _sampler(self.space, number)
+
+    def _attempts(self) -> list[FrozenTrial]:
+        try:
+            return self.optuna.get_trials(deepcopy=False)
+        except (ValueError, LookupError, TypeError) as error:  # of what another has written there
+            raise InputError(f"{self.folder / _DATABASE} is damaged: {error}") from error
 
     def _refuse_other(self, definition: dict[str, Any]) -> None:
         now = json.loads(json.dumps(definition))
@@ -245,7 +276,7 @@ def _open(file: Path, space: Space, *, may_create: bool) -> optuna.Study:
             heartbeat_interval=_SECONDS_BETWEEN_HEARTBEATS,
             grace_period=_SECONDS_OF_SILENCE,
         )
-    pruning, sampler = space.pruning, _sampler(space, 0)
+    pruning, sampler = space.pruner, _sampler(space, 0)
     pruner = (
         optuna.pruners.NopPruner()
         if pruning is None
@@ -270,12 +301,12 @@ def _open(file: Path, space: Space, *, may_create: bool) -> optuna.Study:
 
 
 def _sampler(space: Space, number: int) -> optuna.samplers.BaseSampler:
-    digest = hashlib.sha256(f"{space.sampler_seed}:{number}".encode()).digest()
+    digest = hashlib.sha256(f"{space.sampler.seed}:{number}".encode()).digest()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return optuna.samplers.TPESampler(
             seed=int.from_bytes(digest[:4], "big"),
-            n_startup_trials=space.startup_trials,
+            n_startup_trials=space.sampler.startup_trials,
             constant_liar=True,  # keeps several workers from trying the same
         )
 
@@ -288,4 +319,4 @@ def _first_difference(before: Any, now: Any, name: str = "") -> str:
                 return _first_difference(before.get(key), now.get(key), path)
         return "the parameters in another order"
     words = [" ".join(map(str, v)) if isinstance(v, list) else v for v in (before, now)]
-    return f"{name} {words[0]!r}, not {words[1]!r}"
+    return f"{name} {words[0]!r:.200}, not {words[1]!r:.200}"

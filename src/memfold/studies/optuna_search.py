@@ -1,0 +1,235 @@
+"""`scripts/tune.py`: Optuna chooses settings on validation; the best is run with the test seeds."""
+
+import argparse
+import importlib.util
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memfold.errors import InputError
+from memfold.runs.locks import try_lock
+from memfold.studies.arguments import ending_in_one_line, positive_integer, split_overrides
+from memfold.studies.executor import Stopped, StopSignal, work_in_parallel
+from memfold.studies.runner import Outcome, RunFailed, Runner, run_all, runners
+from memfold.studies.space import read_space
+from memfold.studies.tuned_configuration import Configuration, ExperimentFiles
+
+if TYPE_CHECKING:
+    from memfold.studies.optuna_study import Study, Trial
+
+__all__ = ["main"]
+
+_TEST_LOCK = ".test"
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+_EXAMPLE = """example:
+  python scripts/tune.py tuning/sgd.yaml --study studies/rps_digits --trials 20 -- \\
+      compression=stable_rps ratio=0.01 data=digits trainer.max_epochs=10
+
+The same command goes on with a study that was interrupted, and joins one that runs."""
+
+
+def main(arguments: Sequence[str], program: Path, conf: Path) -> int:
+    """Tune, test, report.
+
+    Args:
+        arguments: The command line after the program's name.
+        program: `train.py`.
+        conf: Its configuration folder.
+
+    Returns:
+        The exit status: 0, 1 after a user's mistake or when a study has no result (one line on
+        stderr), 128 + the signal after Ctrl-C or SIGTERM.
+    """
+    own, common = split_overrides(arguments)
+    options = _parser().parse_args(own)
+    command = shlex.join(["python", "scripts/tune.py", *arguments])
+    return ending_in_one_line(lambda stop: _tune(options, common, program, conf, command, stop))
+
+
+def _tune(
+    options: argparse.Namespace,
+    common: Sequence[str],
+    program: Path,
+    conf: Path,
+    command: str,
+    stop: StopSignal,
+) -> int:
+    if importlib.util.find_spec("optuna") is None:
+        raise InputError("tuning needs the extra tune: pip install -c constraints.txt -e '.[tune]'")
+    from memfold.studies.optuna_study import Study, database_errors
+    from memfold.studies.tuning_report import describe, write_report
+
+    space = read_space(options.space)
+    configuration = Configuration(conf, common, space)
+    folder: Path = options.study
+    with stop.caught(), database_errors(folder):
+        files = ExperimentFiles(conf, folder, options.write_experiment)
+        study = Study(folder.resolve(), space, common)
+        workers = runners(program, options.workers, stop)
+        work = partial(_run_trials, study, configuration, options.trials)
+        work_in_parallel([partial(work, worker) for worker in workers], stop.event)
+        best = study.best()
+        with try_lock(study.folder / _TEST_LOCK) as is_free:
+            if not is_free:
+                print(f"another process runs the test seeds and writes {folder}/report.md")
+                return 0 if stop.number is None else 128 + stop.number
+            tests: dict[int, Outcome] = {}
+            if best is not None and not stop.event.is_set():
+                seeds = ", ".join(map(str, space.tuning_seeds))
+                mean = f"{space.metric} {best.value:.4f}, the mean of seeds {seeds}"
+                files.write(configuration, best.setting, f"{mean}; trial {best.number}")
+                with suppress(Stopped):
+                    tests = _run_tests(study, configuration, workers, best)
+            commands = _commands(configuration, files, best, command)
+            content = describe(study, configuration, best, tests, commands)
+            write_report(study, content)
+    return _conclude(content, options, stop)
+
+
+def _run_trials(
+    study: "Study", configuration: Configuration, num_trials: int, worker: Runner
+) -> None:
+    """Run trials until the study has enough, or the worker is told to stop.
+
+    Enough are `num_trials` that are completed or pruned, or as many that failed.
+    """
+    while not worker.stop.event.is_set():
+        with ExitStack() as claim:
+            claim.enter_context(study.claimed())
+            study.recover()
+            states = [trial.state for trial in study.trials()]
+            num_done = states.count("completed") + states.count("pruned")
+            if num_done >= num_trials or states.count("failed") >= num_trials:
+                return
+            if num_done + states.count("running") < num_trials:
+                _run_trial(study, configuration, worker, claim)
+                continue
+        worker.stop.event.wait(_SECONDS_BETWEEN_LOOKS)  # a running one may fail
+
+
+def _run_trial(
+    study: "Study", configuration: Configuration, worker: Runner, claim: ExitStack
+) -> None:
+    from memfold.studies.optuna_trial import Objective, TakenOver
+
+    study.seed_sampler()
+    with ExitStack() as hold:
+        objective = Objective(study, configuration, worker, claim, hold)
+        try:
+            study.optuna.optimize(objective, n_trials=1, catch=(RunFailed, Stopped, TakenOver))
+        except ValueError as error:
+            # Optuna refuses what it is told of a trial that was taken over.
+            if not objective.is_taken_over or isinstance(error, InputError):
+                raise
+    if objective.number is not None and not objective.is_taken_over:
+        trial = study.trials()[objective.number]
+        shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in trial.setting.items()}
+        setting = " ".join(f"{key}={value}" for key, value in shown.items())
+        outcome = {
+            "completed": lambda: f"{trial.value:.4f}",
+            "pruned": lambda: f"pruned after epoch {trial.num_epochs}",
+            "failed": lambda: f"failed: {trial.notes.reason}",
+        }.get(trial.state, lambda: "interrupted, to be tried again")()
+        print(f"trial {trial.number}: {setting}: {outcome} ({trial.seconds:.0f} s)", flush=True)
+
+
+def _run_tests(
+    study: "Study", configuration: Configuration, workers: Sequence[Runner], best: "Trial"
+) -> dict[int, Outcome]:
+    """Run the best setting with every test seed that has not been run with it."""
+    study.claim_test_folder(best)
+    group = configuration.group(study.name, job_type=None)
+    overrides = configuration.overrides(best.setting)
+    seeds = study.space.test_seeds
+    runs = [(f"s{seed}", [*overrides, f"seed={seed}", *group]) for seed in seeds]
+
+    def report(name: str, outcome: Outcome) -> None:
+        accuracy = (outcome.result.get("metrics") or {}).get("test/acc")
+        shown = "test/acc -" if accuracy is None else f"test/acc {accuracy:.4f}"
+        text = f"failed: {outcome.error}" if outcome.error else shown
+        print(f"test seed {name.removeprefix('s')}: {text}", flush=True)
+
+    outcomes = run_all(runs, study.test_folder, workers, report)
+    return {seed: outcomes[f"s{seed}"] for seed in seeds}
+
+
+def _commands(
+    configuration: Configuration, files: ExperimentFiles, best: "Trial | None", command: str
+) -> dict[str, str]:
+    commands = {"The study, to go on with it or to join it": command}
+    if best is not None:
+        overrides = configuration.overrides(best.setting)
+        arguments = shlex.join([*files.arguments, "seed=1"])
+        commands["A run with the best setting"] = f"python train.py {arguments}"
+        commands["The same without the experiment file"] = shlex.join(
+            ["python", "train.py", *overrides, "seed=1"]
+        )
+    return commands
+
+
+def _conclude(content: dict[str, Any], options: argparse.Namespace, stop: StopSignal) -> int:
+    """Say how it ended, and return the exit status."""
+    counts, best, test = content["num_trials"], content["best"], content["test"]
+    num_done = counts["completed"] + counts["pruned"]
+    summary = (
+        f"{num_done} of {options.trials} trials done ({counts['completed']} completed, "
+        f"{counts['pruned']} pruned), {counts['failed']} failed"
+    )
+    if stop.number is not None:
+        print(f"interrupted: {summary}; the same command goes on", file=sys.stderr)
+        return 128 + stop.number
+    if best is None:
+        reasons = [trial["error"] for trial in content["trials"] if trial["error"]]
+        raise InputError(f"--study {options.study}: all trials failed, the last: {reasons[-1]}")
+    print(f"{summary}; best: trial {best['trial']}, {content['metric']} {best['value']:.4f}")
+    print(f"report: {options.study / 'report.md'}")
+    failed = [run for run in test["runs"] if run["error"]]
+    if failed:
+        raise InputError(
+            f"{len(failed)} of {len(test['runs'])} runs with test seeds failed, "
+            f"the last: {failed[-1]['error']}; the same command tries them again"
+        )
+    accuracy = test["test/acc"]
+    if accuracy["mean"] is not None:
+        spread = "" if accuracy["std"] is None else f" ± {100 * accuracy['std']:.2f}"
+        seeds = ", ".join(map(str, content["test_seeds"]))
+        print(f"test accuracy {100 * accuracy['mean']:.2f}{spread} % (seeds {seeds})")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s SPACE --study FOLDER --trials N [options] -- [overrides of train.py]",
+        description="Search for good settings of train.py. Every trial is a normal run.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("space", type=Path, metavar="SPACE", help="the search space, such as tuning/sgd.yaml")
+    add("--study", type=Path, required=True, metavar="FOLDER", help="where all of it is kept")
+    add(
+        "--trials",
+        type=positive_integer,
+        required=True,
+        metavar="N",
+        help="how many the study shall have, completed or pruned, of all workers together",
+    )
+    add(
+        "--workers",
+        type=positive_integer,
+        default=1,
+        metavar="N",
+        help="trials at a time on this machine; cores and GPUs are divided (default 1)",
+    )
+    add(
+        "--write-experiment",
+        metavar="NAME",
+        help="write the best setting to conf/experiment/NAME.yaml, too",
+    )
+    return parser
