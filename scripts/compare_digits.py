@@ -18,7 +18,8 @@ from typing import Any
 
 import psutil
 
-from memfold.runs.folder import locked, writing
+from memfold.runs.folder import writing
+from memfold.runs.locks import locked
 from memfold.strategies import strategy_names
 from memfold.studies.arguments import ending_in_one_line, positive_integer
 from memfold.studies.executor import StopSignal

@@ -55,6 +55,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         SMALL | {"data", "overrides", "processes", "runs", "strategies", "training"},
         {"wandb", "sklearn"},
     ),
+    "train_command": (SMALL | {"processes", "runs", "studies", "training"}, {"torch", "lightning"}),
     "benchmarking": (
         SMALL | {"backbones", "compression", "memory", "runs", "strategies"},
         {"lightning", "hydra", "omegaconf", "wandb"},

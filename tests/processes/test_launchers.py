@@ -21,7 +21,7 @@ from memfold.processes.ranks import (
     declare_parent,
     refuse_leftover_rank,
 )
-from memfold.training.command_line import launch
+from memfold.train_command import launch
 from training.jobs import REPOSITORY, SMALL
 from training.launching import (
     clean_environment,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
 def main(cfg):
-    from memfold.runs.folder import locked
+    from memfold.runs.locks import locked
     print("started", flush=True)
     sys.stdin.readline()  # what a run imports and composes before it has its lock
     with locked(Path(HydraConfig.get().runtime.output_dir)):

@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 
 from memfold.compression import compression_of
 from memfold.errors import InputError
-from memfold.runs.folder import locked
+from memfold.runs.locks import locked
 from memfold.runs.recorded import read_config
 from memfold.runs.same_experiment import keep_settings, refuse_other_experiment
 from memfold.tasks import Classification

@@ -18,15 +18,16 @@ from memfold.backbones import MLP
 from memfold.data.digits import Digits
 from memfold.errors import InputError
 from memfold.overrides import quote_value
-from memfold.runs.folder import locked, replacing
+from memfold.runs.folder import replacing
+from memfold.runs.locks import locked
 from memfold.runs.recorded import is_setting, read_config, read_overrides
 from memfold.runs.resume import expand_arguments, resume_command
+from memfold.studies.sweep_arguments import expand_sweep_arguments, resume_arguments
 from memfold.training import load_model
 from memfold.training.instantiate import instantiate
 from memfold.training.load import fresh_network, read_data
-from memfold.training.sweeps.arguments import expand_sweep_arguments, resume_arguments
-from memfold.training.sweeps.folder import Plan
 from memfold.training.teacher import load_distillation
+from studies.sweeps import write_plan
 from training.jobs import SMALL, compose_job
 
 CUSTOM = ("backbone=custom", "backbone.target=training.networks.DropoutNet")
@@ -304,7 +305,7 @@ def test_any_quoted_text_is_a_plain_value(text: str) -> None:
 
 
 def sweep_folder(folder: Path, *arguments: str) -> Path:
-    Plan("python train.py", ["-m", *arguments], [["seed=1"]], attempt=1).write(folder)
+    write_plan(folder, ["-m", *arguments], ["seed=1"])
     return folder
 
 

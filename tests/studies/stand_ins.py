@@ -10,7 +10,7 @@ import runpy
 import sys
 
 sys.path.insert(0, {str(TESTS)!r})
-runpy.run_path({str(TESTS / "training" / "stand_in.py")!r}, run_name="__main__")
+runpy.run_path({str(TESTS / "studies" / "sweep_stand_in.py")!r}, run_name="__main__")
 """
 
 # Leaves its arguments, then does what the file beside it says.

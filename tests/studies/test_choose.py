@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from memfold.reporting.reading import read
-from memfold.runs.folder import locked
+from memfold.runs.locks import locked
 from memfold.studies.choose import main
 from studies.plans import CONF, REPOSITORY, STAND_IN, write_plan
 

@@ -7,8 +7,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from memfold.errors import InputError
 from memfold.studies.paper import EXPERIMENTS, METHODS, RATIOS, RECORD, SEEDS, Grid
-from memfold.training.sweeps.arguments import expand_sweep_arguments
-from memfold.training.sweeps.folder import Plan
+from memfold.studies.sweep_arguments import expand_sweep_arguments
+from studies.sweeps import write_plan
 from training.jobs import compose_job
 
 OUT = Path("out")
@@ -85,7 +85,7 @@ def test_a_sweep_that_was_started_is_resumed_with_its_overrides(tmp_path: Path) 
     sweep, _ = SMALL.sweeps(tmp_path)
     sweep.folder.mkdir(parents=True)
     started = sweep.arguments(2)
-    Plan("python train.py", [*started[:-1]], [["seed=1"]], 1).write(sweep.folder)
+    write_plan(sweep.folder, [*started[:-1]], ["seed=1"])
     again = sweep.arguments(3)
     assert again[-1] == f"sweep.resume={sweep.folder}"
     expanded = expand_sweep_arguments(again)  # what train.py makes of it

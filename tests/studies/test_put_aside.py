@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from memfold.runs.folder import locked
+from memfold.runs.locks import locked
 from memfold.studies.executor import Stopped
 from memfold.studies.put_aside import sort_runs
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from data.writers import write_cifar10
-from memfold.runs.folder import locked
+from memfold.runs.locks import locked
 from memfold.studies.reproduction import main
 from studies.stand_ins import calls, let, write_repository
+from studies.sweeps import let as let_job
+from studies.sweeps import processes_of, statuses, wait_until
 from training.jobs import REPOSITORY
-from training.sweeps import let as let_job
-from training.sweeps import processes_of, statuses, wait_until
 
 Run = Callable[..., tuple[int, str, str]]
 

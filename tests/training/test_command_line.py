@@ -15,8 +15,8 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 import memfold
-from memfold.training import command_line
-from memfold.training.command_line import describe_error, report_error
+from memfold import train_command
+from memfold.training.user_errors import describe_error, report_error
 from training.jobs import REPOSITORY, SMALL, start_training, train
 
 
@@ -66,14 +66,14 @@ def test_what_hydra_says_of_its_own_flags_is_one_line(
     arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-    monkeypatch.setattr(command_line, "end_with_parent", lambda: None)
+    monkeypatch.setattr(train_command, "end_with_parent", lambda: None)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
 
     @hydra.main(version_base="1.3", config_path=str(REPOSITORY / "conf"), config_name="train")
     def main(_: object) -> None:
         raise AssertionError
 
-    assert command_line.launch(main) == 1
+    assert train_command.launch(main) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -81,14 +81,14 @@ def test_what_hydra_says_of_its_own_flags_is_one_line(
 
 def test_other_errors_are_no_mistakes_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setattr(command_line, "end_with_parent", lambda: None)
+    monkeypatch.setattr(train_command, "end_with_parent", lambda: None)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
 
     def main() -> None:
         raise ValueError("of the program")
 
     with pytest.raises(ValueError, match="of the program"):
-        command_line.launch(main)
+        train_command.launch(main)
 
 
 def test_train_script_imports_light_things_only() -> None:
@@ -115,8 +115,8 @@ def test_help_is_quick() -> None:
     assert f"compression: {', '.join(memfold.strategies())}" in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "torch" in imported
-    slow = {"lightning", "torchmetrics", "wandb", "sklearn", "matplotlib", "optuna"}
-    assert not imported & (slow | {"memfold.training.job", "memfold.tuning", "memfold.reporting"})
+    slow = {"lightning", "torchmetrics", "wandb", "sklearn", "matplotlib", "optuna", "pydantic"}
+    assert not imported & (slow | {"memfold.training.job", "memfold.studies", "memfold.reporting"})
 
 
 @pytest.mark.ddp
@@ -152,7 +152,7 @@ def test_completed_run_is_not_touched(tmp_path: Path) -> None:
 
 
 def test_interrupted_before_a_checkpoint_a_run_says_how_to_start_again(tmp_path: Path) -> None:
-    assert command_line._after_interrupt(tmp_path) == (
+    assert train_command._after_interrupt(tmp_path) == (
         "interrupted (Ctrl-C) before the first checkpoint; start again with: "
         f"python train.py resume={tmp_path}"
     )

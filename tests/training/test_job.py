@@ -15,7 +15,7 @@ from memfold.data.digits import Digits
 from memfold.errors import InputError
 from memfold.training import run
 from memfold.training.build import build
-from memfold.training.command_line import describe_error
+from memfold.training.user_errors import describe_error
 from training.jobs import SMALL, compose_job
 
 MEMORY = {

@@ -9,7 +9,7 @@ from memfold.reporting.run_files import load_json
 
 __all__ = ["PLAN", "SweepJobs", "read_sweep_folder"]
 
-# `memfold.training.sweeps.folder` writes both; importing it would take Hydra's libraries.
+# `memfold.studies.sweep_folder` writes both; importing it would take Hydra's libraries.
 PLAN = "sweep.json"
 _NOTES = Path(".sweep", "jobs")
 

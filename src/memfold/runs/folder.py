@@ -1,16 +1,14 @@
 """The names of what a run leaves behind, and when a folder may be used."""
 
-import fcntl
-import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from memfold.errors import InputError
-from memfold.files import open_regular, read_json
+from memfold.files import read_json
 
 __all__ = [
     "ARTIFACT",
@@ -28,8 +26,6 @@ __all__ = [
     "RUNS",
     "can_be_resumed",
     "is_completed",
-    "lock_for_job",
-    "locked",
     "read_result",
     "refuse_odd_files",
     "refuse_used_folder",
@@ -39,9 +35,6 @@ __all__ = [
     "write_text_atomically",
     "writing",
 ]
-
-log = logging.getLogger(__name__)
-_for_jobs: dict[Path, IO[Any]] = {}
 
 HYDRA_FOLDER = ".hydra"
 RESULT = "result.json"
@@ -75,41 +68,6 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of `folder`. The kernel opens the lock when this one is killed.
-
-    Raises:
-        InputError: Another process has the lock, or the folder cannot be written.
-    """
-    with _for_jobs.pop(folder.resolve(), None) or _lock(folder):
-        yield
-
-
-def lock_for_job(folder: Path) -> None:
-    """Lock `folder` now for the `locked` that follows in this process.
-
-    Raises:
-        InputError: As `locked`.
-    """
-    _for_jobs[folder.resolve()] = _lock(folder)
-
-
-def _lock(folder: Path) -> IO[Any]:
-    with writing(folder / LOCK):
-        file = open_regular(folder / LOCK, "a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise InputError(
-            f"{folder} is in use by another process; wait for it or choose another folder"
-        ) from error
-    except OSError as error:  # some network file systems have no locks
-        log.warning("%s cannot be locked (%s): start no second run in it", folder, error)
-    return file
 
 
 def refuse_odd_files(folder: Path) -> None:

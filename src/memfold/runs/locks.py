@@ -1,6 +1,7 @@
 """Locks on files, which the kernel opens when their holder is killed."""
 
 import fcntl
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,9 +9,12 @@ from typing import IO, Any
 
 from memfold.errors import InputError
 from memfold.files import open_regular
-from memfold.runs.folder import writing
+from memfold.runs.folder import LOCK, writing
 
-__all__ = ["is_held", "try_lock", "wait_for_lock"]
+__all__ = ["is_held", "lock_for_job", "locked", "try_lock", "wait_for_lock"]
+
+log = logging.getLogger(__name__)
+_for_jobs: dict[Path, IO[Any]] = {}
 
 
 @contextmanager
@@ -46,6 +50,41 @@ def is_held(path: Path) -> bool:
         return False
     with try_lock(path) as is_free:
         return not is_free
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of `folder`. The kernel opens the lock when this one is killed.
+
+    Raises:
+        InputError: Another process has the lock, or the folder cannot be written.
+    """
+    with _for_jobs.pop(folder.resolve(), None) or _lock_folder(folder):
+        yield
+
+
+def lock_for_job(folder: Path) -> None:
+    """Lock `folder` now for the `locked` that follows in this process.
+
+    Raises:
+        InputError: As `locked`.
+    """
+    _for_jobs[folder.resolve()] = _lock_folder(folder)
+
+
+def _lock_folder(folder: Path) -> IO[Any]:
+    with writing(folder / LOCK):
+        file = open_regular(folder / LOCK, "a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise InputError(
+            f"{folder} is in use by another process; wait for it or choose another folder"
+        ) from error
+    except OSError as error:  # some network file systems have no locks
+        log.warning("%s cannot be locked (%s): start no second run in it", folder, error)
+    return file
 
 
 def _open(path: Path) -> IO[Any]:

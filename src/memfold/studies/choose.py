@@ -14,7 +14,8 @@ import psutil
 from omegaconf import DictConfig
 
 from memfold.errors import InputError
-from memfold.runs.folder import CHOICES, OTHERS, RUNS, locked, write_text_atomically, writing
+from memfold.runs.folder import CHOICES, OTHERS, RUNS, write_text_atomically, writing
+from memfold.runs.locks import locked
 from memfold.studies.arguments import ending_in_one_line, positive_integer
 from memfold.studies.choose_plan import Plan, PlannedRun, number_text, read_plan
 from memfold.studies.composing import compose_run, prepare_data

@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from memfold.errors import InputError
-from memfold.training.command_line import describe_error
 from memfold.training.instantiate import instantiate
+from memfold.training.user_errors import describe_error
 
 __all__ = ["compose_run", "parse_overrides", "prepare_data"]
 

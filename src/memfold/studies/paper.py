@@ -11,7 +11,7 @@ from memfold.overrides import folder_override, is_override
 from memfold.strategies import strategy_names
 from memfold.studies.composing import parse_overrides
 from memfold.studies.files import Model
-from memfold.training.sweeps.folder import PLAN
+from memfold.studies.sweep_folder import PLAN
 
 __all__ = ["EXPERIMENTS", "METHODS", "NUM_EPOCHS", "RATIOS", "RECORD", "SEEDS", "Grid", "Sweep"]
 

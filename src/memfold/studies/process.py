@@ -17,7 +17,14 @@ from typing import IO, Any
 from memfold.processes.ranks import LAUNCHER_VARIABLES, declare_parent
 from memfold.runs.folder import writing
 
-__all__ = ["SECONDS_TO_STOP", "is_one_of_several_tasks", "job_environment", "reason", "run_program"]
+__all__ = [
+    "SECONDS_TO_STOP",
+    "ended",
+    "is_one_of_several_tasks",
+    "job_environment",
+    "reason",
+    "run_program",
+]
 
 SECONDS_TO_STOP = {signal.SIGINT: 30.0, signal.SIGTERM: 130.0}
 """Until a run is killed. After SIGTERM it saves a checkpoint, for which it gives itself 120 s."""
@@ -110,11 +117,18 @@ def reason(status: int, printed: str, result: Mapping[str, Any]) -> str:
         result: Contents of its `result.json`.
     """
     if status < 0:
-        return f"killed by {signal.Signals(-status).name}"
+        return f"its process {ended(status)}"
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     if errors:
         return errors[-1].removeprefix("error: ")
-    return str(result.get("error") or f"ended with status {status} and without a result")
+    return str(result.get("error") or f"its process {ended(status)}")
+
+
+def ended(status: int) -> str:
+    """Say how a process ended that has given no reason itself."""
+    if status < 0:
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"ended with status {status} before it could say why"
 
 
 def _start(

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from memfold.errors import InputError
-from memfold.runs.folder import locked, writing
+from memfold.runs.folder import writing
+from memfold.runs.locks import locked
 from memfold.studies.arguments import ending_in_one_line, split_overrides
 from memfold.studies.composing import compose_run, prepare_data
 from memfold.studies.executor import Stopped, StopSignal

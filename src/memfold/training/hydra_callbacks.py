@@ -18,14 +18,13 @@ from memfold.processes.external_launch import refuse_lone_node
 from memfold.processes.ranks import is_rank_zero
 from memfold.runs.folder import (
     HYDRA_FOLDER,
-    lock_for_job,
     refuse_odd_files,
     refuse_used_folder,
     writing,
 )
-from memfold.training.sweeps.running import RunningSweep
+from memfold.runs.locks import lock_for_job
 
-__all__ = ["RunFolderGuard", "Sweep"]
+__all__ = ["RunFolderGuard", "exiting"]
 
 
 class RunFolderGuard(Callback):
@@ -43,26 +42,8 @@ class RunFolderGuard(Callback):
                 _take(Path(config.hydra.run.dir))
 
 
-class Sweep(Callback):
-    """Let `memfold.training.sweeps.running` know of a sweep before its first job."""
-
-    def __init__(self, *, resume: bool = False, attempt: int = 0) -> None:
-        """Keep what a sweep is started with.
-
-        Args:
-            resume: Whether to go on with the sweep that is in the folder.
-            attempt: Set for each job: which start of the sweep it belongs to.
-        """
-        self._resume = resume
-
-    def on_multirun_start(self, config: DictConfig, **_: object) -> None:
-        """Begin the sweep; `memfold.training.command_line` ends it, however it went."""
-        with _exiting():
-            RunningSweep(config, resume=self._resume)
-
-
 def _refuse_lone_node(config: DictConfig) -> None:
-    with _exiting():
+    with exiting():
         given = unresolved(config.hydra.overrides.hydra)
         has_folder = any(text.startswith("hydra.run.dir=") for text in given)
         num_nodes = OmegaConf.select(config, "trainer.num_nodes")
@@ -71,7 +52,7 @@ def _refuse_lone_node(config: DictConfig) -> None:
 
 def _take(folder: Path) -> None:
     """Lock `folder`; exit unless it can be made, no job runs in it, and none has left results."""
-    with _exiting():
+    with exiting():
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         if (folder / HYDRA_FOLDER).exists():
@@ -81,7 +62,7 @@ def _take(folder: Path) -> None:
 
 
 @contextmanager
-def _exiting() -> Iterator[None]:
+def exiting() -> Iterator[None]:
     """End this process after any error: Hydra would warn, and go on without the checks."""
     try:
         yield

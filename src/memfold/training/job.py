@@ -27,12 +27,12 @@ from memfold.processes.termination import Termination, heeding_sigterm, release_
 from memfold.runs.folder import (
     ARTIFACT,
     HYDRA_FOLDER,
-    locked,
     refuse_used_folder,
     remove_partial_files,
     write_text_atomically,
     writing,
 )
+from memfold.runs.locks import locked
 from memfold.runs.recorded import read_config
 from memfold.runs.result import ResultFile, describe_job
 from memfold.runs.resume import resume_command

@@ -5,13 +5,14 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from memfold.training.sweeps.folder import JobNote
-from memfold.training.sweeps.report import report_command, upload_command
+from memfold.studies.sweep_folder import JobNote
+from memfold.studies.sweep_report import report_command, upload_command
 
 
 def job(sweep: Path, number: int, folder: str, *, offline: bool, synced: bool = False) -> Path:
     """Leave the note of a job and what W&B leaves."""
-    JobNote(number, folder, [f"seed={number}"], 0, 1.0).write(sweep)
+    overrides = [f"seed={number}"]
+    JobNote(number=number, folder=folder, overrides=overrides, attempt=0, seconds=1.0).note(sweep)
     kind = "offline-run" if offline else "run"
     wandb = sweep / folder / "wandb" / f"{kind}-20260101_120000-abc{number}"
     wandb.mkdir(parents=True)

@@ -1,16 +1,16 @@
-"""What `train.py` does around Hydra: resumed runs, one-line errors, exit statuses."""
+"""What `train.py` does around Hydra: one run, or with -m a sweep; exit statuses."""
 
 import os
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from memfold.errors import InputError
 from memfold.processes.external_launch import expand_for_launcher
@@ -19,14 +19,16 @@ from memfold.runs.folder import can_be_resumed
 from memfold.runs.resume import expand_arguments, resume_command
 from memfold.training import run
 from memfold.training.arguments import refuse_wrong_arguments
-from memfold.training.sweeps.arguments import expand_sweep_arguments
-from memfold.training.sweeps.job import run_sweep_job
-from memfold.training.sweeps.running import running_sweep
+from memfold.training.hydra_callbacks import exiting
+from memfold.training.user_errors import USER_ERRORS, report_error
 
-__all__ = ["describe_error", "launch", "report_error", "run_task"]
+if TYPE_CHECKING:
+    from memfold.studies.sweep import RunningSweep
 
-USER_ERRORS = (InputError, HydraException, OmegaConfBaseException)
+__all__ = ["Sweep", "launch", "run_task"]
+
 INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
+_running: "RunningSweep | None" = None
 
 
 def launch(main: Callable[[], object]) -> int:
@@ -49,24 +51,25 @@ def launch(main: Callable[[], object]) -> int:
     end_with_parent()
     try:
         refuse_wrong_arguments(arguments)
-        expanded = expand_arguments(expand_for_launcher(arguments, os.environ))
-        sys.argv[1:] = expand_sweep_arguments(expanded)
+        sys.argv[1:] = expand_arguments(expand_for_launcher(arguments, os.environ))
+        if any(text.startswith("sweep.resume=") for text in arguments):
+            from memfold.studies.sweep_arguments import expand_sweep_arguments
+
+            sys.argv[1:] = expand_sweep_arguments(sys.argv[1:])
         main()
     except KeyboardInterrupt as interrupt:
         status = INTERRUPTED
-        if running_sweep() is None and is_rank_zero():  # a sweep has more to say
+        if _running is None and is_rank_zero():  # a sweep has more to say
             print(str(interrupt) or "interrupted (Ctrl-C)", file=sys.stderr)
     except USER_ERRORS as error:
         status = report_error(error, with_traceback=with_traceback)
     except Exception as error:
-        sweep = running_sweep()
         # Hydra says so what is wrong with flags of its own; or a launcher lost a process.
-        is_said = _is_said_by_hydra(error) or (sweep is not None and sweep.is_isolated)
-        if sweep is None and not is_said:
+        is_said = _is_said_by_hydra(error) or (_running is not None and _running.is_isolated)
+        if _running is None and not is_said:
             raise
         status = report_error(error, with_traceback=with_traceback or not is_said)
-    sweep = running_sweep()
-    return status if sweep is None else sweep.end(status)
+    return status if _running is None else _running.end(status)
 
 
 def run_task(cfg: DictConfig, script: Path) -> float | None:
@@ -83,6 +86,8 @@ def run_task(cfg: DictConfig, script: Path) -> float | None:
         SystemExit: After a user's mistake, with status 1; outside sweeps.
     """
     if HydraConfig.get().mode is RunMode.MULTIRUN:
+        from memfold.studies.sweep_job import run_sweep_job
+
         return run_sweep_job(cfg, script)
     try:
         metrics = run(cfg)["metrics"]
@@ -91,9 +96,31 @@ def run_task(cfg: DictConfig, script: Path) -> float | None:
         raise KeyboardInterrupt(_after_interrupt(folder)) from None
     except USER_ERRORS as error:
         # An exception that passes through Hydra would add its own lines to ours.
-        raise SystemExit(report_error(error, with_traceback=_wants_traceback(cfg))) from None
+        with_traceback = OmegaConf.select(cfg, "extras.traceback") is True
+        raise SystemExit(report_error(error, with_traceback=with_traceback)) from None
     assert isinstance(metrics, dict)
     return metrics.get("val/acc")
+
+
+class Sweep(Callback):
+    """Hydra's callback that begins a sweep before its first job; `launch` ends it."""
+
+    def __init__(self, *, resume: bool = False, attempt: int = 0) -> None:
+        """Keep what a sweep is started with.
+
+        Args:
+            resume: Whether to go on with the sweep that is in the folder.
+            attempt: Set for each job: which start of the sweep it belongs to.
+        """
+        self._resume = resume
+
+    def on_multirun_start(self, config: DictConfig, **_: object) -> None:
+        """Begin the sweep."""
+        global _running
+        from memfold.studies.sweep import RunningSweep
+
+        with exiting():
+            _running = RunningSweep(config, resume=self._resume)
 
 
 def _is_said_by_hydra(error: Exception) -> bool:
@@ -107,39 +134,3 @@ def _is_said_by_hydra(error: Exception) -> bool:
 def _after_interrupt(folder: Path) -> str:
     how = "; continue" if can_be_resumed(folder) else " before the first checkpoint; start again"
     return f"interrupted (Ctrl-C){how} with: {resume_command(folder)}"
-
-
-def _wants_traceback(cfg: DictConfig) -> bool:
-    return OmegaConf.select(cfg, "extras.traceback") is True
-
-
-def report_error(error: BaseException, *, with_traceback: bool) -> int:
-    """Print `error: ...` on stderr, on rank 0 alone, and return exit status 1."""
-    if is_rank_zero():
-        if with_traceback:
-            traceback.print_exception(error)
-        print(f"error: {describe_error(error)}", file=sys.stderr)
-    return 1
-
-
-def describe_error(error: BaseException) -> str:
-    """Say in one line what is wrong and what is allowed."""
-    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        hint = (
-            " (more with: pip install -c constraints.txt -e '.[cluster]')"
-            if error.options == ["basic"]
-            else ""
-        )
-        return f"{group}={choice} is unknown; available: {', '.join(sorted(error.options))}{hint}"
-    message = str(error)
-    cause = error.__cause__
-    if isinstance(error, OverrideParseException):
-        message = f"{error.override}: {message}"
-    elif isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
-        keys = cause.parent_node if isinstance(cause.parent_node, DictConfig) else ()
-        known = ", ".join(sorted(str(key) for key in keys if key not in ("hydra", "_target_")))
-        message = f"{cause.full_key} is no key of the configuration; keys there: {known}"
-    elif isinstance(cause, OmegaConfBaseException):
-        message += f" ({cause})"
-    return " ".join(message.split())

@@ -4,8 +4,6 @@ The processes of a sweep may run on several machines, so they tell each other ev
 files here.
 """
 
-import dataclasses
-import json
 import os
 import signal
 import socket
@@ -14,10 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+from pydantic import Field
 
 from memfold.errors import InputError
-from memfold.files import read_json, read_text
-from memfold.runs.folder import write_text_atomically, writing
+from memfold.files import read_text
+from memfold.runs.folder import writing
+from memfold.studies.files import Model
 
 __all__ = ["PLAN", "JobNote", "Plan", "read_notes", "request_stop", "requested_stop"]
 
@@ -26,8 +26,7 @@ _INTERNALS = ".sweep"
 _SECONDS_OF_ROUNDING = 2.0  # in what psutil derives from the time of the boot
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(Model):
     """`sweep.json`: which jobs a sweep has, and who runs it."""
 
     command: str
@@ -36,37 +35,21 @@ class Plan:
     """The command line after the program's name, without what belongs to one attempt."""
     jobs: list[list[str]] | None
     """The overrides of every job, by number; `None` when the sweeper decides as it goes."""
-    attempt: int
+    attempt: int = Field(ge=1)
     """How often the sweep has been started, from 1."""
-    host: str = dataclasses.field(default_factory=socket.gethostname)
-    pid: int = dataclasses.field(default_factory=os.getpid)
-    started: float = dataclasses.field(default_factory=lambda: psutil.Process().create_time())
+    host: str = Field(default_factory=socket.gethostname)
+    pid: int = Field(default_factory=os.getpid, ge=1, lt=2**31)
+    started: float = Field(default_factory=lambda: psutil.Process().create_time())
     """When the process `pid` was started, in seconds since 1970."""
-    repeats: dict[str, int] = dataclasses.field(default_factory=dict)
+    repeats: dict[str, int] = Field(default_factory=dict)
     """Number of a job that is not run -> number of the one before it that is the same run."""
 
-    def write(self, folder: Path) -> None:
-        """Write `sweep.json`.
-
-        Raises:
-            InputError: It cannot be written.
-        """
-        text = json.dumps(dataclasses.asdict(self), indent=2)
-        write_text_atomically(folder / PLAN, text + "\n")
-
     @classmethod
-    def read(cls, folder: Path) -> "Plan | None":
+    def find(cls, folder: Path) -> "Plan | None":
         """Return the plan in `folder`, or `None` where there is none that can be read."""
-        try:
-            plan = cls(**read_json(folder / PLAN))  # pyright: ignore[reportCallIssue]
-        except (OSError, ValueError, TypeError):
-            return None
-        are_texts = isinstance(plan.arguments, list) and all(
-            isinstance(text, str) for text in plan.arguments
-        )
-        is_plan = are_texts and isinstance(plan.jobs, list | None)
-        is_whole = is_plan and isinstance(plan.repeats, dict)
-        return plan if is_whole and isinstance(plan.attempt, int) else None
+        with suppress(FileNotFoundError, InputError):
+            return cls.read(folder / PLAN)
+        return None
 
     @property
     def is_alone(self) -> bool:
@@ -81,8 +64,7 @@ class Plan:
             return True
 
 
-@dataclasses.dataclass(frozen=True)
-class JobNote:
+class JobNote(Model):
     """How a job of a sweep goes, for the sweep's own process."""
 
     number: int
@@ -93,13 +75,10 @@ class JobNote:
     seconds: float | None = None
     """How long the job took; `None` while it runs."""
 
-    def write(self, sweep: Path) -> None:
+    def note(self, sweep: Path) -> None:
         """Write the note. A full disk costs the line about the job, not the job."""
         with suppress(InputError):
-            file = _notes(sweep) / f"{self.number}.json"
-            with writing(file.parent):
-                file.parent.mkdir(parents=True, exist_ok=True)
-            write_text_atomically(file, json.dumps(dataclasses.asdict(self)))
+            self.write(_notes(sweep) / f"{self.number}.json")
 
 
 def read_notes(sweep: Path, known: Collection[int] = ()) -> list[JobNote]:
@@ -107,8 +86,8 @@ def read_notes(sweep: Path, known: Collection[int] = ()) -> list[JobNote]:
     notes = []
     for file in _notes(sweep).glob("*.json"):
         if file.stem not in map(str, known):
-            with suppress(OSError, ValueError, TypeError):  # replaced at this moment
-                notes.append(JobNote(**read_json(file)))  # pyright: ignore[reportCallIssue]
+            with suppress(FileNotFoundError, InputError):  # replaced at this moment
+                notes.append(JobNote.read(file))
     return sorted(notes, key=lambda note: note.number)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from studies.sweeps import finish, processes_of, statuses, wait_until
 from training.jobs import SMALL, start_training, train
-from training.sweeps import finish, processes_of, statuses, wait_until
 from training.wandb_files import offline_runs
 
 pytestmark = [pytest.mark.ddp, pytest.mark.slow]

@@ -8,8 +8,8 @@ import joblib
 import pytest
 from omegaconf import DictConfig
 
-from memfold.training.sweeps.devices import device_slot
-from training.sweeps import (
+from memfold.studies.sweep_devices import device_slot
+from studies.sweeps import (
     finish,
     let,
     processes_of,

@@ -1,7 +1,7 @@
 """A sweep as `train.py` runs it, whose jobs are a small program instead of a training.
 
-`python stand_in.py -m ...` is the sweep. The program does what the sweep's folder says in a file
-named after the job (its number), or completes at once. It does not import torch.
+`python sweep_stand_in.py -m ...` is the sweep. The program does what the sweep's folder says in a
+file named after the job (its number), or completes at once. It does not import torch.
 """
 
 import json
@@ -74,13 +74,13 @@ def run_sweep() -> int:
     import hydra
     from omegaconf import DictConfig
 
-    from memfold.training import command_line
+    from memfold import train_command
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
     def main(cfg: DictConfig) -> float | None:
-        return command_line.run_task(cfg, script=Path(__file__).resolve())
+        return train_command.run_task(cfg, script=Path(__file__).resolve())
 
-    return command_line.launch(main)
+    return train_command.launch(main)
 
 
 if __name__ == "__main__":

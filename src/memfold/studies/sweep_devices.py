@@ -1,6 +1,5 @@
 """Several jobs at once on one machine: each that wants one GPU gets the one with fewest jobs."""
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -11,8 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from memfold.errors import InputError
-from memfold.files import open_regular
-from memfold.runs.folder import writing
+from memfold.runs.locks import try_lock
 
 __all__ = ["device_slot", "name_visible_devices", "num_parallel_jobs"]
 
@@ -72,8 +70,6 @@ def device_slot(sweep: Path, cfg: DictConfig, num_jobs: int) -> Iterator[str | N
         yield None
         return
     folder = sweep / ".sweep" / "devices"
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     # A second job comes to a GPU when each has one.
     rounds = range(-(-num_jobs // len(devices)))
     slots = [
@@ -81,11 +77,8 @@ def device_slot(sweep: Path, cfg: DictConfig, num_jobs: int) -> Iterator[str | N
     ]
     while True:
         for place, file in slots:
-            with open_regular(file, "a") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                yield devices[place]
-                return
+            with try_lock(file) as is_free:
+                if is_free:
+                    yield devices[place]
+                    return
         time.sleep(_SECONDS_BETWEEN_LOOKS)  # a job that was killed has just left its slot

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from training.sweeps import (
+from studies.sweeps import (
     finish,
     let,
     processes_of,

@@ -14,30 +14,26 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from memfold.errors import InputError
 from memfold.overrides import quote_value, unresolved
-from memfold.runs.folder import locked, read_result, writing
-from memfold.training.sweeps.arguments import resume_arguments
-from memfold.training.sweeps.devices import name_visible_devices, num_parallel_jobs
-from memfold.training.sweeps.folder import read_notes, request_stop
-from memfold.training.sweeps.isolation import CONSOLE, SECONDS_TO_STOP
-from memfold.training.sweeps.planning import admit, common_overrides, sweep_folder
-from memfold.training.sweeps.report import (
+from memfold.runs.folder import is_completed, read_result, writing
+from memfold.runs.locks import locked
+from memfold.studies.process import SECONDS_TO_STOP
+from memfold.studies.sweep_arguments import resume_arguments
+from memfold.studies.sweep_devices import name_visible_devices, num_parallel_jobs
+from memfold.studies.sweep_folder import PLAN, read_notes, request_stop
+from memfold.studies.sweep_job import CONSOLE
+from memfold.studies.sweep_plan import admit, common_overrides, sweep_folder
+from memfold.studies.sweep_report import (
     describe_end,
     print_table,
     report_command,
     upload_command,
 )
 
-__all__ = ["RunningSweep", "running_sweep"]
+__all__ = ["RunningSweep"]
 
 _SECONDS_BETWEEN_LOOKS = 0.3
 _SECONDS_OF_ONE_REQUEST = 2.0
 """A process group and its members may be signalled both; only what comes later is impatience."""
-_running: "RunningSweep | None" = None
-
-
-def running_sweep() -> "RunningSweep | None":
-    """Return the sweep that this process has begun."""
-    return _running
 
 
 class RunningSweep:
@@ -53,7 +49,6 @@ class RunningSweep:
         Raises:
             InputError: The folder is in use or holds another sweep, or cannot be written.
         """
-        global _running
         self.folder = sweep_folder(config)
         self.is_isolated = bool(config.extras.isolate_jobs)
         launcher = str(OmegaConf.select(config, "hydra.launcher._target_"))
@@ -71,7 +66,7 @@ class RunningSweep:
             self.folder.mkdir(parents=True, exist_ok=True)
         self._held.enter_context(locked(self.folder))
         self._plan = admit(config, self.folder, resume=resume)
-        self._plan.write(self.folder)
+        self._plan.write(self.folder / PLAN)
         self._common = common_overrides(config)
         self._reported: set[int] = set()
         name_visible_devices(config)
@@ -84,7 +79,6 @@ class RunningSweep:
             signal.signal(signal.SIGTERM, self._on_signal)
         self._thread = threading.Thread(target=self._watch, name="sweep", daemon=True)
         self._thread.start()
-        _running = self
 
     def end(self, status: int) -> int:
         """Wait for what still runs, print the table, and return the exit status.
@@ -149,7 +143,7 @@ class RunningSweep:
             )
         _say(f"{num_jobs} in {self.folder}, {how}{where}")
         for note in read_notes(self.folder):
-            if read_result(self.folder / note.folder).get("status") == "completed":
+            if is_completed(self.folder / note.folder):
                 self._say_of_job(note.number, note.overrides, "already completed")
 
     def _say_of_job(self, number: int, overrides: list[str], end: str) -> None:

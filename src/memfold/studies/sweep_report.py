@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from memfold.runs.folder import read_result
-from memfold.training.sweeps.folder import Plan, read_notes
+from memfold.runs.folder import is_completed, read_result
+from memfold.studies.sweep_folder import Plan, read_notes
 
 __all__ = ["describe_end", "print_table", "report_command", "upload_command"]
 
@@ -116,8 +116,8 @@ def report_command(sweep: Path, program: Path) -> str | None:
         program.
     """
     script = program.with_name("scripts") / "report.py"
-    results = (read_result(sweep / note.folder) for note in read_notes(sweep))
-    if not script.is_file() or all(result.get("status") != _COMPLETED for result in results):
+    has_any = any(is_completed(sweep / note.folder) for note in read_notes(sweep))
+    if not (script.is_file() and has_any):
         return None
     return shlex.join(["python", str(script), str(sweep), "--out", str(sweep / "report")])
 

@@ -12,8 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, read_write
 
 from memfold.errors import InputError
-from memfold.training.sweeps.isolation import job_environment
-from memfold.training.sweeps.job import run_sweep_job
+from memfold.studies.process import job_environment
+from memfold.studies.sweep_job import run_sweep_job
 from training.jobs import REPOSITORY, SMALL, compose_job, train
 
 PROGRAM = """
@@ -156,7 +156,7 @@ def test_unfinished_job_is_continued(job: DictConfig, checkpoint: str) -> None:
 def test_dead_job_leaves_no_process_behind(
     job: DictConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memfold.training.sweeps.isolation._SECONDS_TO_FOLLOW", 0.5)
+    monkeypatch.setattr("memfold.studies.process._SECONDS_TO_FOLLOW", 0.5)
     body = """
 import subprocess
 rank = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])

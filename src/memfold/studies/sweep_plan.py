@@ -21,9 +21,10 @@ from omegaconf.errors import OmegaConfBaseException
 from memfold.compression import Strategy
 from memfold.errors import InputError
 from memfold.overrides import unresolved
-from memfold.runs.folder import LOCK, RESULT, locked, refuse_used_folder
-from memfold.training.sweeps.arguments import lasting_arguments, resume_arguments
-from memfold.training.sweeps.folder import PLAN, Plan, read_notes, request_stop
+from memfold.runs.folder import LOCK, RESULT, refuse_used_folder
+from memfold.runs.locks import locked
+from memfold.studies.sweep_arguments import lasting_arguments, resume_arguments
+from memfold.studies.sweep_folder import PLAN, Plan, read_notes, request_stop
 
 __all__ = ["admit", "common_overrides", "sweep_folder"]
 
@@ -67,7 +68,7 @@ def admit(config: DictConfig, folder: Path, *, resume: bool) -> Plan:
             two jobs have one folder.
     """
     jobs = _planned_jobs(config)
-    before = Plan.read(folder) if resume else None
+    before = Plan.find(folder) if resume else None
     if before is None:
         _refuse_used(folder)
     elif before.jobs != jobs:
@@ -200,7 +201,7 @@ def _hydra_config(job: DictConfig) -> Iterator[None]:
 
 def _refuse_used(folder: Path) -> None:
     if read_notes(folder):
-        if Plan.read(folder) is None:
+        if Plan.find(folder) is None:
             raise InputError(
                 f"{_FOLDER}={folder} holds a sweep whose {PLAN} is missing or damaged; "
                 "choose another folder"

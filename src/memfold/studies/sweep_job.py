@@ -1,7 +1,8 @@
 """One job of a sweep, in whichever process the launcher calls for it."""
 
-import dataclasses
 import os
+import re
+import shutil
 import signal
 import socket
 import sys
@@ -12,18 +13,37 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from memfold.errors import InputError
-from memfold.overrides import unresolved
+from memfold.overrides import quote_value, unresolved
 from memfold.processes.ranks import is_rank_zero
-from memfold.runs.folder import can_be_resumed, read_result
-from memfold.training.sweeps.devices import device_slot, num_parallel_jobs
-from memfold.training.sweeps.folder import JobNote, Plan, read_notes, requested_stop
-from memfold.training.sweeps.isolation import run_isolated
+from memfold.runs.folder import LOCK, can_be_resumed, is_completed, read_result, writing
+from memfold.runs.result import UNFINISHED, ResultFile, describe_job
+from memfold.studies.process import ended, is_one_of_several_tasks, run_program
+from memfold.studies.sweep_devices import device_slot, num_parallel_jobs
+from memfold.studies.sweep_folder import JobNote, Plan, read_notes, requested_stop
 
-__all__ = ["run_sweep_job"]
+__all__ = ["CONSOLE", "run_sweep_job"]
 
+CONSOLE = "console.log"
+_OF_THE_SWEEP = (
+    "hydra.mode=",
+    "hydra.sweep",
+    "hydra/sweeper",
+    "hydra/launcher",
+    "hydra.launcher",
+    "hydra.callbacks.sweep.",
+    "hydra.output_subdir=null",
+)
+# How a run says that it cannot be resumed whatever the user does; another model or another
+# configuration is no such reason.
+_DAMAGED = re.compile(
+    r"^error: resume(: .*(damaged or no checkpoint|is no checkpoint|pickled Python objects)"
+    r"|=.* cannot be read)",
+    re.MULTILINE,
+)
 _TERMINATED = 143  # 128 + SIGTERM
 
 
@@ -35,7 +55,7 @@ class _Sweep:
         self.folder = Path(os.path.abspath(hydra.sweep.dir))
         self.attempt = int(hydra.callbacks["sweep"]["attempt"])
         self.num_parallel_jobs = num_parallel_jobs(hydra.launcher)
-        self._plan = Plan.read(self.folder)
+        self._plan = Plan.find(self.folder)
         # On a cluster the jobs go on when the user's session ends.
         self._is_on_cluster = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
 
@@ -88,9 +108,9 @@ def run_sweep_job(cfg: DictConfig, script: Path) -> float | None:
         return _accuracy(sweep.folder / done[0].folder) if done else float("nan")
     earlier = [other for other in read_notes(sweep.folder) if other.folder == note.folder]
     _refuse_other_job(note, earlier)
-    if read_result(folder).get("status") == "completed":
+    if is_completed(folder):
         if not earlier and is_rank_zero():  # its note was lost
-            dataclasses.replace(note, seconds=0.0).write(sweep.folder)
+            note.model_copy(update={"seconds": 0.0}).note(sweep.folder)
         return _accuracy(folder)
     if not sweep.is_own_process:
         _leave_interrupts_to_the_sweep()
@@ -115,15 +135,54 @@ def _run(cfg: DictConfig, script: Path, folder: Path, sweep: _Sweep) -> None:
         run(cfg)
         return
     with device_slot(sweep.folder, cfg, sweep.num_parallel_jobs) as device:
-        run_isolated(
-            cfg, script, resume=is_unfinished, device=device, wanted_stop=sweep.wanted_stop
+        _run_isolated(cfg, script, folder, sweep, device, resume=is_unfinished)
+
+
+def _run_isolated(
+    cfg: DictConfig,
+    script: Path,
+    folder: Path,
+    sweep: _Sweep,
+    device: str | None,
+    *,
+    resume: bool,
+) -> None:
+    """Run the job as `python script ... hydra.mode=RUN`; its `result.json` says how it ended."""
+    variables = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
+    command = _command(cfg, script, folder)
+    again = [f"resume={quote_value(str(folder))}"] if resume else []
+    name = CONSOLE if is_rank_zero() else f"console_{os.environ.get('SLURM_PROCID')}.log"
+    with _noting_sigterm() as received:
+
+        def run(arguments: Sequence[str]) -> tuple[int, str]:
+            def wanted_stop() -> signal.Signals | None:
+                return received[0] if received else sweep.wanted_stop()
+
+            return run_program(arguments, folder / name, variables, wanted_stop)
+
+        status, printed = run([*command, *again])
+        is_damaged = status > 0 and _DAMAGED.search(printed) is not None
+        if resume and is_damaged and not is_one_of_several_tasks(os.environ):
+            _remove_run(folder)
+            status, _ = run(command)
+    result = read_result(folder)
+    is_explained = result.get("status") == "failed" and result.get("error") != UNFINISHED
+    if status < 0 or (status > 0 and not is_explained):
+        known = {key: value for key, value in result.items() if key not in ("status", "error")}
+        ResultFile(folder, {**describe_job(cfg), **known}).fail(
+            f"the job's process {ended(status)}"
         )
 
 
 def _new_note(sweep: _Sweep, folder: Path) -> JobNote:
     hydra = HydraConfig.get()
     relative = os.path.relpath(folder, sweep.folder)
-    return JobNote(int(hydra.job.num), relative, unresolved(hydra.overrides.task), sweep.attempt)
+    return JobNote(
+        number=int(hydra.job.num),
+        folder=relative,
+        overrides=unresolved(hydra.overrides.task),
+        attempt=sweep.attempt,
+    )
 
 
 def _refuse_other_job(note: JobNote, earlier: Sequence[JobNote]) -> None:
@@ -141,13 +200,14 @@ def _noted(sweep: _Sweep, note: JobNote) -> Iterator[None]:
     """Let the sweep's own process know when the job starts and ends."""
     start = time.monotonic()
     if is_rank_zero():
-        note.write(sweep.folder)
+        note.note(sweep.folder)
     try:
         yield
     finally:
         is_requeued = isinstance(sys.exception(), SystemExit)
         if is_rank_zero() and not is_requeued:
-            dataclasses.replace(note, seconds=time.monotonic() - start).write(sweep.folder)
+            seconds = time.monotonic() - start
+            note.model_copy(update={"seconds": seconds}).note(sweep.folder)
 
 
 def _leave_interrupts_to_the_sweep() -> None:
@@ -163,3 +223,73 @@ def _accuracy(folder: Path) -> float:
     metrics = result.get("metrics") if result.get("status") == "completed" else None
     accuracy = metrics.get("val/acc") if isinstance(metrics, dict) else None
     return float("nan") if accuracy is None else float(accuracy)
+
+
+def _command(cfg: DictConfig, script: Path, folder: Path) -> list[str]:
+    hydra = HydraConfig.get()
+    # --config-path replaces what Hydra calls main, --config-dir adds to it.
+    flags = {"main": "--config-path", "command-line": "--config-dir"}
+    sources = [
+        text
+        for source in hydra.runtime.config_sources
+        if source.provider in flags and source.schema == "file"
+        for text in (flags[source.provider], source.path)
+    ]
+    own = [
+        text
+        for text in _resolved(hydra.overrides.hydra)
+        if not text.lstrip("+~").startswith(_OF_THE_SWEEP)
+    ]
+    # One sweep is one group in W&B, unless the user named another.
+    in_wandb = {"group": quote_value(folder.parent.name), "job_type": "sweep"}
+    named = [
+        f"logger.{key}={value}"
+        for key, value in in_wandb.items()
+        if key in cfg.logger and OmegaConf.select(cfg, f"logger.{key}") is None
+    ]
+    return [
+        str(script),
+        "--config-name",
+        str(hydra.job.config_name),
+        *sources,
+        *_resolved(hydra.overrides.task),
+        *named,
+        *own,
+        "hydra.mode=RUN",
+        f"hydra.run.dir={quote_value(str(folder))}",
+        f"hydra.job.num={hydra.job.num}",
+    ]
+
+
+def _resolved(overrides: Sequence[str]) -> list[str]:
+    """Put in what the sweep alone knows; what refers to the job's own keys stays as typed."""
+    resolved = []
+    for number, text in enumerate(unresolved(overrides)):
+        try:
+            resolved.append(str(overrides[number]))
+        except OmegaConfBaseException:
+            resolved.append(text)
+    return resolved
+
+
+def _remove_run(folder: Path) -> None:
+    """Remove what an unfinished run has left, but for what it printed."""
+    for path in folder.iterdir():
+        if path.name != LOCK and path.suffix != ".log":
+            with writing(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def _noting_sigterm() -> Iterator[list[signal.Signals]]:
+    """Let SIGTERM to a worker end its job first, unless somebody else handles it."""
+    received: list[signal.Signals] = []
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if not is_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield received
+        return
+    signal.signal(signal.SIGTERM, lambda *_: received.append(signal.SIGTERM))
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

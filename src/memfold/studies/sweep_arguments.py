@@ -13,7 +13,7 @@ from hydra.errors import OverrideParseException
 from memfold.errors import InputError
 from memfold.overrides import folder_override, is_override, quote_value
 from memfold.runs.recorded import is_setting
-from memfold.training.sweeps.folder import PLAN, Plan
+from memfold.studies.sweep_folder import PLAN, Plan
 
 __all__ = ["expand_sweep_arguments", "lasting_arguments", "resume_arguments"]
 
@@ -59,14 +59,15 @@ def expand_sweep_arguments(arguments: Sequence[str]) -> list[str]:
             f"{resume.input_line} continues a sweep: python train.py -m {_RESUME}=FOLDER"
         )
     folder = Path(str(resume.value()).replace(r"\${", "${"))
-    plan = Plan.read(folder)
-    if plan is None and (folder / PLAN).exists():
+    try:
+        plan = Plan.read(folder / PLAN)
+    except FileNotFoundError as error:
+        raise InputError(f"{_RESUME}={folder} is no folder of a sweep: it has no {PLAN}") from error
+    except InputError as error:
         raise InputError(
-            f"{_RESUME}={folder}: {folder / PLAN} is damaged or cannot be read; start the sweep "
-            f"again in another folder: {_FOLDER}=FOLDER"
-        )
-    if plan is None:
-        raise InputError(f"{_RESUME}={folder} is no folder of a sweep: it has no {PLAN}")
+            f"{_RESUME}={folder}: {error}; start the sweep again in another folder: "
+            f"{_FOLDER}=FOLDER"
+        ) from error
     _refuse_other_folder(folder, given)
     old_flags, before = _split(plan.arguments)
     again = [override for override in given if _is_of_experiment(override)]
@@ -109,7 +110,7 @@ def lasting_arguments(arguments: Sequence[str]) -> list[str]:
 
 def resume_arguments(folder: Path) -> list[str]:
     """Return what to type after the program's name to go on with the sweep in `folder`."""
-    plan = Plan.read(folder)
+    plan = Plan.find(folder)
     again: list[str] = []
     with suppress(OverrideParseException):
         if plan is not None and _unsafe(*_split(plan.arguments)):

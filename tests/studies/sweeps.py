@@ -1,4 +1,4 @@
-"""Start sweeps of the small program in `stand_in.py`, and look at what they leave."""
+"""Start sweeps of the small program in `sweep_stand_in.py`, and look at what they leave."""
 
 import json
 import os
@@ -11,7 +11,15 @@ from pathlib import Path
 
 import psutil
 
-STAND_IN = Path(__file__).with_name("stand_in.py")
+from memfold.studies.sweep_folder import PLAN, Plan
+
+STAND_IN = Path(__file__).with_name("sweep_stand_in.py")
+
+
+def write_plan(folder: Path, arguments: list[str], *jobs: list[str]) -> None:
+    """Leave what a sweep writes down first."""
+    plan = Plan(command="python train.py", arguments=arguments, jobs=list(jobs), attempt=1)
+    plan.write(folder / PLAN)
 
 
 def start_sweep(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:

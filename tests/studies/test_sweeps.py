@@ -11,10 +11,20 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from memfold.errors import InputError
 from memfold.overrides import folder_override, quote_value
 from memfold.reporting.sweep_folders import read_sweep_folder
-from memfold.training.sweeps.arguments import expand_sweep_arguments
-from memfold.training.sweeps.devices import num_parallel_jobs
-from memfold.training.sweeps.folder import Plan
-from training.sweeps import STAND_IN, finish, let, seen, start_sweep, statuses, sweep, wait_until
+from memfold.studies.sweep_arguments import expand_sweep_arguments
+from memfold.studies.sweep_devices import num_parallel_jobs
+from memfold.studies.sweep_folder import Plan
+from studies.sweeps import (
+    STAND_IN,
+    finish,
+    let,
+    seen,
+    start_sweep,
+    statuses,
+    sweep,
+    wait_until,
+    write_plan,
+)
 
 JOBS = ("compression=snip", "seed=1,2,3,4")
 
@@ -131,7 +141,7 @@ def test_folder_of_a_running_sweep_is_refused(tmp_path: Path) -> None:
 @pytest.fixture
 def recorded(tmp_path: Path) -> Path:
     arguments = ["-m", "seed=1,2", "ratio=0.1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=4"]
-    Plan("python train.py", arguments, [["seed=1"], ["seed=2"]], attempt=1).write(tmp_path)
+    write_plan(tmp_path, arguments, ["seed=1"], ["seed=2"])
     return tmp_path
 
 
@@ -182,7 +192,7 @@ def test_folder_without_a_sweep_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", '{"command": "", "arguments": 5}'])
 def test_damaged_plan_is_named(recorded: Path, text: str) -> None:
     (recorded / "sweep.json").write_text(text)
-    with pytest.raises(InputError, match=r"sweep\.json is damaged .* in another folder"):
+    with pytest.raises(InputError, match=r"sweep\.json is damaged.* in another folder"):
         expand_sweep_arguments(["-m", f"sweep.resume={recorded}"])
 
 
@@ -190,7 +200,7 @@ def test_damaged_plan_is_named(recorded: Path, text: str) -> None:
 def test_printed_command_is_read_back(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     folder.mkdir()
-    Plan("python train.py", ["-m", "seed=1,2"], [["seed=1"], ["seed=2"]], attempt=1).write(folder)
+    write_plan(folder, ["-m", "seed=1,2"], ["seed=1"], ["seed=2"])
     printed = shlex.join(["-m", folder_override("sweep.resume", folder)])
     expanded = expand_sweep_arguments(shlex.split(printed))
     assert expanded[:2] == ["-m", "seed=1,2"]
@@ -269,7 +279,7 @@ def test_damaged_files_of_a_sweep(tmp_path: Path) -> None:
     assert "damaged" in console
     [run] = seen(tmp_path, 0)
     assert run["argv"][run["argv"].index("--config-path") + 1] == str(conf)
-    plan = Plan.read(tmp_path)
+    plan = Plan.find(tmp_path)
     assert plan is not None
     assert plan.attempt == 2
     assert not any("joblib" in text for text in plan.arguments)  # for that time alone

@@ -1,1 +1,0 @@
-"""Many jobs, each in a process tree of its own, that survive what happens to sweeps."""
