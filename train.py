@@ -11,14 +11,14 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from memfold import train_command
+from memfold.train_command import launch, run_task
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """Run one job; Hydra's sweepers get its validation accuracy."""
-    return train_command.run_task(cfg, script=Path(__file__).resolve())
+    return run_task(cfg, script=Path(__file__).resolve())
 
 
 if __name__ == "__main__":
-    sys.exit(train_command.launch(main))
+    sys.exit(launch(main))

@@ -52,7 +52,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"sklearn"},
     ),
     "studies": (
-        SMALL | {"data", "overrides", "processes", "runs", "strategies", "training"},
+        SMALL | {"compression", "data", "overrides", "processes", "runs", "strategies", "training"},
         {"wandb", "sklearn"},
     ),
     "train_command": (SMALL | {"processes", "runs", "studies", "training"}, {"torch", "lightning"}),

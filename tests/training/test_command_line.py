@@ -105,7 +105,7 @@ def test_train_script_imports_light_things_only() -> None:
             else []
         )
     }
-    assert imported == {"sys", "pathlib", "hydra", "omegaconf", "memfold.training"}
+    assert imported == {"sys", "pathlib", "hydra", "omegaconf", "memfold.train_command"}
 
 
 @pytest.mark.ddp
