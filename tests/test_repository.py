@@ -86,6 +86,30 @@ def test_dependencies_point_one_way(path):
     assert not {name[0] for name in parts} & libraries
 
 
+@pytest.mark.parametrize(
+    ("library", "files"),
+    [
+        ("fcntl", {"runs/locks.py"}),
+        # Beside studies: the processes of a benchmark, and Git's words on the commit.
+        (
+            "subprocess",
+            {
+                "benchmarking/runner.py",
+                "runs/result.py",
+                "studies/process.py",
+            },
+        ),
+    ],
+)
+def test_one_file_locks_and_one_starts_trainings(library, files):
+    found = {
+        path.relative_to(ROOT / "src" / "memfold").as_posix()
+        for path in SOURCES
+        if any(library in name.split(".") for name in imported_modules(path))
+    }
+    assert found <= files
+
+
 def test_importing_memfold_loads_nothing_heavy_but_torch():
     code = "import sys, memfold; print(*sorted({m.split('.')[0] for m in sys.modules}))"
     loaded = subprocess.run(

@@ -1,5 +1,6 @@
 """Files of studies that somebody else may have written are refused in one line."""
 
+import json
 import shutil
 import sqlite3
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from memfold.errors import InputError
 from memfold.studies.choose_plan import read_plan
 from memfold.studies.space import read_space
+from memfold.studies.sweep_arguments import expand_sweep_arguments
 from studies.tuned import tune
 
 DEEP = "[" * 200_000
@@ -166,3 +168,51 @@ def test_wrong_values_are_named_with_what_is_allowed(
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400
+
+
+SWEEP: dict[str, Any] = {
+    "command": "python train.py",
+    "arguments": ["-m", "seed=1,2"],
+    "jobs": [["seed=1"], ["seed=2"]],
+    "attempt": 1,
+    "host": "here",
+    "pid": 1,
+    "started": 0.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attempt": [1]}, "attempt must be a whole number, got [1]"),
+        ({"attempt": 0}, "attempt must be at least 1, got 0"),
+        ({"attempt": True}, "attempt must be a whole number, got True"),
+        ({"pid": 2**70}, "pid must be below 2147483648"),
+        ({"started": "now"}, "started must be a number, got 'now'"),
+        ({"jobs": [["seed=1", 2]]}, "jobs.0.1 must be a text, got 2"),
+        ({"jobs": {"0": []}}, "jobs must be a list"),
+        ({"arguments": "-m"}, "arguments must be a list, got '-m'"),
+        ({"repeats": {"1": "0"}}, "repeats.1 must be a whole number, got '0'"),
+        ({"hydra.run.dir": "/"}, "hydra.run.dir is unknown; there are arguments, attempt"),
+        (DEEP, "is damaged or cannot be read (it is nested too deeply)"),
+        (f'{{"attempt": {LARGE}}}', "is damaged or cannot be read (Exceeds the limit"),
+        (b"\xff\xfe", "is damaged or cannot be read ("),
+    ],
+)
+def test_a_damaged_sweep_is_refused(
+    changes: dict[str, Any] | str | bytes, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "sweep.json"
+    file.write_text(json.dumps(SWEEP))  # of before there were repeats
+    resume = f"sweep.resume={tmp_path}"
+    assert expand_sweep_arguments(["-m", resume])[:2] == SWEEP["arguments"]
+    if isinstance(changes, dict):
+        file.write_text(json.dumps(SWEEP | changes))
+    else:
+        file.write_bytes(changes.encode() if isinstance(changes, str) else changes)
+    with pytest.raises(InputError) as error:
+        expand_sweep_arguments(["-m", resume])
+    assert message in str(error.value)
+    assert str(error.value).startswith(f"{resume}: {file} is damaged")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 600

@@ -8,7 +8,7 @@ import joblib
 import pytest
 from omegaconf import DictConfig
 
-from memfold.studies.sweep_devices import device_slot
+from memfold.studies.executor import device_slot
 from studies.sweeps import (
     finish,
     let,

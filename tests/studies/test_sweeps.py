@@ -11,8 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from memfold.errors import InputError
 from memfold.overrides import folder_override, quote_value
 from memfold.reporting.sweep_folders import read_sweep_folder
+from memfold.studies.executor import num_parallel_jobs
 from memfold.studies.sweep_arguments import expand_sweep_arguments
-from memfold.studies.sweep_devices import num_parallel_jobs
 from memfold.studies.sweep_folder import Plan
 from studies.sweeps import (
     STAND_IN,

@@ -16,9 +16,9 @@ from memfold.errors import InputError
 from memfold.overrides import quote_value, unresolved
 from memfold.runs.folder import is_completed, read_result, writing
 from memfold.runs.locks import locked
+from memfold.studies.executor import name_visible_devices, num_parallel_jobs
 from memfold.studies.process import SECONDS_TO_STOP
 from memfold.studies.sweep_arguments import resume_arguments
-from memfold.studies.sweep_devices import name_visible_devices, num_parallel_jobs
 from memfold.studies.sweep_folder import PLAN, read_notes, request_stop
 from memfold.studies.sweep_job import CONSOLE
 from memfold.studies.sweep_plan import admit, common_overrides, sweep_folder

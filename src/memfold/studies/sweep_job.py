@@ -21,8 +21,8 @@ from memfold.overrides import quote_value, unresolved
 from memfold.processes.ranks import is_rank_zero
 from memfold.runs.folder import LOCK, can_be_resumed, is_completed, read_result, writing
 from memfold.runs.result import UNFINISHED, ResultFile, describe_job
+from memfold.studies.executor import device_slot, num_parallel_jobs
 from memfold.studies.process import ended, is_one_of_several_tasks, run_program
-from memfold.studies.sweep_devices import device_slot, num_parallel_jobs
 from memfold.studies.sweep_folder import JobNote, Plan, read_notes, requested_stop
 
 __all__ = ["CONSOLE", "run_sweep_job"]
