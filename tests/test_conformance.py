@@ -2,7 +2,8 @@
 
 The table is `strategies/cases.py`; it also goes through `strategies/test_any_module.py` (every way
 to own a weight: convolutions, attention, recurrent layers, ties) and `test_artifact.py`. Beside
-those of the table stands `quarter`, of tests alone: a strategy that has one ratio and is not dense.
+those of the table stand two of tests alone, with one ratio each: `quarter`, which is not dense, and
+`basis`, which has parts for groups of weights and a term of the loss.
 """
 
 import copy
@@ -12,6 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,31 +31,40 @@ from memfold.data.digits import Digits
 from memfold.strategies import strategy_class
 from memfold.tasks import Classification
 from memfold.training import run
-from strategies import fixed_ratio
+from strategies import basis, fixed_ratio
 from strategies.cases import STRATEGIES, options_of
 from training.jobs import PYTHONPATH, SMALL, compose_job
 from training.rank_jobs import train_in_two_ranks
 
 RATIO = 0.2
-OWN = fixed_ratio.Quarter.name
-NAMES = [*sorted(STRATEGIES), OWN]
+OWN = {fixed_ratio.Quarter.name: fixed_ratio, basis.Basis.name: basis}
+NAMES = [*sorted(STRATEGIES), *OWN]
+
+
+@contextmanager
+def own_are_known() -> Iterator[None]:
+    """Let the strategies of tests alone be found by their names."""
+    with ExitStack() as stack:
+        for module in OWN.values():
+            stack.enter_context(module.registered())
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quarter_is_known() -> Iterator[None]:
-    with fixed_ratio.registered():
+def _own_are_known() -> Iterator[None]:
+    with own_are_known():
         yield
 
 
 def has_one_ratio(name: str) -> bool:
-    return name == OWN or strategy_class(name).ratios == "one"
+    return name in OWN or strategy_class(name).ratios == "one"
 
 
 def overrides(name: str) -> list[str]:
     options = options_of(name, ratio=RATIO)
     ratio = [f"ratio={options.pop('ratio')}"] if "ratio" in options else []
     chosen = [f"compression.{key}={value}" for key, value in options.items()]
-    group = fixed_ratio.OVERRIDES if name == OWN else [f"compression={name}"]
+    group = OWN[name].OVERRIDES if name in OWN else [f"compression={name}"]
     return [*SMALL, *group, *ratio, *chosen, "data.batch_size=100"]
 
 
@@ -111,7 +122,7 @@ def test_memory_is_what_the_files_hold(completed: tuple[str, Path, dict[str, Any
     # Parameter, gradient and momentum, each float32, and what says where the values belong.
     trained = result["parameters"]["trained"]
     assert memory["train_state_bytes"] >= 12 * trained
-    if name == OWN or not STRATEGIES[name].trains_dense:
+    if name in OWN or not STRATEGIES[name].trains_dense:
         assert trained < 0.3 * result["parameters"]["dense"]
         assert memory["train_state_bytes"] < 0.5 * 3 * memory["dense_bytes"]
 
@@ -214,8 +225,8 @@ def test_the_same_seed_gives_the_same_structure_in_a_new_process() -> None:
     torch.set_num_threads(1)
     code = (
         "import json, torch; torch.set_num_threads(1)\n"
-        "from test_conformance import NAMES, digest, fixed_ratio\n"
-        "with fixed_ratio.registered():\n"
+        "from test_conformance import NAMES, digest, own_are_known\n"
+        "with own_are_known():\n"
         "    print(json.dumps({name: digest(name) for name in NAMES}))"
     )
     environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "PYTHONHASHSEED": "77"}

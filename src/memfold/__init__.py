@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from memfold import strategies
 from memfold.artifact import load, save
-from memfold.compression import Context, Strategy, before_step, clip_grad_norm_, densify, release
+from memfold.compression import (
+    Context,
+    Strategy,
+    before_step,
+    clip_grad_norm_,
+    densify,
+    extra_loss,
+    release,
+)
 from memfold.errors import InputError
 from memfold.memory import Footprint, footprint
 
@@ -25,6 +33,7 @@ __all__ = [
     "clip_grad_norm_",
     "compress",
     "densify",
+    "extra_loss",
     "footprint",
     "load",
     "release",

@@ -17,14 +17,13 @@ from torch import Tensor, nn
 
 from memfold.artifact_file import Record, read, write
 from memfold.compression.accounting import extent, state_tensors, ties_of
-from memfold.compression.compression import (
-    Compression,
+from memfold.compression.compressed_model import (
     check_not_compressed,
     check_whole,
-    compressions_in,
     restore_dense,
 )
 from memfold.compression.materialise import filler
+from memfold.compression.state import Compression, compressions_in
 from memfold.compression.strategy import Strategy
 from memfold.errors import InputError
 from memfold.quantisation import SUFFIXES, dequantise, quantise

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from memfold.compression.accounting import state_tensors, tensor_bytes, unique_tensors
-from memfold.compression.compression import Compression, check_whole, compressions_in
+from memfold.compression.compressed_model import check_whole
+from memfold.compression.state import Compression, compressions_in
 
 __all__ = ["Footprint", "PeakMeter", "footprint", "grad_sync_bytes", "train_state_bytes"]
 

@@ -1,13 +1,8 @@
 """What every strategy stands on: which weights, their parts, and the model that computes them."""
 
 from memfold.compression.clipping import clip_grad_norm_
-from memfold.compression.compression import (
-    Compression,
-    before_step,
-    compression_of,
-    densify,
-    release,
-)
+from memfold.compression.compressed_model import before_step, densify, extra_loss, release
+from memfold.compression.state import Compression, compression_of
 from memfold.compression.strategy import Context, Strategy
 
 __all__ = [
@@ -18,5 +13,6 @@ __all__ = [
     "clip_grad_norm_",
     "compression_of",
     "densify",
+    "extra_loss",
     "release",
 ]

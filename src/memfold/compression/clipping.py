@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from memfold.compression.compression import compression_of
+from memfold.compression.state import compression_of
 from memfold.errors import InputError
 
 __all__ = ["clip_grad_norm_"]

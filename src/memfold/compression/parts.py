@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from memfold.compression.compression import Compression, check_still_there
+from memfold.compression.compressed_model import check_still_there
 from memfold.compression.computed_attributes import (
     WeightSource,
     compute_parameters,
@@ -23,6 +23,7 @@ from memfold.compression.computed_attributes import (
 )
 from memfold.compression.marks import check_marks, check_names, identity_of, marks_of
 from memfold.compression.selection import CompressibleWeight
+from memfold.compression.state import Compression
 from memfold.compression.strategy import Strategy
 from memfold.errors import InputError
 
@@ -116,6 +117,10 @@ class ComputedWeights(Compression):
         module, attribute = self.home(index, name)
         return getattr(module, attribute)
 
+    def part_tensors(self) -> Iterator[nn.Parameter]:
+        """Yield every part once, weight after weight."""
+        return (getattr(module, attribute) for _, module, attribute in self._homes())
+
     def source(self, index: int, module: nn.Module) -> WeightSource:
         """Return what `module` computes weight number `index` with."""
         del module
@@ -147,18 +152,36 @@ class ComputedWeights(Compression):
 
     def dense_weights(self) -> list[Tensor]:
         """Compute the weights, each in memory of its own: all that are not whole."""
-        parts = {p.untyped_storage()._cdata for p in self._parameters()}
+        parts = {p.untyped_storage()._cdata for p in self.part_tensors()}
         built = (self.weight(index) for index in self.computed)
         return [w.clone() if w.untyped_storage()._cdata in parts else w for w in built]
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the parts, and of every weight computed from them."""
-        return next(self._parameters()).dtype
+        return next(self.part_tensors()).dtype
+
+    @property
+    def num_values(self) -> int:
+        """Numbers in all parts."""
+        return sum(part.numel() for part in self.part_tensors())
+
+    def values_in(self, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+        """Return the tensor of that name out of an artifact's, shape (num_values,).
+
+        Raises:
+            InputError: It is missing or does not fit.
+        """
+        values = tensors.get(name)
+        if values is None or values.shape != (self.num_values,) or not values.is_floating_point():
+            raise InputError(
+                f"the artifact's {name} must be {self.num_values} floating-point numbers"
+            )
+        return values
 
     def owned_names(self) -> frozenset[str]:
         """See `Compression.owned_names`."""
-        parts = {id(parameter) for parameter in self._parameters()}
+        parts = {id(parameter) for parameter in self.part_tensors()}
         state = self.model.state_dict(keep_vars=True)
         names = {name for name, tensor in state.items() if id(tensor) in parts}
         return frozenset(names | self.structure().keys())
@@ -211,9 +234,6 @@ class ComputedWeights(Compression):
                 if home not in seen:
                     seen.add(home)
                     yield (name, *home)
-
-    def _parameters(self) -> Iterator[nn.Parameter]:
-        return (getattr(module, attribute) for _, module, attribute in self._homes())
 
     def _check_names(self) -> None:
         on_root = [name for name, level in self.parts.items() if level == "model"]

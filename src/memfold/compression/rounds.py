@@ -16,7 +16,7 @@ from collections.abc import Callable
 from torch import nn
 from torch.optim import Optimizer
 
-from memfold.compression.compression import compression_of
+from memfold.compression.state import compression_of
 
 __all__ = ["Begin", "Rounds", "rounds_of"]
 

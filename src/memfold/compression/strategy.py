@@ -10,7 +10,7 @@ from warnings import warn
 from torch import Tensor, nn
 
 from memfold.compression.accounting import state_tensors, tensor_bytes
-from memfold.compression.compression import Compression, check_not_compressed, set_compression
+from memfold.compression.compressed_model import check_not_compressed, set_compression
 from memfold.compression.materialise import check_has_values, structured_weights
 from memfold.compression.parametrised import Parametrised, check_parametrised
 from memfold.compression.selection import (
@@ -22,6 +22,7 @@ from memfold.compression.selection import (
     sample_names,
     select_weights,
 )
+from memfold.compression.state import Compression
 from memfold.errors import InputError
 from memfold.quantisation import check_bits
 
@@ -87,6 +88,12 @@ class Strategy(ABC):
     moves_weights: ClassVar[bool] = False
     """Whether a value may belong to another weight later in the training: then averages of
     parameters mean nothing."""
+
+    unshardable: ClassVar[str | None] = (
+        "it looks at whole weights between two steps; use trainer=ddp"
+    )
+    """Why no process can hold a share of its parameters (FSDP) and what to do; `None` where each
+    can, because it needs the whole of none but where a layer computes with it."""
 
     parametrised: ClassVar[Parametrised] = "none"
     """Which weights it takes that others are computed from; see `check_parametrised`."""

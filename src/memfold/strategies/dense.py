@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from memfold.compression.accounting import state_tensors, tensor_bytes
-from memfold.compression.compression import Compression
 from memfold.compression.materialise import check_has_values
 from memfold.compression.parametrised import Parametrised
 from memfold.compression.selection import CompressibleWeight
+from memfold.compression.state import Compression
 from memfold.compression.strategy import Context, Ratios, Strategy
 from memfold.errors import InputError
 from memfold.quantisation import packed_bytes
@@ -88,6 +88,7 @@ class Dense(Strategy, name="dense"):
     """Leave the model as it is."""
 
     ratios: ClassVar[Ratios] = "one"
+    unshardable: ClassVar[str | None] = None
     parametrised: ClassVar[Parametrised] = "any"
 
     def build(

@@ -138,6 +138,7 @@ class Small(Strategy, name="small"):
     """
 
     ratios: ClassVar[Ratios] = "steps"
+    unshardable: ClassVar[str | None] = None
     changes_shapes: ClassVar[bool] = True
     parametrised: ClassVar[Parametrised] = "any"
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
-from memfold.compression import clip_grad_norm_
+from memfold.compression import clip_grad_norm_, extra_loss
 from memfold.errors import InputError
 from memfold.tasks.distillation import Distillation
 
@@ -98,8 +98,12 @@ class Classification(LightningModule):
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], sync_dist=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch of images (B, C, H, W) and labels (B,)."""
-        return self._step("train", batch, self._label_smoothing, self._distillation)
+        """Return the loss of a batch of images (B, C, H, W) and labels (B,).
+
+        The strategy's own term is part of it, and not of `train/loss`, which is like `val/loss`.
+        """
+        loss = self._step("train", batch, self._label_smoothing, self._distillation)
+        return loss + extra_loss(self.net)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count loss and accuracy on the validation split."""

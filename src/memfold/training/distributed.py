@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from memfold.compression import Strategy
 from memfold.errors import InputError
 from memfold.processes.external_launch import external_launch
-from memfold.strategies.sharing.base import SharingStrategy
+from memfold.strategies import strategy_class, strategy_names
 from memfold.training.instantiate import instantiate
 
 __all__ = [
@@ -27,8 +27,6 @@ __all__ = [
     "refuse_unsuitable_shards",
     "whole_parameters",
 ]
-
-_SHARDABLE = ("dense", "small", "rand", "mag", "snip", "grasp", "synflow")
 
 
 def cluster_environment() -> ClusterEnvironment | None:
@@ -76,16 +74,11 @@ def refuse_unsuitable_shards(config: dict[str, Any]) -> None:
     if "fsdp" not in str(target).lower():
         return
     strategy: Strategy = instantiate(config["compression"], "compression")
-    refused = f"trainer=fsdp with compression={strategy.name}: "
-    if isinstance(strategy, SharingStrategy):
+    if strategy.unshardable is not None:
+        others = [name for name in strategy_names() if strategy_class(name).unshardable is None]
         raise InputError(
-            f"{refused}all layers read one vector, which is small and needed whole in every step; "
-            "trainer=ddp is right, it reduces that vector once"
-        )
-    if strategy.name not in _SHARDABLE:
-        raise InputError(
-            f"{refused}it looks at whole weights between two steps; use trainer=ddp "
-            f"(fsdp is for {', '.join(_SHARDABLE)})"
+            f"trainer=fsdp with compression={strategy.name}: {strategy.unshardable} "
+            f"(fsdp is for {', '.join(others)})"
         )
     if config["trainer"].get("gradient_clip_val") is not None:
         raise InputError(

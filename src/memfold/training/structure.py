@@ -1,4 +1,4 @@
-"""The strategy's part in training: its updates at optimizer steps, and the health of its masks."""
+"""The strategy's part in training: its updates at optimizer steps, and what it logs."""
 
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -11,11 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import memfold
-from memfold.compression import compression_of
+from memfold.compression import Compression, compression_of
 from memfold.errors import InputError
-from memfold.strategies.pruning.health import measure
-from memfold.strategies.pruning.sparse_weights import SparseWeights
-from memfold.strategies.pruning.supermask import SupermaskWeights
 from memfold.training.distributed import whole_parameters
 
 __all__ = ["Structure"]
@@ -56,10 +53,10 @@ class Structure(Callback):
         if compression is not None:
             total = int(trainer.estimated_stepping_batches)
             compression.prepare_step(trainer.global_step, total)
-        # In the middle of an epoch, that of `supermask` is another one than was logged last.
+        # In the middle of an epoch, one that changes with every step is not what was logged last.
         is_resumed = self._logged is not None
-        if not (is_resumed and isinstance(compression, SupermaskWeights)):
-            self._log(trainer, pl_module, trainer.global_step)
+        if compression is not None and not (is_resumed and compression.logged == "epochs"):
+            self._log(trainer, compression, trainer.global_step)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -79,14 +76,16 @@ class Structure(Callback):
     ) -> None:
         """Log the structure after a change."""
         compression = compression_of(_network(pl_module))
-        is_sparse = isinstance(compression, SparseWeights)
-        if is_sparse and compression.structure_version != self._seen_version:
-            self._log(trainer, pl_module, trainer.global_step - 1)
+        if compression is None or compression.logged != "changes":
+            return
+        if compression.structure_version != self._seen_version:
+            self._log(trainer, compression, trainer.global_step - 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log a structure that changes with every step, as that of `supermask` does."""
-        if isinstance(compression_of(_network(pl_module)), SupermaskWeights):
-            self._log(trainer, pl_module, trainer.global_step - 1)
+        compression = compression_of(_network(pl_module))
+        if compression is not None and compression.logged == "epochs":
+            self._log(trainer, compression, trainer.global_step - 1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let go of the weights that were kept from one validation batch to the next."""
@@ -102,11 +101,9 @@ class Structure(Callback):
         """Take over what the run that is resumed has logged."""
         self._logged = state_dict["logged"]
 
-    def _log(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+    def _log(self, trainer: Trainer, compression: Compression, step: int) -> None:
         """Log under the step that made the change, as Lightning does: its counter is past it."""
-        net = _network(pl_module)
-        compression = compression_of(net)
-        if not isinstance(compression, SparseWeights | SupermaskWeights):
+        if compression.logged == "never":
             return
         self._seen_version = compression.structure_version
         digest = _digest(compression.index_tensors())
@@ -115,11 +112,9 @@ class Structure(Callback):
         self._logged = digest
         with whole_parameters(trainer):
             if trainer.is_global_zero:
-                masks = [mask.cpu() for mask in compression.masks()]
-                dense = memfold.densify(net).cpu()
-                health = measure(compression.names, masks, dense, self._example)
+                metrics = compression.metrics(self._example)
                 for logger in trainer.loggers:
-                    logger.log_metrics(health.to_metrics(), step=step)
+                    logger.log_metrics(metrics, step=step)
 
 
 def _refuse_averages(trainer: Trainer, strategy: str) -> None:

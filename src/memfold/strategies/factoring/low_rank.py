@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from memfold.compression.accounting import storage_key, tensor_bytes
-from memfold.compression.compression import check_replaceable
+from memfold.compression.compressed_model import check_replaceable
 from memfold.compression.optimizers import optimizers_in
 from memfold.compression.parametrised import Parametrised
 from memfold.compression.parts import ComputedWeights, Level
@@ -191,12 +191,7 @@ class LowRankWeights(ComputedWeights):
         Raises:
             InputError: The values are missing or do not fit.
         """
-        values = tensors.get(_VALUES)
-        if values is None or values.shape != (self.num_values,) or not values.is_floating_point():
-            raise InputError(
-                f"the artifact's {_VALUES} must be {self.num_values} floating-point numbers"
-            )
-        values = values.to(weights[0].tensor.detach())
+        values = self.values_in(tensors, _VALUES).to(weights[0].tensor.detach())
         lefts, rights = [], []
         for weight, rank in zip(weights, self.ranks, strict=True):
             rows, columns = matrix_shape(weight.shape)

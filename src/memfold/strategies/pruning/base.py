@@ -4,12 +4,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from memfold.compression.compression import check_replaceable
+from memfold.compression.compressed_model import check_replaceable
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context, Strategy, set_number
 from memfold.errors import InputError
@@ -156,6 +156,7 @@ class SparseStrategy(Strategy):
 class PruningAtInit(SparseStrategy):
     """Score the initial weights, keep those with the largest scores, train them."""
 
+    unshardable: ClassVar[str | None] = None
     scope: Scope = "global"
     """Whether all weights compete (`global`), or those of one tensor (`layer`)."""
     rounds: int = 1

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from memfold.compression.compressed_model import densify
+from memfold.compression.state import Compression
 from memfold.strategies.pruning.flow import Pipes, ones_like_sample, total_flow
 from memfold.strategies.pruning.replica import replicate, scoring_mode
 
-__all__ = ["Health", "measure"]
+__all__ = ["Health", "measure", "metrics_of"]
 
 # So small that nothing saturates (ReLU6, tanh), so large that products of it do not underflow.
 _TRICKLE = 2.0**-20
@@ -40,6 +42,21 @@ class Health:
             "structure/dead_units": float(self.dead_units),
             **{f"density/{name}": density for name, density in self.densities.items()},
         }
+
+
+def metrics_of(
+    compression: Compression, masks: Sequence[Tensor], example: Tensor
+) -> dict[str, float]:
+    """Measure the health of what a compression keeps, as it is logged.
+
+    Args:
+        compression: Of a model.
+        masks: Bool tensors of its weights' shapes: what is kept.
+        example: See `measure`.
+    """
+    dense = densify(compression.model).cpu()
+    kept = [mask.cpu() for mask in masks]
+    return measure(compression.names, kept, dense, example).to_metrics()
 
 
 def measure(

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from memfold.compression.compression import check_replaceable
+from memfold.compression.compressed_model import check_replaceable
 from memfold.compression.rounds import Begin, Rounds
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context, set_number

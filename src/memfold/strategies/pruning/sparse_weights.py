@@ -20,11 +20,13 @@ from memfold.compression.marks import check_marks
 from memfold.compression.optimizers import check_movable, in_bucket_of, move_state, optimizers_in
 from memfold.compression.parts import MARKS
 from memfold.compression.selection import CompressibleWeight
+from memfold.compression.state import Logged
 from memfold.compression.strategy import Strategy
 from memfold.errors import InputError
 from memfold.seeding import derive_seed
 from memfold.strategies.pruning.copies import MovableWeights
 from memfold.strategies.pruning.encoding import cheapest, decode, encode
+from memfold.strategies.pruning.health import metrics_of
 
 __all__ = ["FINGERPRINT_BYTES", "SparseWeights", "index_bytes", "masks_of"]
 
@@ -43,6 +45,7 @@ class SparseWeights(MovableWeights):
     """
 
     is_resizable: ClassVar[bool] = True
+    logged: ClassVar[Logged] = "changes"
     root_names: ClassVar[tuple[str, ...]] = (_VALUES, _COUNTS, _INDEX, _FINGERPRINT)
 
     def __init__(
@@ -102,6 +105,10 @@ class SparseWeights(MovableWeights):
             mask[self._positions_on(index, values.device)] = True
             masks.append(mask.view(shape))
         return masks
+
+    def metrics(self, example: Tensor) -> dict[str, float]:
+        """See `Compression.metrics`: the health of the masks."""
+        return metrics_of(self, self.masks(), example)
 
     def set_masks(self, masks: Sequence[Tensor], optimizer: Optimizer | None = None) -> None:
         """Change what is kept. Values that stay are the same; new ones are zero.
@@ -244,11 +251,7 @@ class SparseWeights(MovableWeights):
         Raises:
             InputError: They are missing or do not fit.
         """
-        values = tensors.get(_VALUES)
-        if values is None or values.shape != (self.num_values,) or not values.is_floating_point():
-            raise InputError(
-                f"the artifact's {_VALUES} must be {self.num_values} floating-point numbers"
-            )
+        values = self.values_in(tensors, _VALUES)
         if not self.has_fingerprint(tensors):
             raise InputError(
                 f"the artifact's {_FINGERPRINT} does not belong to the positions that "

@@ -21,14 +21,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from memfold.compression.compression import check_replaceable
+from memfold.compression.compressed_model import check_replaceable
 from memfold.compression.parts import ComputedWeights, Level
 from memfold.compression.selection import CompressibleWeight
+from memfold.compression.state import Logged
 from memfold.compression.strategy import Context, Strategy, set_number
 from memfold.compression.trained_values import warn_if_trained
 from memfold.errors import InputError
 from memfold.seeding import derive_seed
 from memfold.strategies.pruning.encoding import cheapest, encode
+from memfold.strategies.pruning.health import metrics_of
 from memfold.strategies.pruning.sparse_weights import FINGERPRINT_BYTES, index_bytes, masks_of
 
 __all__ = ["Supermask", "SupermaskWeights"]
@@ -141,6 +143,7 @@ class SupermaskWeights(ComputedWeights):
     parts: ClassVar[Mapping[str, Level]] = {"scores": "weight"}
     root_names: ClassVar[tuple[str, ...]] = (_COUNTS, _INDEX)
     mark: ClassVar[str] = _FINGERPRINT
+    logged: ClassVar[Logged] = "epochs"
 
     def __init__(
         self,
@@ -182,6 +185,10 @@ class SupermaskWeights(ComputedWeights):
         """Return what is kept: bool tensors of the weights' shapes, on their devices."""
         parts = [self.part(index, "scores").detach() for index in range(len(self.shapes))]
         return [_mask(scores, kept) for scores, kept in zip(parts, self.kept, strict=True)]
+
+    def metrics(self, example: Tensor) -> dict[str, float]:
+        """See `Compression.metrics`: the health of the masks."""
+        return metrics_of(self, self.masks(), example)
 
     @property
     def num_values(self) -> int:

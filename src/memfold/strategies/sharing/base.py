@@ -9,7 +9,7 @@ from typing import ClassVar, get_args
 import torch
 from torch import Tensor, nn
 
-from memfold.compression.compression import check_replaceable
+from memfold.compression.compressed_model import check_replaceable
 from memfold.compression.materialise import dense_weights, device_of
 from memfold.compression.parametrised import Parametrised
 from memfold.compression.selection import CompressibleWeight
@@ -32,6 +32,10 @@ class SharingStrategy(Strategy):
     """Let every weight be a signed, scaled view into one vector of m trained numbers."""
 
     initialises: ClassVar[bool] = True
+    unshardable: ClassVar[str | None] = (
+        "all layers read one vector, which is small and needed whole in every step; trainer=ddp is "
+        "right, it reduces that vector once"
+    )
     parametrised: ClassVar[Parametrised] = "stateless"
 
     sign: Sign = "column"
