@@ -51,3 +51,15 @@ def test_the_data_set_reads_what_was_written(names, tmp_path):
     found = names["Shapes"](root=str(tmp_path)).load_train()
     assert np.array_equal(found.images, images)
     assert found.labels.tolist() == [0, 1, 2, 3] * 2
+
+
+def test_the_study_keeps_the_better_half_and_goes_on(names, tmp_path, capsys):
+    settings = {f"lr{lr}": [f"optimizer.lr={lr}", "seed=1"] for lr in (0.1, 0.3, 3, 0.01)}
+    program = Path(__file__).parent / "studies" / "stand_in.py"  # best at 0.1
+    for _ in range(2):
+        assert names["halve"](settings, tmp_path, program, jobs=2) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[-1] == "best: lr0.1"
+        assert [line.split(":")[0] for line in sorted(lines[4:6])] == ["lr0.1-2", "lr0.3-2"]
+    starts = [file.read_text() for file in tmp_path.rglob("starts")]
+    assert starts == ["new\n"] * 6
