@@ -13,7 +13,7 @@ import pytest
 from data.writers import write_cifar10
 from memfold.runs.locks import locked
 from memfold.studies.reproduction import main
-from studies.stand_ins import calls, let, write_repository
+from studies.stand_in_repository import calls, let, write_repository
 from studies.sweeps import let as let_job
 from studies.sweeps import processes_of, statuses, wait_until
 from training.jobs import REPOSITORY

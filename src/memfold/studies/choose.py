@@ -5,7 +5,6 @@ import csv
 import io
 import shlex
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,17 +70,15 @@ class _Progress:
     others: list[str] = field(default_factory=list)
     """Names of runs that this plan does not make: another one did, or other choices."""
     _num_done: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, name: str, outcome: Outcome) -> None:
         accuracy, error = _judge(outcome)
-        with self._lock:
-            self._num_done += 1
-            if error:
-                self.failed.append(f"{name}: {error}")
-            text = f"failed: {error}" if accuracy is None else f"{_METRIC} {accuracy:.4f}"
-            place = f"[{self._num_done}/{self.num_runs}]"
-            print(f"{place} {name}: {text} ({outcome.seconds:.0f} s)", flush=True)
+        self._num_done += 1
+        if error:
+            self.failed.append(f"{name}: {error}")
+        text = f"failed: {error}" if accuracy is None else f"{_METRIC} {accuracy:.4f}"
+        place = f"[{self._num_done}/{self.num_runs}]"
+        print(f"{place} {name}: {text} ({outcome.seconds:.0f} s)", flush=True)
 
 
 def _run_plan(plan: Plan, folder: Path, workers: Sequence[Runner]) -> _Progress:

@@ -138,7 +138,7 @@ def run_all(
         runs: Names of run folders, and overrides.
         folder: In which those are.
         workers: One for each run at a time.
-        report: Told of each run as it ends, in whichever thread.
+        report: Told of each run as it ends, of one at a time.
 
     Returns:
         How each ended, by name.
@@ -148,6 +148,7 @@ def run_all(
         InputError: The folder cannot be written.
     """
     outcomes: dict[str, Outcome] = {}
+    one_by_one = threading.Lock()
     waiting: queue.SimpleQueue[tuple[str, Sequence[str]]] = queue.SimpleQueue()
     for run in runs:
         waiting.put(run)
@@ -166,8 +167,9 @@ def run_all(
                 error = str(failure)
             except Stopped:
                 return
-            outcomes[name] = Outcome(result, error, time.monotonic() - start)
-            report(name, outcomes[name])
+            with one_by_one:
+                outcomes[name] = Outcome(result, error, time.monotonic() - start)
+                report(name, outcomes[name])
 
     stop = workers[0].stop.event
     work_in_parallel([partial(work, worker) for worker in workers], stop)
