@@ -17,6 +17,12 @@ from memfold.logging.quiet import hush_libraries
 README = Path(__file__).parents[1] / "README.md"
 
 
+def test_the_table_lists_every_strategy_with_its_card():
+    (row,) = re.findall(r"^\| `compression` \|.*$", README.read_text(), re.MULTILINE)
+    links = re.findall(r"\[(\w+)\]\(docs/strategies/(\w+)\.md\)", row)
+    assert sorted(links) == [(name, name) for name in memfold.strategies()]
+
+
 @pytest.fixture
 def names(tmp_path, monkeypatch, capsys):
     """What the examples define that need nothing else, once they have run one after the other."""

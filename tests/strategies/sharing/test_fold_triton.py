@@ -55,7 +55,7 @@ def test_kernels_compile(kernel, dtype, signs, tmp_path, monkeypatch):
         "slots": "*fp32",
         "out": f"*{dtype}" if kernel == "read_kernel" else "*fp32",
         "weights": f"*{dtype}",
-        "runs": "*i32",
+        "windows": "*i32",
         "row_signs": signs,
         "column_signs": signs,
         "factor_bits": "i64",

@@ -139,13 +139,13 @@ def test_aligned_partitions_end_at_rows(shapes, fraction, seed, sign):
 
 
 @given(shapes_lists, st.floats(0.01, 1), st.integers(0, 99), st.booleans())
-def test_runs_describe_every_weight(shapes, fraction, seed, aligned):
+def test_windows_describe_every_weight(shapes, fraction, seed, aligned):
     mapping = make_mapping("aligned-run" if aligned else "fold-run", shapes, fraction, seed)
     slots = torch.arange(1.0, mapping.num_slots + 1, dtype=torch.float64)
     for span in mapping.spans:
-        runs, found = mapping.runs(span), []
-        assert runs.offsets.tolist() == [0, *runs.lengths.cumsum()[:-1]]
-        for length, start, sign in zip(runs.lengths, runs.starts, runs.signs, strict=True):
+        windows, found = mapping.windows(span), []
+        assert windows.offsets.tolist() == [0, *windows.lengths.cumsum()[:-1]]
+        for length, start, sign in zip(windows.lengths, windows.starts, windows.signs, strict=True):
             places = (start + torch.arange(length)) % mapping.num_slots
             found.append(sign * slots[places])
         assert torch.equal(torch.cat(found), mapping.gather(slots, span, 1.0))
@@ -156,7 +156,7 @@ def test_runs_describe_every_weight(shapes, fraction, seed, aligned):
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("num_slots", [1, 30, 700, 1024, 1500, 5000, 40000])
 def test_random_fold_all_ways_to_read_and_to_add_agree(num_slots, aligned, sign, dtype):
-    # Few runs are added one by one, many as rows of a table, many short ones by their start.
+    # Few windows are added one by one, many as rows of a table, many short ones by their start.
     shapes = [(4, 9), (40, 300), (3, 5, 20)]
     spans = make_spans(shapes)
     mapping = RandomFold(spans, num_slots, seed=3, sign=sign, align_rows=aligned)

@@ -20,12 +20,12 @@ from memfold.strategies.sharing.products import (
     windows,
 )
 from memfold.strategies.sharing.random_fold import RandomFold
-from memfold.strategies.sharing.runs import Runs
+from memfold.strategies.sharing.windows import Windows
 
 
-def make_runs(lengths, starts, signs):
+def make_windows(lengths, starts, signs):
     lengths = np.array(lengths, dtype=np.int64)
-    return Runs(
+    return Windows(
         offsets=np.cumsum(lengths) - lengths,
         lengths=lengths,
         starts=np.array(starts, dtype=np.int64),
@@ -33,9 +33,9 @@ def make_runs(lengths, starts, signs):
     )
 
 
-def dense(runs, columns, slots, factor):
+def dense(found, columns, slots, factor):
     flat = []
-    for _, length, start, sign in zip(*(a.tolist() for a in vars(runs).values()), strict=True):
+    for _, length, start, sign in zip(*(a.tolist() for a in vars(found).values()), strict=True):
         flat += [factor * sign * slots[(start + i) % len(slots)] for i in range(length)]
     return torch.stack(flat).view(-1, columns)
 
@@ -54,17 +54,17 @@ def layouts(draw):
     count = len(lengths)
     starts = draw(st.lists(st.integers(0, m - 1), min_size=count, max_size=count))
     signs = draw(st.lists(st.sampled_from([-1, 1]), min_size=count, max_size=count))
-    return make_runs(lengths, starts, signs), columns, m
+    return make_windows(lengths, starts, signs), columns, m
 
 
-def check(runs, columns, m, batch, method, dtype=torch.float64, tolerance=1e-12, low=None):
+def check(found, columns, m, batch, method, dtype=torch.float64, tolerance=1e-12, low=None):
     """Compare with float64; `tolerance` is relative to the largest entry."""
     generator = torch.Generator().manual_seed(m + columns)
-    products = RowProducts(RowLayout.of(runs, columns=columns, num_slots=m))
+    products = RowProducts(RowLayout.of(found, columns=columns, num_slots=m))
     slots = torch.randn(m, generator=generator, dtype=dtype)
     prepared, factor, low = Prepared(slots), 0.7, low or dtype
     exact = slots.double().clone().requires_grad_()
-    weight = dense(runs, columns, exact, factor)
+    weight = dense(found, columns, exact, factor)
     x = torch.randn(batch, columns, generator=generator, dtype=dtype).to(low)
     g = torch.randn(batch, len(weight), generator=generator, dtype=dtype).to(low)
 
@@ -100,7 +100,7 @@ def small_pieces():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(windows, "SCRATCH_NUMEL", 30)
         patch.setattr(windows, "_VIEW_ROWS", 2)
-        patch.setattr(windows, "LONG_RUN", 8)
+        patch.setattr(windows, "LONG_WINDOW", 8)
         patch.setattr(straddling, "_SCRATCH_NUMEL", 24)
         patch.setattr(correlation, "_PIECE_NUMEL", 200)
         yield
@@ -110,9 +110,9 @@ def small_pieces():
 @pytest.mark.parametrize("method", METHODS)
 @settings(max_examples=60)
 @given(layout=layouts(), batch=st.integers(0, 5))
-@example(layout=(make_runs([1] * 6, [0] * 6, [1, -1] * 3), 1, 1), batch=2)
-@example(layout=(make_runs([12, 12], [3, 3], [1, -1]), 4, 12), batch=3)
-@example(layout=(make_runs([5, 5, 2], [4, 0, 3], [1, -1, 1]), 12, 5), batch=1)
+@example(layout=(make_windows([1] * 6, [0] * 6, [1, -1] * 3), 1, 1), batch=2)
+@example(layout=(make_windows([12, 12], [3, 3], [1, -1]), 4, 12), batch=3)
+@example(layout=(make_windows([5, 5, 2], [4, 0, 3], [1, -1, 1]), 12, 5), batch=1)
 def test_products_are_those_of_the_built_weight(method, layout, batch):
     check(*layout, batch, method)
 
@@ -132,13 +132,13 @@ def test_products_are_those_of_the_built_weight(method, layout, batch):
 @pytest.mark.parametrize("m", [97, 300, 2000])
 def test_precision_of_random_folds(method, align_rows, dtype, low, tolerance, m):
     span = Span("weight", torch.Size((50, 64)), 0, 3200)
-    runs = RandomFold([span], m, seed=3, sign="run", align_rows=align_rows).runs(span)
-    check(runs, 64, m, 9, method, dtype, tolerance, low)
+    found = RandomFold([span], m, seed=3, sign="run", align_rows=align_rows).windows(span)
+    check(found, 64, m, 9, method, dtype, tolerance, low)
 
 
 def test_layouts_tell_whole_from_straddling_rows():
-    runs = make_runs([10, 10, 4], [8, 1, 0], [1, -1, 1])
-    layout = RowLayout.of(runs, columns=4, num_slots=11)
+    found = make_windows([10, 10, 4], [8, 1, 0], [1, -1, 1])
+    layout = RowLayout.of(found, columns=4, num_slots=11)
     assert layout.straddling.tolist() == [2]
     assert layout.row_starts.tolist() == [8, 1, 0, 3, 7, 0]
     assert layout.row_signs.tolist() == [1, 1, 0, -1, -1, 1]
@@ -155,8 +155,8 @@ def test_layouts_tell_whole_from_straddling_rows():
 
 @pytest.mark.usefixtures("small_pieces")
 def test_the_same_products_in_every_call():
-    runs = make_runs([64] * 8, [3, 3, 3, 9, 9, 70, 0, 1], [1, -1] * 4)
-    products = RowProducts(RowLayout.of(runs, columns=16, num_slots=90))
+    found = make_windows([64] * 8, [3, 3, 3, 9, 9, 70, 0, 1], [1, -1] * 4)
+    products = RowProducts(RowLayout.of(found, columns=16, num_slots=90))
     generator = torch.Generator().manual_seed(0)
     prepared = Prepared(torch.randn(90, generator=generator))
     x, g = (torch.randn(40, size, generator=generator) for size in (16, 32))
@@ -176,14 +176,14 @@ def test_the_same_products_in_every_call():
     ],
 )
 def test_refusals_of_products(arguments, message):
-    products = RowProducts(RowLayout.of(make_runs([8], [0], [1]), columns=4, num_slots=12))
+    products = RowProducts(RowLayout.of(make_windows([8], [0], [1]), columns=4, num_slots=12))
     usual = {"prepared": Prepared(torch.zeros(12)), "x": torch.zeros(2, 4), "method": "windows"}
     with pytest.raises(InputError, match=message):
         products.product(**{**usual, **arguments}, factor=1.0)
 
 
 def test_refusals_of_gradients():
-    products = RowProducts(RowLayout.of(make_runs([8], [0], [1]), columns=4, num_slots=12))
+    products = RowProducts(RowLayout.of(make_windows([8], [0], [1]), columns=4, num_slots=12))
     prepared, out = Prepared(torch.zeros(12)), torch.zeros(12)
     with pytest.raises(InputError, match=r"out must have shape \(24,\)"):
         products.add_gradient(
@@ -196,14 +196,14 @@ def test_refusals_of_gradients():
 )
 def test_refusals_of_layouts(lengths, columns, message):
     with pytest.raises(InputError, match=message):
-        RowLayout.of(make_runs(lengths, [0], [1]), columns=columns, num_slots=12)
+        RowLayout.of(make_windows(lengths, [0], [1]), columns=columns, num_slots=12)
 
 
 def fold_layout(rows, columns, ratio):
     span = Span("weight", torch.Size((rows, columns)), 0, rows * columns)
     num_slots = round(ratio * span.numel)
     mapping = RandomFold([span], num_slots, seed=0, sign="run", align_rows=True)
-    return RowLayout.of(mapping.runs(span), columns=columns, num_slots=num_slots)
+    return RowLayout.of(mapping.windows(span), columns=columns, num_slots=num_slots)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -233,7 +233,7 @@ def test_choices_where_nothing_was_measured():
 
 
 def test_a_layer_without_whole_rows_has_no_correlation():
-    layout = RowLayout.of(make_runs([5] * 8, [0] * 8, [1] * 8), columns=10, num_slots=5)
+    layout = RowLayout.of(make_windows([5] * 8, [0] * 8, [1] * 8), columns=10, num_slots=5)
     estimates = costs.estimate(layout, 4, training=True, costs=costs.SHIPPED_COSTS["cpu"])
     assert set(estimates) == {"weight", "windows"}
 

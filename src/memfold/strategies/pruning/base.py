@@ -33,25 +33,18 @@ Schedule = Literal["exponential", "linear"]
 class SparseStrategy(Strategy):
     """Keep some of the weights and drop the others; `num_values` counts the kept ones."""
 
-    @property
-    def is_drawn_from_seed(self) -> bool:
-        """Whether the masks follow from the seed and the number of values alone."""
-        return False
+    draws_masks: ClassVar[bool] = False
+    """Whether the masks follow from the seed and the number of values alone."""
 
     def masks_from_seed(
-        self,
-        names: Sequence[str],
-        shapes: Sequence[torch.Size],
-        num_values: int,
-        device: torch.device,
+        self, shapes: Mapping[str, torch.Size], num_values: int, device: torch.device
     ) -> Iterator[list[Tensor]]:
         """Draw the masks again, and then as earlier versions drew them.
 
-        Only called when `is_drawn_from_seed`.
+        Only called when `draws_masks`.
 
         Args:
-            names: Of the weights.
-            shapes: Of the weights, and of the masks.
+            shapes: Name of a weight -> its shape, and that of its mask.
             num_values: How many are kept.
             device: Of the masks.
         """
@@ -65,14 +58,10 @@ class SparseStrategy(Strategy):
     ) -> SparseWeights:
         """Describe what is kept, before the weights are replaced."""
         sparse = SparseWeights(self, model, weights, masks)
-        if self.is_drawn_from_seed:
-            sparse.draw = partial(
-                self.masks_from_seed,
-                sparse.names,
-                sparse.shapes,
-                sparse.num_values,
-                torch.device("cpu"),
-            )
+        if self.draws_masks:
+            shapes = dict(zip(sparse.names, sparse.shapes, strict=True))
+            count, device = sparse.num_values, torch.device("cpu")
+            sparse.draw = partial(self.masks_from_seed, shapes, count, device)
         return sparse
 
     def rebuild(
@@ -84,16 +73,14 @@ class SparseStrategy(Strategy):
     ) -> SparseWeights:
         """See `Strategy.rebuild`."""
         check_replaceable(model, weights)
-        from_seed = self.is_drawn_from_seed
         total = sum(weight.numel for weight in weights)
-        if from_seed and not 1 <= num_values <= total:
+        if self.draws_masks and not 1 <= num_values <= total:
             raise InputError(f"{num_values} values cannot be kept of {total}")
-        shapes, like = [weight.shape for weight in weights], weights[0].tensor
-        if from_seed:
-            names = [weight.name for weight in weights]
-            drawn = self.masks_from_seed(names, shapes, num_values, like.device)
+        shapes, like = {weight.name: weight.shape for weight in weights}, weights[0].tensor
+        if self.draws_masks:
+            drawn = self.masks_from_seed(shapes, num_values, like.device)
         else:
-            drawn = [masks_of(tensors, shapes)]
+            drawn = [masks_of(tensors, list(shapes.values()))]
         for masks in drawn:
             sparse = self.sparse_weights(model, weights, masks)
             if sparse.has_fingerprint(tensors):
@@ -133,7 +120,7 @@ class SparseStrategy(Strategy):
         shapes = [weight.shape for weight in weights]
 
         def cost(count: int) -> int:
-            drawn = self.is_drawn_from_seed
+            drawn = self.draws_masks
             index = FINGERPRINT_BYTES if drawn else index_bytes(counts_for(count), shapes)
             return packed_bytes(count, self.bits, itemsize) + index
 

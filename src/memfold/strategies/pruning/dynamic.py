@@ -33,7 +33,7 @@ from memfold.seeding import derive_seed
 from memfold.strategies.pruning.base import SparseStrategy
 from memfold.strategies.pruning.densities import DISTRIBUTIONS, Distribution, layer_counts
 from memfold.strategies.pruning.masks import keep_counts
-from memfold.strategies.pruning.sparse_weights import SparseWeights, masks_of
+from memfold.strategies.pruning.sparse_weights import SparseWeights
 
 __all__ = ["Decay", "DynamicStrategy", "DynamicWeights"]
 
@@ -139,26 +139,18 @@ class DynamicStrategy(SparseStrategy):
         count = self.kept_count(model, weights, counts_for, **least)
         counts = counts_for(count)
         masks = [self._draw_mask(w, n) for w, n in zip(weights, counts, strict=True)]
-        sparse = DynamicWeights(self, model, weights, masks)
+        sparse = self.sparse_weights(model, weights, masks)
         sparse.keep([weight.tensor for weight in weights])
         return sparse
 
-    def rebuild(
+    def sparse_weights(
         self,
         model: nn.Module,
         weights: tuple[CompressibleWeight, ...],
-        num_values: int,
-        tensors: Mapping[str, Tensor],
+        masks: Sequence[Tensor],
     ) -> "DynamicWeights":
-        """See `Strategy.rebuild`."""
-        check_replaceable(model, weights)
-        masks = masks_of(tensors, [weight.shape for weight in weights])
-        sparse = DynamicWeights(self, model, weights, masks)
-        if sparse.num_values != num_values:
-            raise InputError(f"the artifact keeps {sparse.num_values} values, not {num_values}")
-        like = weights[0].tensor
-        sparse.attach({"values": [v.to(like) for v in sparse.split(tensors)]})
-        return sparse
+        """See `SparseStrategy.sparse_weights`."""
+        return DynamicWeights(self, model, weights, masks)
 
     def _draw_mask(self, weight: CompressibleWeight, count: int) -> Tensor:
         """Keep `count` entries at random, whatever the values are."""

@@ -7,8 +7,9 @@ What shrinks: parameters, gradients, optimizer state, what DDP reduces, artifact
 index: the seed draws the mask again. What does not: activations, operations.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,23 +27,16 @@ __all__ = ["Rand"]
 class Rand(PruningAtInit, name="rand"):
     """Random scores, from the seed and the tensors' names. More rounds give the same mask."""
 
-    @property
-    def is_drawn_from_seed(self) -> bool:
-        """See `SparseStrategy.is_drawn_from_seed`."""
-        return True
+    draws_masks: ClassVar[bool] = True
 
     def masks_from_seed(
-        self,
-        names: Sequence[str],
-        shapes: Sequence[torch.Size],
-        num_values: int,
-        device: torch.device,
+        self, shapes: Mapping[str, torch.Size], num_values: int, device: torch.device
     ) -> Iterator[list[Tensor]]:
         """See `SparseStrategy.masks_from_seed`."""
-        scores = self._scores(names, shapes, device)
+        scores, names = self._scores(shapes, device), list(shapes)
         yield self._shuffled(keep_largest(scores, num_values, scope=self.scope), names)
         if self.scope == "layer":
-            counts = former_shares([shape.numel() for shape in shapes], num_values)
+            counts = former_shares([shape.numel() for shape in shapes.values()], num_values)
             yield self._shuffled(keep_counts(scores, counts), names)
 
     def scorer(
@@ -50,15 +44,13 @@ class Rand(PruningAtInit, name="rand"):
     ) -> Callable[[], list[Tensor]]:
         """See `PruningAtInit.scorer`."""
         del model, context
-        names, shapes = [w.name for w in weights], [w.shape for w in weights]
-        return lambda: self._scores(names, shapes, weights[0].tensor.device)
+        shapes = {weight.name: weight.shape for weight in weights}
+        return lambda: self._scores(shapes, weights[0].tensor.device)
 
-    def _scores(
-        self, names: Sequence[str], shapes: Sequence[torch.Size], device: torch.device
-    ) -> list[Tensor]:
+    def _scores(self, shapes: Mapping[str, torch.Size], device: torch.device) -> list[Tensor]:
         """Draw float64 numbers on the CPU: 53 random bits make ties unlikely in any model."""
         scores = []
-        for name, shape in zip(names, shapes, strict=True):
+        for name, shape in shapes.items():
             generator = torch.Generator("cpu").manual_seed(derive_seed(self.seed, "rand", name))
             scores.append(torch.rand(shape, generator=generator, dtype=torch.float64).to(device))
         return scores

@@ -1,7 +1,7 @@
 """Read windows of a circular vector into a tensor, and add a tensor back into its windows.
 
-The plain torch kernels of RANDOMFOLD. A block is a row of runs of one length, side by side in the
-tensor, each a window of the vector.
+The plain torch kernels of RANDOMFOLD. A block is a row of windows of one length, side by side in
+the tensor.
 """
 
 from collections.abc import Iterator
@@ -11,29 +11,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Block", "add_block", "read_block"]
+__all__ = ["LONG_WINDOW", "Block", "add_block", "read_block"]
 
 # From this many slots on, whole rows are added to their windows one after the other; below, the
-# runs with equal starts are summed first, which takes 2 m^2 numbers.
-_LONG_WINDOW = 1024
-# From this many runs on, a table that a single pass over the output reads from is worth making.
-_TABLE_RUNS = 4
+# windows with equal starts are summed first, which takes 2 m^2 numbers.
+LONG_WINDOW = 1024
+# From this many windows on, a table that a single pass over the output reads from is worth making.
+_TABLE_WINDOWS = 4
 # Bounds the indices that are made where neither is possible: int64 elements.
 _INDEX_NUMEL = 1 << 16
 
 
 @dataclass(frozen=True)
 class Block:
-    """Runs of one length, one after the other."""
+    """Windows of one length, one after the other."""
 
     offset: int
-    """Place of the first run in the flattened tensor."""
+    """Place of the first window in the flattened tensor."""
     length: int
-    """Weights in each run, at most m."""
+    """Weights in each window, at most m."""
     starts: np.ndarray
-    """First slot of each run, in [0, m): int64, shape (runs,)."""
+    """First slot of each window, in [0, m): int64, shape (windows,)."""
     signs: np.ndarray
-    """-1 or +1 for each run: int64, shape (runs,)."""
+    """-1 or +1 for each window: int64, shape (windows,)."""
 
     @property
     def stop(self) -> int:
@@ -41,7 +41,7 @@ class Block:
         return self.offset + self.length * len(self.starts)
 
     def split(self, numel: int) -> Iterator["Block"]:
-        """Cut it into blocks of whole runs, of at most `numel` weights if a run has no more."""
+        """Cut it into blocks of whole windows, of at most `numel` weights if one has no more."""
         count = max(1, numel // self.length)
         for i in range(0, len(self.starts), count):
             part = slice(i, i + count)
@@ -60,7 +60,7 @@ def read_block(slots: Tensor, block: Block, factor: float, out: Tensor) -> None:
     """
     m, count = slots.numel(), len(block.starts)
     target = out[block.offset : block.stop]
-    if count < _TABLE_RUNS:
+    if count < _TABLE_WINDOWS:
         rows = zip(target.split(block.length), block.starts, block.signs, strict=True)
         for row, start, sign in rows:
             for a, b, at in _circular(int(start), block.length, m):
@@ -86,13 +86,13 @@ def add_block(weights: Tensor, block: Block, factor: float, out: Tensor) -> None
     """
     m, count = out.numel(), len(block.starts)
     rows = weights[block.offset : block.stop].view(count, block.length)
-    if count < _TABLE_RUNS:
+    if count < _TABLE_WINDOWS:
         for row, start, sign in zip(rows, block.starts, block.signs, strict=True):
             for a, b, at in _circular(int(start), block.length, m):
                 out[a:b].add_(row[at : at + b - a], alpha=factor * float(sign))
     elif out.device.type != "cpu":
         _add_gathered(rows.to(out.dtype), block, factor, out)
-    elif m < _LONG_WINDOW:
+    elif m < LONG_WINDOW:
         _add_grouped(rows.to(out.dtype), block, factor, out)
     else:
         _add_windows(rows.to(out.dtype), block, factor, out)

@@ -12,7 +12,7 @@ __all__ = ["add_kernel", "read_kernel"]
 # A kernel for each type of these is enough: none for each value that is 1 or divides by 16.
 _INTEGERS = ["factor_bits", "num_slots", "length", "first_weight", "num_columns"]
 _READ_INTEGERS = [*_INTEGERS, "num_weights"]
-_ADD_INTEGERS = [*_INTEGERS, "num_runs", "runs_per_part", "first_slot", "num_covered"]
+_ADD_INTEGERS = [*_INTEGERS, "num_windows", "windows_per_part", "first_slot", "num_covered"]
 
 
 @triton.jit
@@ -24,7 +24,7 @@ def _float_of(bits, dtype: tl.constexpr):
 @triton.jit(do_not_specialize=_READ_INTEGERS)
 def read_kernel(
     slots,
-    runs,
+    windows,
     row_signs,
     column_signs,
     out,
@@ -38,20 +38,20 @@ def read_kernel(
 ):
     """Write out[k * length + j] = factor * sign * slots[(start_k + j) % m], BLOCK at a time.
 
-    `runs` holds start_k, or ~start_k for sign -1. The sign of a weight is that of its run, times
-    those of its row and of its column, -1 or +1, if there are any: first_weight is the place of
-    out[0] in their matrix.
+    `windows` holds start_k, or ~start_k for sign -1. The sign of a weight is that of its window,
+    times those of its row and of its column, -1 or +1, if there are any: first_weight is the place
+    of out[0] in their matrix.
     """
     first = tl.program_id(0).to(tl.int64) * BLOCK
-    run = first // length
+    window = first // length
     lane = tl.arange(0, BLOCK)
-    # Both sums of two positions pass 2^31: the one of run and lane, the one of start and position.
-    ahead = (first - run * length).to(tl.uint32) + lane.to(tl.uint32)
+    # Both sums of two positions pass 2^31: that of window and lane, that of start and position.
+    ahead = (first - window * length).to(tl.uint32) + lane.to(tl.uint32)
     further = ahead // length.to(tl.uint32)
     position = ahead - further * length.to(tl.uint32)
     place = first + lane
     inside = place < num_weights
-    packed = tl.load(runs + run + further, mask=inside, other=0)
+    packed = tl.load(windows + window + further, mask=inside, other=0)
     negative = packed < 0
     slot = tl.where(negative, ~packed, packed).to(tl.uint32) + position
     slot = tl.where(slot < num_slots.to(tl.uint32), slot, slot - num_slots.to(tl.uint32))
@@ -75,15 +75,15 @@ def read_kernel(
 @triton.jit(do_not_specialize=_ADD_INTEGERS)
 def add_kernel(
     weights,
-    runs,
+    windows,
     row_signs,
     column_signs,
     out,
     factor_bits,
     num_slots,
     length,
-    num_runs,
-    runs_per_part,
+    num_windows,
+    windows_per_part,
     first_slot,
     num_covered,
     first_weight,
@@ -91,7 +91,7 @@ def add_kernel(
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Sum into each of BLOCK slots what it gets from runs_per_part runs, in their order.
+    """Sum into each of BLOCK slots what it gets from windows_per_part windows, in their order.
 
     Adds factor times the sum to `out`, or, with PARTS, stores it in row number program_id(1) of
     `out`, of num_covered columns. Slots that are covered begin at first_slot. The rest as in
@@ -101,11 +101,11 @@ def add_kernel(
     covered = place < num_covered
     slot = first_slot + place
     slot = tl.where(slot < num_slots, slot, slot - num_slots)
-    first_run = tl.program_id(1).to(tl.int64) * runs_per_part
-    offset = first_run * length
+    first_window = tl.program_id(1).to(tl.int64) * windows_per_part
+    offset = first_window * length
     total = tl.full((BLOCK,), 0, out.dtype.element_ty)
-    for run in range(first_run, tl.minimum(first_run + runs_per_part, num_runs)):
-        packed = tl.load(runs + run)
+    for window in range(first_window, tl.minimum(first_window + windows_per_part, num_windows)):
+        packed = tl.load(windows + window)
         position = slot.to(tl.int32) - tl.where(packed < 0, ~packed, packed)
         position = tl.where(position < 0, position + num_slots, position)
         found = covered & (position < length)

@@ -26,10 +26,10 @@ _WEIGHT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Weights or slots for each program of a grid.
 _READ_NUMEL = 1024
 _ADD_NUMEL = 512
-# Runs are split over so many programs that all of a GPU has work, not so many that little is left
-# to each. No property of the GPU enters: the order of summation is the same on all of them.
+# Windows are split over so many programs that all of a GPU has work, not so many that little is
+# left to each. No property of the GPU enters: the order of summation is the same on all of them.
 _PROGRAMS = 2048
-_RUNS_PER_PROGRAM = 16
+_WINDOWS_PER_PROGRAM = 16
 
 
 def uses_triton(slots: Tensor, weights: Tensor) -> bool:
@@ -57,7 +57,7 @@ def read_blocks(
         blocks: All of one tensor.
         factor: The same for all of its weights.
         out: The flattened tensor: float32, float64, bfloat16 or float16.
-        signs: Of single weights, beside those of the runs.
+        signs: Of single weights, beside those of the windows.
     """
     for block in blocks:
         if signs is None and len(block.starts) == 1:
@@ -68,7 +68,7 @@ def read_blocks(
         with torch.cuda.device_of(slots):
             _kernels().read_kernel[(_ceil_div(target.numel(), _READ_NUMEL),)](
                 slots,
-                _run_table(block, slots.device),
+                _window_table(block, slots.device),
                 *_sign_tables(signs),
                 target,
                 _bits(factor),
@@ -93,7 +93,7 @@ def add_blocks(
         blocks: All of that tensor.
         factor: The same for all of its weights.
         out: Shape (m,), float32 or float64, changed in place.
-        signs: Of single weights, beside those of the runs.
+        signs: Of single weights, beside those of the windows.
     """
     weights = weights.contiguous()
     for block in blocks:
@@ -106,25 +106,25 @@ def add_blocks(
 def _add_block(
     weights: Tensor, block: Block, factor: float, out: Tensor, signs: OuterSigns | None
 ) -> None:
-    m, num_runs = out.numel(), len(block.starts)
-    # One run may touch a small part of a large vector; more runs are partitions of it.
-    first_slot, num_covered = (int(block.starts[0]), block.length) if num_runs == 1 else (0, m)
+    m, num_windows = out.numel(), len(block.starts)
+    # One window may touch a small part of a large vector; more windows are partitions of it.
+    first_slot, num_covered = (int(block.starts[0]), block.length) if num_windows == 1 else (0, m)
     num_programs = _ceil_div(num_covered, _ADD_NUMEL)
-    num_parts = max(1, min(num_runs // _RUNS_PER_PROGRAM, _PROGRAMS // num_programs))
-    runs_per_part = _ceil_div(num_runs, num_parts)
-    num_parts = _ceil_div(num_runs, runs_per_part)
+    num_parts = max(1, min(num_windows // _WINDOWS_PER_PROGRAM, _PROGRAMS // num_programs))
+    windows_per_part = _ceil_div(num_windows, num_parts)
+    num_parts = _ceil_div(num_windows, windows_per_part)
     target = out if num_parts == 1 else out.new_empty(num_parts, num_covered)
     with torch.cuda.device_of(out):
         _kernels().add_kernel[(num_programs, num_parts)](
             weights[block.offset : block.stop],
-            _run_table(block, out.device),
+            _window_table(block, out.device),
             *_sign_tables(signs),
             target,
             _bits(factor),
             m,
             block.length,
-            num_runs,
-            runs_per_part,
+            num_windows,
+            windows_per_part,
             first_slot,
             num_covered,
             *_sign_place(signs, block.offset),
@@ -136,8 +136,8 @@ def _add_block(
         out.add_(target.sum(0), alpha=factor)
 
 
-def _run_table(block: Block, device: torch.device) -> Tensor:
-    """Pack starts, or their complement ~start for sign -1: int32, shape (runs,), on the device."""
+def _window_table(block: Block, device: torch.device) -> Tensor:
+    """Pack starts, or their complement ~start for sign -1: int32, shape (windows,)."""
     packed = np.where(block.signs > 0, block.starts, ~block.starts).astype(np.int32)
     # Pageable memory is staged before the call returns; a blocking copy would wait for the GPU.
     return torch.from_numpy(packed).to(device, non_blocking=True)

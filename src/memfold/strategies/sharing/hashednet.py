@@ -27,7 +27,7 @@ class ElementMapping(SlotMapping):
     """Independent h(i) and sign for every weight, within the segment of its own tensor."""
 
     def __init__(self, spans: Sequence[Span], num_slots: int, *, seed: int, sign: Sign) -> None:
-        # Every weight is a run of its own.
+        # Every weight is a window of its own.
         super().__init__(spans, num_slots, seed=seed, sign="weight" if sign == "run" else sign)
         sizes = share_budget([span.numel for span in self.spans], num_slots)
         ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
@@ -77,7 +77,7 @@ class ElementMapping(SlotMapping):
 
 @dataclass(frozen=True, kw_only=True)
 class HashedNet(SharingStrategy, name="hashednet"):
-    """One vector per tensor, hashed weight by weight. Every weight is a run of its own."""
+    """One vector per tensor, hashed weight by weight. Every weight is a window of its own."""
 
     sign: Sign = "run"
     """See `SharingStrategy.sign`; `run` and `weight` are the same, the paper's form."""

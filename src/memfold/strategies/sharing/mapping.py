@@ -19,8 +19,8 @@ __all__ = ["Sign", "SlotMapping", "Span", "spans_of"]
 _KEPT_BYTES = 1 << 16
 
 Sign = Literal["column", "run", "weight"]
-"""What has a random sign of its own: each row and each column of a tensor (`column`), each run of
-consecutive slots, or each weight."""
+"""What has a random sign of its own: each row and each column of a tensor (`column`), each window
+of consecutive slots (`run`), or each weight."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class SlotMapping(ABC):
         self._signs: dict[tuple[str, torch.device], OuterSigns] = {}
 
     def signs(self, span: Span, device: torch.device | str = "cpu") -> OuterSigns | None:
-        """Return the signs of a tensor's weights that do not belong to runs.
+        """Return the signs of a tensor's weights that do not belong to windows.
 
         With a sign per column, that of the weight in row i and column j of the tensor, taken as a
         matrix (first dimension, all others), is r_i c_j: inner products with rows, and with
@@ -88,7 +88,7 @@ class SlotMapping(ABC):
             device: Of the tables.
 
         Returns:
-            `None` with a sign per run.
+            `None` with a sign per window.
         """
         if self.sign == "run":
             return None

@@ -16,7 +16,7 @@ from memfold.strategies.sharing.fold_triton import add_blocks, read_blocks, uses
 from memfold.strategies.sharing.hashing import PolynomialHash
 from memfold.strategies.sharing.mapping import Sign, SlotMapping, Span
 from memfold.strategies.sharing.products import RowLayout
-from memfold.strategies.sharing.runs import Runs
+from memfold.strategies.sharing.windows import Windows
 
 __all__ = ["RandomFold"]
 
@@ -25,7 +25,7 @@ __all__ = ["RandomFold"]
 _SEGMENT_SLOTS = 1024
 # Segments shorter than this, on average, are not worth telling apart from slots.
 _SHORTEST = 8
-# Weights, or one run of them, that are copied at a time to be multiplied by their signs.
+# Weights, or one window of them, that are copied at a time to be multiplied by their signs.
 _COPIED_NUMEL = 1 << 20
 
 
@@ -51,7 +51,7 @@ class _Pieces:
 
 
 class _Hashes:
-    """The runs of all tensors, and where the segments of slots begin."""
+    """The windows of all tensors, and where the segments of slots begin."""
 
     def __init__(self, blocks: dict[str, list[Block]], num_slots: int) -> None:
         self.blocks = blocks
@@ -72,7 +72,7 @@ class RandomFold(SlotMapping):
     """The mapping h(i) = (r_k + i mod m) mod m.
 
     Partition k holds the weights km, ..., km + m - 1 of the model, rotated by a random r_k; what
-    one tensor holds of one partition is a run. With `align_rows`, a partition ends early where
+    one tensor holds of one partition is a window. With `align_rows`, a partition ends early where
     the next row of a tensor does not fit into it as a whole, and the next partition starts there:
     no row is cut, loads differ by more than one in places. Rows longer than m are cut all the
     same. A row is what the first dimension of a tensor counts.
@@ -89,7 +89,7 @@ class RandomFold(SlotMapping):
     ) -> None:
         super().__init__(spans, num_slots, seed=seed, sign=sign)
         self._rotation = PolynomialHash(seed, "rotation")
-        self._run_sign = PolynomialHash(seed, "run-sign")
+        self._window_sign = PolynomialHash(seed, "run-sign")
         self._units = {span.name: self._unit(span, align_rows) for span in self.spans}
         self._known_hashes: ref[_Hashes] | None = None
         self._places: dict[str, _Place] = {}
@@ -108,16 +108,16 @@ class RandomFold(SlotMapping):
         """See `SlotMapping.layout`; none with a sign per weight."""
         if self.sign == "weight":
             return None
-        return RowLayout.of(self.runs(span), columns=span.columns, num_slots=self.num_slots)
+        return RowLayout.of(self.windows(span), columns=span.columns, num_slots=self.num_slots)
 
-    def runs(self, span: Span) -> Runs:
-        """List the windows of one tensor; signs other than those of the runs are left out.
+    def windows(self, span: Span) -> Windows:
+        """List the windows of one tensor; signs other than those of the windows are left out.
 
         Args:
             span: One of `spans`.
         """
         blocks = self._blocks(span)
-        return Runs(
+        return Windows(
             offsets=np.concatenate(
                 [np.arange(b.offset, b.stop, b.length, dtype=np.int64) for b in blocks]
             ),
@@ -241,12 +241,12 @@ class RandomFold(SlotMapping):
         return self.hashes().blocks[span.name]
 
     def _block(self, span: Span, pieces: _Pieces) -> Block:
-        """Hash the rotation r_k of each partition, and a sign of each run by its first weight."""
+        """Hash the rotation r_k of each partition, and each window's sign by its first weight."""
         m = self.num_slots
         partitions = np.arange(pieces.partitions.start, pieces.partitions.stop)
         starts = (self._rotation.below(m, partitions) + pieces.begin) % m
         signs = np.ones_like(partitions)
         if self.sign == "run":
             first = span.start + pieces.offset
-            signs = self._run_sign.signs(first + np.arange(len(partitions)) * pieces.length)
+            signs = self._window_sign.signs(first + np.arange(len(partitions)) * pieces.length)
         return Block(pieces.offset, pieces.length, starts, signs)

@@ -27,7 +27,7 @@ _SCATTER_NUMEL = 1 << 16
 
 
 class TileMapping(SlotMapping):
-    """h = start of the tile + row-major position in the tile; a run is a tile."""
+    """h = start of the tile + row-major position in the tile; a window is a tile."""
 
     def __init__(
         self,

@@ -8,11 +8,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from memfold.strategies.sharing.fold import Block, add_block, read_block
+from memfold.strategies.sharing.fold import LONG_WINDOW, Block, add_block, read_block
 from memfold.strategies.sharing.products.adding import add_parts
 from memfold.strategies.sharing.products.correlation import BlockTransform
 from memfold.strategies.sharing.products.layout import RowLayout
-from memfold.strategies.sharing.products.windows import LONG_RUN, SCRATCH_NUMEL, takes_views
+from memfold.strategies.sharing.products.windows import SCRATCH_NUMEL, takes_views
 
 __all__ = ["SHIPPED_COSTS", "Choice", "Costs", "Way", "choose", "estimate", "measure"]
 
@@ -45,7 +45,7 @@ class Costs:
     """One number of a window, copied inside the caches."""
     add: float
     """One number, added to its window inside the caches."""
-    run: float
+    window: float
     """Each window that is added, whatever its length."""
     call: float
     """Each call of an operation on small tensors."""
@@ -83,7 +83,7 @@ SHIPPED_COSTS: Mapping[str, Costs] = {
         scatter=2.4e-10,
         copy=1.15e-10,
         add=1.1e-10,
-        run=3.7e-6,
+        window=3.7e-6,
         call=6.0e-6,
         transform=9.0e-11,
         plan=3.0e-5,
@@ -182,9 +182,9 @@ def _windows(layout: RowLayout, batch: int, training: bool, c: Costs) -> float:
 
 
 def _added_runs(layout: RowLayout, chunks: int, c: Costs) -> float:
-    """Add the runs one by one, or those of a short vector by way of 2 m^2 numbers."""
+    """Add the windows one by one, or those of a short vector by way of 2 m^2 numbers."""
     m = layout.num_slots
-    return len(layout.runs) * c.run if m >= LONG_RUN else chunks * 4 * m * m * c.add
+    return len(layout.windows) * c.window if m >= LONG_WINDOW else chunks * 4 * m * m * c.add
 
 
 def _straddling(layout: RowLayout, batch: int, training: bool, c: Costs) -> float:
@@ -194,7 +194,7 @@ def _straddling(layout: RowLayout, batch: int, training: bool, c: Costs) -> floa
     numel = rows * layout.columns
     moved = numel * (6 * c.copy + c.add if training else 3 * c.copy)
     if training:
-        moved += 2 * rows * c.run
+        moved += 2 * rows * c.window
     return 10 * c.call + moved + _product(numel, batch, training, c.read_cached, c)
 
 
@@ -259,7 +259,7 @@ def _measure_windows(make: "_Numbers", large: torch.Tensor) -> dict[str, float]:
     copied = torch.empty_like(flat).view(16, length)
     first = (starts[:16], np.ones(16), 1.0, table)
     windows = table.unfold(0, length, 1)
-    run = make.seconds(lambda: add_parts(flat[:16], 1, *first)) / 16
+    window = make.seconds(lambda: add_parts(flat[:16], 1, *first)) / 16
     build = make.seconds(lambda: read_block(slots, whole, 1.0, out)) / large.numel()
     anew = make.seconds(lambda: read_block(slots, whole, 1.0, torch.empty_like(large)))
     scatter = make.seconds(lambda: add_block(large, whole, 1.0, slots)) / large.numel()
@@ -268,10 +268,10 @@ def _measure_windows(make: "_Numbers", large: torch.Tensor) -> dict[str, float]:
     return {
         "build": build,
         "fresh": max(0.0, anew / large.numel() - build),
-        "scatter": max(0.0, scatter - run / length),
+        "scatter": max(0.0, scatter - window / length),
         "copy": copy,
-        "add": max(0.0, add - run / length),
-        "run": run,
+        "add": max(0.0, add - window / length),
+        "window": window,
     }
 
 

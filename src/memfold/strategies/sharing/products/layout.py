@@ -9,14 +9,14 @@ import numpy as np
 
 from memfold.errors import InputError
 from memfold.strategies.sharing.fold import Block
-from memfold.strategies.sharing.runs import Runs
+from memfold.strategies.sharing.windows import Windows
 
 __all__ = ["Pieces", "RowLayout", "WholeRows"]
 
 
 @dataclass(frozen=True)
 class WholeRows:
-    """Groups of consecutive rows inside one run; int64 arrays of shape (groups,).
+    """Groups of consecutive rows inside one window; int64 arrays of shape (groups,).
 
     Group i holds the rows firsts[i], ..., firsts[i] + counts[i] - 1, one after the other in the
     slots from starts[i] on: a (counts[i], columns) matrix in the doubled vector.
@@ -52,70 +52,71 @@ class Pieces:
 class RowLayout:
     """Where each row of a (num_rows, columns) matrix lies in a vector of num_slots.
 
-    A row inside one run is whole; a row that the end of a run cuts straddles.
+    A row inside one window is whole; a row that the end of a window cuts straddles.
     """
 
     num_rows: int
     columns: int
     num_slots: int
-    runs: Runs
+    windows: Windows
     whole: WholeRows
     straddling: np.ndarray
     """The rows that are not whole, ascending: int64."""
     pieces: Pieces
 
     @classmethod
-    def of(cls, runs: Runs, *, columns: int, num_slots: int) -> "RowLayout":
+    def of(cls, windows: Windows, *, columns: int, num_slots: int) -> "RowLayout":
         """Derive the layout of a matrix from the windows of its flattened elements.
 
         Args:
-            runs: Of the matrix, flattened row after row.
+            windows: Of the matrix, flattened row after row.
             columns: Elements in each row.
             num_slots: The m of the circular vector.
 
         Raises:
-            InputError: The runs do not hold a whole number of rows, or one is longer than m.
+            InputError: The windows do not hold a whole number of rows, or one is longer than m.
         """
-        numel = int(runs.lengths.sum())
+        numel = int(windows.lengths.sum())
         if columns < 1 or numel % columns:
             raise InputError(f"{numel} weights are no whole number of rows of {columns}")
-        if len(runs) and int(runs.lengths.max()) > num_slots:
-            raise InputError(f"a run of {int(runs.lengths.max())} is longer than m = {num_slots}")
+        longest = int(windows.lengths.max(initial=0))
+        if longest > num_slots:
+            raise InputError(f"a window of {longest} is longer than m = {num_slots}")
         num_rows = numel // columns
-        whole = _whole_rows(runs, columns, num_slots)
+        whole = _whole_rows(windows, columns, num_slots)
         is_whole = np.zeros(num_rows + 1, dtype=np.int64)
         np.add.at(is_whole, whole.firsts, 1)
         np.add.at(is_whole, whole.firsts + whole.counts, -1)
         straddling = np.flatnonzero(np.cumsum(is_whole[:-1]) == 0)
-        pieces = _pieces(runs, straddling, columns, num_slots)
-        return cls(num_rows, columns, num_slots, runs, whole, straddling, pieces)
+        pieces = _pieces(windows, straddling, columns, num_slots)
+        return cls(num_rows, columns, num_slots, windows, whole, straddling, pieces)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all index arrays."""
-        parts = (self.runs, self.whole, self.pieces)
+        parts = (self.windows, self.whole, self.pieces)
         arrays = [array for part in parts for array in vars(part).values()]
         return sum(array.nbytes for array in (*arrays, self.straddling))
 
     def unwrapped(self) -> "RowLayout":
-        """Cut the runs that go on from the last slot to the first there: more rows straddle."""
-        runs, m = self.runs, self.num_slots
-        wraps = np.flatnonzero(runs.starts + runs.lengths > m)
-        cuts = runs.offsets[wraps] + m - runs.starts[wraps]
-        offsets = np.insert(runs.offsets, wraps + 1, cuts)
+        """Cut the windows that go on from the last slot to the first there: more rows straddle."""
+        windows, m = self.windows, self.num_slots
+        wraps = np.flatnonzero(windows.starts + windows.lengths > m)
+        cuts = windows.offsets[wraps] + m - windows.starts[wraps]
+        offsets = np.insert(windows.offsets, wraps + 1, cuts)
         lengths = np.diff(offsets, append=self.num_rows * self.columns)
-        starts = np.insert(runs.starts, wraps + 1, 0)
-        signs = np.insert(runs.signs, wraps + 1, runs.signs[wraps])
-        cut = Runs(offsets=offsets, lengths=lengths, starts=starts, signs=signs)
+        starts = np.insert(windows.starts, wraps + 1, 0)
+        signs = np.insert(windows.signs, wraps + 1, windows.signs[wraps])
+        cut = Windows(offsets=offsets, lengths=lengths, starts=starts, signs=signs)
         return RowLayout.of(cut, columns=self.columns, num_slots=m)
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """The runs, those of equal length side by side."""
-        runs = self.runs
-        bounds = [0, *(np.flatnonzero(np.diff(runs.lengths)) + 1).tolist(), len(runs)]
+        """The windows, those of equal length side by side."""
+        found = self.windows
+        bounds = [0, *(np.flatnonzero(np.diff(found.lengths)) + 1).tolist(), len(found)]
         return tuple(
-            Block(int(runs.offsets[a]), int(runs.lengths[a]), runs.starts[a:b], runs.signs[a:b])
+            Block(int(found.offsets[a]), int(found.lengths[a]), found.starts[a:b], found.signs[a:b])
             for a, b in pairwise(bounds)
             if b > a
         )
@@ -148,29 +149,29 @@ class RowLayout:
             if rest:
                 yield self._part(block, first + count, 0, b - rest - begin, rest)
 
-    def _part(self, block: Block, run: int, skipped: int, offset: int, length: int) -> Block:
-        starts = (block.starts[run : run + 1] + skipped) % self.num_slots
-        return Block(offset, length, starts, block.signs[run : run + 1])
+    def _part(self, block: Block, window: int, skipped: int, offset: int, length: int) -> Block:
+        starts = (block.starts[window : window + 1] + skipped) % self.num_slots
+        return Block(offset, length, starts, block.signs[window : window + 1])
 
 
-def _whole_rows(runs: Runs, columns: int, num_slots: int) -> WholeRows:
-    firsts = -(-runs.offsets // columns)
-    counts = (runs.offsets + runs.lengths) // columns - firsts
-    starts = (runs.starts + firsts * columns - runs.offsets) % num_slots
+def _whole_rows(windows: Windows, columns: int, num_slots: int) -> WholeRows:
+    firsts = -(-windows.offsets // columns)
+    counts = (windows.offsets + windows.lengths) // columns - firsts
+    starts = (windows.starts + firsts * columns - windows.offsets) % num_slots
     found = counts > 0
-    return WholeRows(firsts[found], counts[found], starts[found], runs.signs[found])
+    return WholeRows(firsts[found], counts[found], starts[found], windows.signs[found])
 
 
-def _pieces(runs: Runs, straddling: np.ndarray, columns: int, num_slots: int) -> Pieces:
+def _pieces(windows: Windows, straddling: np.ndarray, columns: int, num_slots: int) -> Pieces:
     begins = straddling * columns
-    cuts = runs.offsets[runs.offsets % columns != 0]
+    cuts = windows.offsets[windows.offsets % columns != 0]
     flat = np.union1d(begins, cuts)
     rows = np.searchsorted(straddling, flat // columns)
-    ends = np.append(flat[1:], runs.lengths.sum())
+    ends = np.append(flat[1:], windows.lengths.sum())
     ends = np.minimum(ends, (flat // columns + 1) * columns)
-    run = np.searchsorted(runs.offsets, flat, side="right") - 1
-    starts = (runs.starts[run] + flat - runs.offsets[run]) % num_slots
-    return Pieces(rows, flat % columns, ends - flat, starts, runs.signs[run])
+    window = np.searchsorted(windows.offsets, flat, side="right") - 1
+    starts = (windows.starts[window] + flat - windows.offsets[window]) % num_slots
+    return Pieces(rows, flat % columns, ends - flat, starts, windows.signs[window])
 
 
 def _per_row(layout: RowLayout, of_group: np.ndarray, step: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from memfold.errors import InputError
 from memfold.strategies.sharing.products.correlation import Correlation
 from memfold.strategies.sharing.products.layout import RowLayout
 from memfold.strategies.sharing.products.prepared import Prepared
-from memfold.strategies.sharing.products.windows import Windows, takes_views
+from memfold.strategies.sharing.products.windows import WindowProducts, takes_views
 from memfold.strategies.sharing.signs import OuterSigns
 
 __all__ = ["METHODS", "Method", "RowProducts"]
@@ -22,7 +22,7 @@ METHODS: tuple[Method, ...] = ("windows", "correlation")
 class RowProducts:
     """Products with W[r, c] = factor * sign * slots[window of row r], which is never built.
 
-    The sign is that of the run, times those of row and column if there are any: these multiply
+    The sign is that of the window, times those of row and column if there are any: these multiply
     the vectors on either side of W, r and c of a diagonal matrix each.
 
     W has shape (num_rows, columns). For a layer that stores its weight as (in, out), the product
@@ -35,7 +35,7 @@ class RowProducts:
         """Take what describes W.
 
         Args:
-            layout: Where its rows lie, and the signs of their runs.
+            layout: Where its rows lie, and the signs of their windows.
             signs: Of rows and columns, on the device of the slots.
         """
         self.layout = layout
@@ -160,14 +160,14 @@ class RowProducts:
         return x if self._signs is None else torch.mul(x, self._signs.columns.to(x), out=out)
 
     @cached_property
-    def _windows(self) -> Windows:
-        return Windows(self.layout)
+    def _windows(self) -> WindowProducts:
+        return WindowProducts(self.layout)
 
     @cached_property
     def _correlation(self) -> Correlation:
         return Correlation(self.layout)
 
-    def _by(self, method: Method) -> Windows | Correlation:
+    def _by(self, method: Method) -> WindowProducts | Correlation:
         # Without a whole row there is nothing to correlate.
         if method == "windows" or not len(self.layout.whole):
             return self._windows

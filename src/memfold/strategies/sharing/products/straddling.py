@@ -1,4 +1,4 @@
-"""Products with the rows that the end of a run cuts."""
+"""Products with the rows that the end of a window cuts."""
 
 from collections.abc import Iterator
 

@@ -1,10 +1,9 @@
 """Products with a matrix whose rows are read through views of the vector.
 
-Where runs hold many rows, each run is a matrix inside the vector, and goes to the matrix product
-as a view; a row that the vector's end cuts is handled as a straddling row. Shorter runs are
-copied, as many as fit in a cache, into a scratch matrix. In neither case is the weight built; the
-vector and the scratch stay in the caches, so that less memory traffic is left than with a built
-weight.
+Where windows hold many rows, each is a matrix in the vector, and goes to the matrix product as a
+view; a row that the vector's end cuts is handled as a straddling row. Shorter windows are copied,
+as many as fit in a cache, into a scratch matrix. In neither case is the weight built; the vector
+and the scratch stay in the caches, so that less memory traffic is left than with a built weight.
 """
 
 from collections.abc import Iterator
@@ -13,23 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memfold.strategies.sharing.fold import Block, add_block
+from memfold.strategies.sharing.fold import LONG_WINDOW, Block, add_block
 from memfold.strategies.sharing.products.adding import add_parts
 from memfold.strategies.sharing.products.layout import RowLayout
 from memfold.strategies.sharing.products.prepared import Prepared
 from memfold.strategies.sharing.products.straddling import StraddlingRows
 
-__all__ = ["LONG_RUN", "SCRATCH_NUMEL", "Windows", "takes_views"]
+__all__ = ["SCRATCH_NUMEL", "WindowProducts", "takes_views"]
 
-# From so many rows in a run on, views are faster than copies.
+# From so many rows in a window on, views are faster than copies.
 _VIEW_ROWS = 64
 SCRATCH_NUMEL = 1 << 18
 """About so many numbers are copied at a time."""
-LONG_RUN = 1024
-"""Runs of vectors with fewer slots are summed by `add_block`, which groups equal starts."""
 
 
-class Windows:
+class WindowProducts:
     """The products of one layout; see `memfold.strategies.sharing.products`."""
 
     def __init__(self, layout: RowLayout) -> None:
@@ -133,7 +130,7 @@ class Windows:
     def _add_copied(self, g: Tensor, x: Tensor, factor: float, out: Tensor) -> None:
         """Compute the weight's gradient as many rows at a time as the scratch holds."""
         columns = self.layout.columns
-        folds = out.device.type != "cpu" or self.layout.num_slots < LONG_RUN
+        folds = out.device.type != "cpu" or self.layout.num_slots < LONG_WINDOW
         scratch = x.new_empty(min(self._step, self.layout.num_rows), columns)
         for begin, end in self._chunks():
             gradient = torch.mm(g[:, begin:end].T, x, out=scratch[: end - begin])
@@ -147,6 +144,6 @@ class Windows:
 
 
 def takes_views(layout: RowLayout) -> bool:
-    """Whether the runs hold so many rows that views of them are multiplied, not copies."""
+    """Whether the windows hold so many rows that views of them are multiplied, not copies."""
     num_whole = layout.num_rows - len(layout.straddling)
     return 0 < len(layout.whole) * _VIEW_ROWS <= num_whole
