@@ -9,7 +9,6 @@ owner, a group at its first weight. A part of the model lies on the root, under 
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from hashlib import blake2b
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -21,7 +20,13 @@ from memfold.compression.computed_attributes import (
     compute_parameters,
     restore_weights,
 )
-from memfold.compression.marks import check_marks, check_names, identity_of, marks_of
+from memfold.compression.fingerprints import (
+    check_marks,
+    check_names,
+    fingerprint,
+    identity_of,
+    marks_of,
+)
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.state import Compression
 from memfold.compression.strategy import Strategy
@@ -222,8 +227,7 @@ class ComputedWeights(Compression):
     def marks(self, *places: Tensor) -> Tensor:
         """Return the marks of values of these weights that lie where `places` says."""
         weights = (f"{self.names[index]}{tuple(self.shapes[index])}" for index in self.computed)
-        digests = (blake2b(place.cpu().numpy().tobytes()).hexdigest() for place in places)
-        return marks_of(identity_of(self.strategy), *weights, *digests)
+        return marks_of(fingerprint(identity_of(self.strategy), *weights, *places))
 
     def _homes(self) -> Iterator[tuple[str, nn.Module, str]]:
         """Yield name, module and attribute of every part, weight after weight."""

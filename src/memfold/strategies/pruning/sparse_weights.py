@@ -7,7 +7,6 @@ positions are int64 numbers beside them. A dense tensor exists while its layer n
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from hashlib import blake2b
 from itertools import chain
 from typing import Any, ClassVar
 from weakref import WeakSet, ref
@@ -16,14 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from memfold.compression.marks import check_marks
+from memfold.compression.fingerprints import check_marks, fingerprint, is_fingerprint
 from memfold.compression.optimizers import check_movable, in_bucket_of, move_state, optimizers_in
 from memfold.compression.parts import MARKS
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.state import Logged
 from memfold.compression.strategy import Strategy
 from memfold.errors import InputError
-from memfold.seeding import derive_seed
 from memfold.strategies.pruning.copies import MovableWeights
 from memfold.strategies.pruning.encoding import cheapest, decode, encode
 from memfold.strategies.pruning.health import metrics_of
@@ -263,8 +261,7 @@ class SparseWeights(MovableWeights):
         """Whether an artifact's tensors belong to these positions, as far as they tell."""
         if not self.draw:
             return True
-        found = tensors.get(_FINGERPRINT)
-        return found is not None and torch.equal(found.cpu(), torch.tensor(self._fingerprint()))
+        return is_fingerprint(tensors.get(_FINGERPRINT), self._fingerprint())
 
     def _positions_on(self, index: int, device: torch.device) -> Tensor:
         if self.positions[index].device != device:
@@ -306,8 +303,7 @@ class SparseWeights(MovableWeights):
         self._watched = WeakSet()
 
     def _fingerprint(self) -> int:
-        digests = [blake2b(p.cpu().numpy().tobytes()).hexdigest() for p in self.positions]
-        return derive_seed("kept", *digests, *(str(tuple(shape)) for shape in self.shapes))
+        return fingerprint("kept", *self.positions, *(str(tuple(shape)) for shape in self.shapes))
 
 
 def _are_same(masks: Sequence[Tensor], others: Sequence[Tensor]) -> bool:

@@ -14,7 +14,6 @@ weight has a score, its gradient, its optimizer state, and a byte for its sign.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from math import isfinite, prod
 from typing import Any, ClassVar
 
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from memfold.compression.compressed_model import check_replaceable
+from memfold.compression.fingerprints import fingerprint, is_fingerprint
 from memfold.compression.parts import ComputedWeights, Level
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.state import Logged
@@ -171,9 +171,8 @@ class SupermaskWeights(ComputedWeights):
             strategy.gain * (count / shape.numel() * _fan_in(shape)) ** -0.5
             for count, shape in zip(self.kept, self.shapes, strict=True)
         ]
-        digests = [blake2b(signs.numpy().tobytes()).hexdigest() for signs in self.signs]
         described = f"{strategy.gain!r} {self.kept} {[tuple(shape) for shape in self.shapes]}"
-        self._fingerprint = derive_seed("supermask", described, *digests)
+        self._fingerprint = fingerprint("supermask", described, *self.signs)
 
     def weight(self, index: int) -> Tensor:
         """Compute dense weight number `index`: +-sigma where it is kept, else 0."""
@@ -245,8 +244,7 @@ class SupermaskWeights(ComputedWeights):
         Raises:
             InputError: They do not.
         """
-        found = tensors.get(_FINGERPRINT)
-        if found is None or found.numel() != 1 or int(found) != self._fingerprint:
+        if not is_fingerprint(tensors.get(_FINGERPRINT), self._fingerprint):
             raise InputError(
                 f"{_FINGERPRINT}: these masks belong to random weights of another seed, ratio, "
                 "gain, version or backbone"

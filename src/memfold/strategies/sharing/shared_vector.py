@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from memfold.compression.fingerprints import fingerprint, is_fingerprint
 from memfold.compression.parts import ComputedWeights, Level
 from memfold.compression.read_only import ReadOnlyWeight
 from memfold.compression.selection import CompressibleWeight
@@ -28,7 +29,6 @@ from memfold.compression.strategy import Strategy
 from memfold.errors import InputError
 from memfold.strategies.sharing.custom_ops import compiled_weight, register_mapping
 from memfold.strategies.sharing.evaluation import Evaluation, has_room
-from memfold.strategies.sharing.fingerprint import fingerprint
 from memfold.strategies.sharing.forward_pass import ForwardPass, working_dtype
 from memfold.strategies.sharing.gradient_scale import GradientScale, slot_factors
 from memfold.strategies.sharing.mapping import SlotMapping
@@ -44,6 +44,11 @@ _VALUES = "shared_values"
 _SCALES = "shared_scales"
 _FINGERPRINT = "shared_fingerprint"
 
+# Options that the fingerprint holds as what they led to, or that do not change what values mean.
+_FREE_OPTIONS = {
+    *("ratio", "budget_bytes", "bits", "include", "exclude", "min_size", "structured"),
+    *("gradient_scale", "autograd", "linear"),
+}
 # Batch sizes of layers for which a choice is remembered.
 _MOST_WAYS = 1024
 
@@ -83,7 +88,7 @@ class SharedVector(ComputedWeights):
         rows = [None if mapping.is_bijection else zero_row_of(weight) for weight in weights]
         self.zero_rows: list[int | None] = rows
         self.scales = scales
-        self.fingerprint = fingerprint(strategy, mapping)
+        self.fingerprint = _fingerprint(strategy, mapping)
         self._plans: dict[int, RowProducts] = {}
         self._ways: dict[tuple[int, int, bool], Way] = {}
         self._factors: tuple[object, Tensor, Tensor] | None = None
@@ -255,8 +260,8 @@ class SharedVector(ComputedWeights):
         Raises:
             InputError: They do not fit.
         """
-        scales, fingerprint = structure[_SCALES], structure[_FINGERPRINT]
-        if fingerprint.numel() != 1 or int(fingerprint) != self.fingerprint:
+        scales = structure[_SCALES]
+        if not is_fingerprint(structure[_FINGERPRINT], self.fingerprint):
             raise InputError(
                 "these values were folded with another strategy, seed, ratio, set of weights or "
                 f"mapping option than this model's {self.strategy}"
@@ -343,6 +348,14 @@ class SharedVector(ComputedWeights):
                 return self._make_pass(values)
             known = self._evaluation = Evaluation(values, self._make_pass(values, hold=True))
         return known.forward_pass
+
+
+def _fingerprint(strategy: Strategy, mapping: SlotMapping) -> int:
+    """Hash what the values mean; the order of the tensors, their names and shapes included."""
+    options = {k: v for k, v in strategy.to_dict().items() if k not in _FREE_OPTIONS}
+    parts = [f"{key}={options[key]}" for key in sorted(options)]
+    shapes = [f"{span.name}{tuple(span.shape)}" for span in mapping.spans]
+    return fingerprint(*parts, mapping.num_slots, *shapes)
 
 
 def index_bytes(num_tensors: int) -> int:

@@ -1,12 +1,14 @@
-"""Numbers in a state dict that tell what its values mean.
+"""Numbers in state dicts and artifacts that tell what the values there mean.
 
-Values fit one strategy with one seed and ratio, and one set of positions. What they fit is hashed
-to signs, +1 and -1: floating-point numbers, because code that averages state dicts takes those and
-leaves integers as they are. An average of different signs is neither, one of the same signs is the
-same, in every dtype.
+Values fit one strategy with one seed and ratio, and one set of positions: what they fit is hashed
+to one number. Where no average may mix them, it is stored as marks, its bits as +1 and -1:
+floating-point numbers, because code that averages state dicts takes those and leaves integers as
+they are. An average of different marks is neither, one of the same marks is the same, in every
+dtype.
 """
 
 from collections.abc import Mapping
+from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from memfold.compression.strategy import DEFAULT_RATIO, Strategy
 from memfold.errors import InputError
 from memfold.seeding import derive_seed
 
-__all__ = ["check_marks", "check_names", "identity_of", "marks_of"]
+__all__ = ["check_marks", "check_names", "fingerprint", "identity_of", "is_fingerprint", "marks_of"]
 
 _NUMBER = 63  # bits of a derived seed
 _TOLERANCE = 1e-3  # rounding of an average, in half precision
@@ -29,9 +31,18 @@ def identity_of(strategy: Strategy) -> str:
     return f"{strategy.name} seed={strategy.seed} ratio={ratio} budget_bytes={budget}"
 
 
-def marks_of(*parts: str | int) -> Tensor:
-    """Hash `parts` to float32 signs, on the CPU."""
-    number = derive_seed(*parts)
+def fingerprint(*parts: str | int | Tensor) -> int:
+    """Hash what values mean; of a tensor the bytes count, wherever it is."""
+    return derive_seed(*(_digest(part) if isinstance(part, Tensor) else part for part in parts))
+
+
+def is_fingerprint(found: Tensor | None, number: int) -> bool:
+    """Whether a stored tensor is this fingerprint."""
+    return found is not None and found.numel() == 1 and int(found) == number
+
+
+def marks_of(number: int) -> Tensor:
+    """Return the marks of a fingerprint, float32, on the CPU."""
     return torch.tensor([1.0 if number >> bit & 1 else -1.0 for bit in range(_NUMBER)])
 
 
@@ -73,3 +84,7 @@ def check_names(state: Mapping[str, Any], prefix: str, own: str) -> None:
             "model's own load_state_dict renames it; then call "
             "torch.nn.Module.load_state_dict(model, state)"
         )
+
+
+def _digest(tensor: Tensor) -> str:
+    return blake2b(tensor.cpu().numpy().tobytes()).hexdigest()
