@@ -11,7 +11,7 @@ written to `outputs/benchmark/TIME`.
 
 import sys
 
-from memfold.benchmarking.command_line import main
+from memfold.benchmarking.benchmark_command import main
 
 if __name__ == "__main__":
     sys.exit(main())

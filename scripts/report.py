@@ -11,7 +11,7 @@ the same report can be drawn again. docs/reporting.md says what is shown, and ho
 
 import sys
 
-from memfold.reporting.command_line import main
+from memfold.reporting.report_command import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,7 +18,7 @@ from memfold.processes.ranks import end_with_parent, is_rank_zero, refuse_leftov
 from memfold.runs.folder import can_be_resumed
 from memfold.runs.resume import expand_arguments, resume_command
 from memfold.training import run
-from memfold.training.arguments import refuse_wrong_arguments
+from memfold.training.argument_rules import refuse_wrong_arguments
 from memfold.training.hydra_callbacks import exiting
 from memfold.training.user_errors import USER_ERRORS, report_error
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data.writers import cifar_records, tar_folder, write_cifar10, write_cifar100
-from memfold.data import files
+from memfold.data import source_files
 from memfold.data.cifar10 import CIFAR10
 from memfold.data.cifar100 import CIFAR100
 from memfold.errors import InputError
@@ -55,8 +55,10 @@ def test_a_root_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     write_cifar10(tmp_path / "made" / "cifar-10-batches-bin")
     root = tmp_path / "root"
     tar_folder(tmp_path / "made" / "cifar-10-batches-bin", root / "cifar-10-binary.tar.gz")
-    monkeypatch.setattr(files.os, "access", lambda path, mode: False)
-    monkeypatch.setattr(files.pooch, "os_cache", lambda project: tmp_path / "cache" / project)
+    monkeypatch.setattr(source_files.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(
+        source_files.pooch, "os_cache", lambda project: tmp_path / "cache" / project
+    )
     module = CIFAR10(root=str(root), download=False)
     module.prepare_data()
     assert len(module.load_train()) == 100

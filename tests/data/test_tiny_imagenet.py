@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data.writers import one_colour, write_tiny_imagenet
-from memfold.data import files, image_folder
+from memfold.data import image_folder, source_files
 from memfold.data.image_folder import ImageFile, cached_images
 from memfold.data.tiny_imagenet import TinyImageNet
 from memfold.errors import InputError
@@ -134,8 +134,8 @@ def test_two_processes_may_decode_at_once(root: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_root_that_cannot_be_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files.os, "access", lambda path, mode: False)
-    monkeypatch.setattr(files.pooch, "os_cache", lambda project: root / "cache" / project)
+    monkeypatch.setattr(source_files.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(source_files.pooch, "os_cache", lambda project: root / "cache" / project)
     assert len(module(root).load_train()) == 18
     assert [path.name for path in (root / "tiny_imagenet").iterdir()] == [FOLDER]
     assert len(list((root / "cache" / "memfold" / "tiny_imagenet").glob("decoded-*"))) == 1

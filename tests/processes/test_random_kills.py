@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from memfold.runs.folder import read_result
-from memfold.training.rounds import RoundFolder
+from memfold.training.round_tracker import RoundFolder
 from training.jobs import start_training, train
 from training.run_contents import SENSITIVE, STRATEGIES, differences
 

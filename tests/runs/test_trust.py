@@ -113,8 +113,8 @@ def student(teacher: Path, *overrides: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("group", "target"),
     [
-        ("data", "memfold.data.files.unpack"),
-        ("data", "memfold.data.files.shutil.rmtree"),
+        ("data", "memfold.data.source_files.unpack"),
+        ("data", "memfold.data.source_files.shutil.rmtree"),
         ("data", "memfold.backbones.MLP"),
         ("backbone", "memfold.training.instantiate.hydra.utils.instantiate"),
         ("backbone", "memfold.backbones.custom.importlib.import_module"),

@@ -8,7 +8,7 @@ from typing import IO, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from memfold.training.rounds import RoundFolder
+from memfold.training.round_tracker import RoundFolder
 
 
 class SignalAt(Callback):

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from memfold.errors import InputError
 from memfold.runs.folder import refuse_used_folder
 from memfold.tasks import Classification
-from memfold.training.rounds import RoundFolder
+from memfold.training.round_tracker import RoundFolder
 from training.jobs import train
 from training.ticket_runs import (
     NAMES,

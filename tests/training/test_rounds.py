@@ -12,7 +12,7 @@ import torch
 import memfold
 from memfold.errors import InputError
 from memfold.logging.loggers import ContinuedSteps, MetricsFile
-from memfold.training.rounds import RoundFolder
+from memfold.training.round_tracker import RoundFolder
 from training.networks import DropoutNet
 from training.ticket_runs import (
     COUNTS,

@@ -22,8 +22,8 @@ from typing import Any
 import psutil
 import torch
 
+from memfold.benchmarking.case_process import Measurement
 from memfold.benchmarking.cases import Case
-from memfold.benchmarking.runner import Measurement
 from memfold.errors import InputError
 from memfold.files import read_json
 from memfold.runs.result import describe_environment

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from memfold.data.base import ImageDataModule
-from memfold.data.files import Remote, fetch, first_line
 from memfold.data.image_set import ImageSet, check_labels
+from memfold.data.source_files import Remote, fetch, first_line
 from memfold.errors import InputError
 from memfold.files import open_regular
 

@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from memfold.data.files import first_line, move_into_place, new_folder
 from memfold.data.image_set import ImageSet
+from memfold.data.source_files import first_line, move_into_place, new_folder
 from memfold.errors import InputError
 from memfold.files import open_regular
 

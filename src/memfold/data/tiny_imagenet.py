@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 
 from memfold.data.base import ImageDataModule
-from memfold.data.files import Remote, fetch, find, first_line, unpack, writable_folder
 from memfold.data.image_folder import ImageFile, cached_images
 from memfold.data.image_set import ImageSet
+from memfold.data.source_files import Remote, fetch, find, first_line, unpack, writable_folder
 from memfold.errors import InputError
 from memfold.files import read_text
 

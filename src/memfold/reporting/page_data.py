@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 
-from memfold.reporting.checks import natural
 from memfold.reporting.recipes import recipe, short_recipe
 from memfold.reporting.records import Comparison, Curve, Reference, Run, Setting
 from memfold.reporting.statistics import (
@@ -25,6 +24,7 @@ from memfold.reporting.statistics import (
     win_matrix,
 )
 from memfold.reporting.styles import Style, comparison_styles
+from memfold.reporting.unlike_runs import natural
 
 __all__ = ["BEST_BITS", "page_data"]
 

@@ -5,13 +5,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from memfold.files import open_regular
-from memfold.reporting.checks import keep_first, natural, sort_problems, warn_of_unequal_training
 from memfold.reporting.fields import UnusableError
 from memfold.reporting.labels import label_methods, label_settings
 from memfold.reporting.records import Problem, Run
 from memfold.reporting.run_files import read_run_folder
 from memfold.reporting.run_lines import read_run_lines
 from memfold.reporting.sweep_folders import PLAN, read_sweep_folder
+from memfold.reporting.unlike_runs import (
+    keep_first,
+    natural,
+    sort_problems,
+    warn_of_unequal_training,
+)
 from memfold.runs.folder import (
     CHOICES,
     HYDRA_FOLDER,

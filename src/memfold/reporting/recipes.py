@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 
-from memfold.reporting.overrides import overrides
+from memfold.reporting.command_recipe import overrides
 from memfold.reporting.records import Run
 
 __all__ = ["recipe", "short_recipe"]

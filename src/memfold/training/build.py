@@ -45,7 +45,7 @@ from memfold.training.callbacks import (
 )
 from memfold.training.checkpoint_io import AsyncCheckpointIO, AtomicCheckpointIO
 from memfold.training.checkpoint_reading import StartingPoint, read_checkpoint
-from memfold.training.checks import check_config
+from memfold.training.config_rules import check_config
 from memfold.training.configured_callbacks import build_callbacks, refuse_wrong_monitors
 from memfold.training.distributed import (
     Unshard,
@@ -54,7 +54,7 @@ from memfold.training.distributed import (
     refuse_unsuitable_shards,
 )
 from memfold.training.instantiate import instantiate
-from memfold.training.rounds import RoundFolder, RoundTracker
+from memfold.training.round_tracker import RoundFolder, RoundTracker
 from memfold.training.schedules import Schedule
 from memfold.training.structure import Structure
 from memfold.training.teacher import (

@@ -45,9 +45,9 @@ from memfold.training.build import (
     plain_config,
     read_run_checkpoint,
 )
-from memfold.training.checks import check_config
+from memfold.training.config_rules import check_config
 from memfold.training.preemption import Preemption
-from memfold.training.rounds import total_of
+from memfold.training.round_tracker import total_of
 from memfold.training.summary import print_summary
 
 __all__ = ["run_job"]

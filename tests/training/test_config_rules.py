@@ -13,7 +13,7 @@ from memfold.errors import InputError
 from memfold.tasks import Classification
 from memfold.tasks.distillation import Distillation
 from memfold.training.build import plain_config
-from memfold.training.checks import check_config
+from memfold.training.config_rules import check_config
 from memfold.training.configured_callbacks import build_callbacks, refuse_wrong_monitors
 from memfold.training.early_stopping import RunEarlyStopping
 from memfold.training.schedules import Constant

@@ -3,7 +3,7 @@
 import pytest
 
 from memfold.errors import InputError
-from memfold.training.arguments import refuse_wrong_arguments
+from memfold.training.argument_rules import refuse_wrong_arguments
 
 
 @pytest.mark.parametrize(

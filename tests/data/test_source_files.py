@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from memfold.data import files
-from memfold.data.files import Remote, fetch, unpack
+from memfold.data import source_files
+from memfold.data.source_files import Remote, fetch, unpack
 from memfold.errors import InputError
 
 CONTENT = b"published content"
@@ -157,7 +157,7 @@ def test_an_archive_that_grows_is_not_unpacked(
     tar_member(archive, large)
     (tmp_path / "set.zip").write_bytes(zip_bytes())
     for path, limit in ((archive, 2**32), (tmp_path / "set.zip", 4000)):  # a file takes a block
-        monkeypatch.setattr(files, "_MAX_UNPACKED", limit)
+        monkeypatch.setattr(source_files, "_MAX_UNPACKED", limit)
         with pytest.raises(InputError, match="bytes when unpacked"):
             unpack(path, "inside", tmp_path / "target")
 

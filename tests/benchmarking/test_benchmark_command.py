@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from memfold.benchmarking import command_line
-from memfold.benchmarking.command_line import main
+from memfold.benchmarking import benchmark_command
+from memfold.benchmarking.benchmark_command import main
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def launched(monkeypatch):
         found = {"step_seconds": seconds, **dict.fromkeys(("peak_bytes", *parts), 100)}
         return {**found, "steps": [seconds]}
 
-    monkeypatch.setattr(command_line, "launch", launch)
+    monkeypatch.setattr(benchmark_command, "launch", launch)
     return cases
 
 
@@ -113,14 +113,14 @@ def test_results_are_not_overwritten(launched, tmp_path, capsys):
 
 
 def test_an_interrupted_run_keeps_the_groups_that_were_done(launched, monkeypatch, tmp_path):
-    before = command_line.launch
+    before = benchmark_command.launch
 
     def launch(case):
         if case.model == "gpt":
             raise KeyboardInterrupt
         return before(case)
 
-    monkeypatch.setattr(command_line, "launch", launch)
+    monkeypatch.setattr(benchmark_command, "launch", launch)
     assert main(["--models", "mlp_tiny,gpt", "--out", str(tmp_path)]) == 130
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["status"] == "running"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from memfold.benchmarking.case_process import Measurement, launch, run_group
 from memfold.benchmarking.cases import (
     CONSTRUCTIONS,
     DTYPES,
@@ -24,7 +25,6 @@ from memfold.benchmarking.cases import (
 from memfold.benchmarking.plots import draw
 from memfold.benchmarking.presets import PRESETS
 from memfold.benchmarking.results import Entry, describe_machine, read_results, summarise
-from memfold.benchmarking.runner import Measurement, launch, run_group
 from memfold.benchmarking.tables import print_tables, to_markdown
 from memfold.benchmarking.workloads import WORKLOADS, workload
 from memfold.errors import InputError

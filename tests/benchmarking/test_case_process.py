@@ -2,9 +2,9 @@ import subprocess
 
 import pytest
 
-from memfold.benchmarking import runner
+from memfold.benchmarking import case_process
+from memfold.benchmarking.case_process import launch, run_group
 from memfold.benchmarking.cases import Case
-from memfold.benchmarking.runner import launch, run_group
 
 DENSE = Case(model="mlp_tiny", batch_size=4, threads=1, warmup=1, steps=2)
 SHARED = Case(**{**DENSE.to_dict(), "strategy": "stable_rps", "ratio": 0.1})
@@ -58,7 +58,7 @@ def test_a_case_that_fails_says_why_in_one_line():
 )
 def test_processes_that_end_without_a_word_are_reported(monkeypatch, status, output, expected):
     ended = subprocess.CompletedProcess([], status, output, "first\nlast\n")
-    monkeypatch.setattr(runner.subprocess, "run", lambda *_, **__: ended)
+    monkeypatch.setattr(case_process.subprocess, "run", lambda *_, **__: ended)
     assert launch(DENSE).get("error") == expected
 
 
@@ -66,5 +66,5 @@ def test_processes_that_hang_are_reported(monkeypatch):
     def hang(*_, timeout, **__):
         raise subprocess.TimeoutExpired("python", timeout)
 
-    monkeypatch.setattr(runner.subprocess, "run", hang)
+    monkeypatch.setattr(case_process.subprocess, "run", hang)
     assert launch(DENSE)["error"] == "not finished after 1800 seconds"

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from memfold.reporting.overrides import differences
+from memfold.reporting.command_recipe import differences
 from memfold.reporting.records import Problem, Run, Setting
 
 __all__ = ["keep_first", "natural", "sort_problems", "warn_of_unequal_training"]

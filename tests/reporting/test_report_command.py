@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from memfold.reporting.command_line import main
+from memfold.reporting.report_command import main
 from reporting.fabricated import result, write_run
 
 ROOT = Path(__file__).parents[2]
@@ -106,7 +106,7 @@ def test_published_curves_and_odd_names_reach_the_report(tmp_path, monkeypatch, 
 
 def test_a_report_starts_without_the_libraries_of_training():
     code = (
-        "import sys, memfold.reporting.command_line, memfold.reporting.plots, "
+        "import sys, memfold.reporting.report_command, memfold.reporting.plots, "
         "memfold.reporting.page; print(*{m.split('.')[0] for m in sys.modules})"
     )
     loaded = subprocess.run(
