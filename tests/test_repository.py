@@ -94,7 +94,7 @@ def test_dependencies_point_one_way(path):
         (
             "subprocess",
             {
-                "benchmarking/runner.py",
+                "benchmarking/case_process.py",
                 "runs/result.py",
                 "studies/process.py",
             },
