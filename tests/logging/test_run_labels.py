@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 import pytest
-import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from torch import nn
 
 import memfold
@@ -71,8 +72,10 @@ def test_seeds_share_a_setting_and_nothing_else_does() -> None:
 
 def test_the_options_of_the_configuration_are_the_defaults() -> None:
     """Otherwise every run would carry them in its name."""
-    for file in sorted((REPOSITORY / "conf" / "compression").glob("*.yaml")):
-        given = yaml.safe_load(file.read_text())
+    for name in memfold.strategies():
+        with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+            given = OmegaConf.to_container(
+                compose("train", [f"compression={name}"]).compression, resolve=False
+            )
         plain = {k: v for k, v in given.items() if k[0] != "_" and "${" not in str(v)}
-        options = {"name": file.stem, **plain}
-        assert label(options, is_compressed=False).method == file.stem
+        assert label({"name": name, **plain}, is_compressed=False).method == name
