@@ -92,3 +92,8 @@ def write_sweep(folder, jobs, started):
         note = {"number": number, "folder": str(number), "overrides": jobs[number], "attempt": 1}
         (folder / ".sweep" / "jobs" / f"{number}.json").write_text(json.dumps(note))
     return folder
+
+
+def reasons(problems):
+    """Return the reason of each problem, by the last part of its folder."""
+    return {problem.folder.rpartition("/")[2]: problem.reason for problem in problems}
