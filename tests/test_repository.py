@@ -110,6 +110,34 @@ def test_one_file_locks_and_one_starts_trainings(library, files):
     assert found <= files
 
 
+def private_names(path):
+    """Yield the private names that a file uses and does not define itself."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    fields = [node for node in nodes if isinstance(node, ast.Attribute)]
+    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    own |= {node.id for node in nodes if isinstance(node, ast.Name)}
+    own |= {
+        field.attr
+        for field in fields
+        if isinstance(field.ctx, ast.Store) and ast.unparse(field.value) == "self"
+    }
+    imported = [name for module in imported_modules(path) for name in module.split(".")]
+    used = {field.attr for field in fields if ast.unparse(field) != "os._exit"}
+    yield from (name for name in {*used, *imported} - own if re.match("_[^_]", name))
+
+
+def test_one_file_knows_the_private_names_of_lightning():
+    rooms = {room for room, (_, libraries) in ROOMS.items() if "lightning" not in libraries}
+    found = {
+        path.relative_to(ROOT / "src" / "memfold").as_posix(): sorted(private_names(path))
+        for path in SOURCES
+        if path.relative_to(ROOT / "src" / "memfold").parts[0].removesuffix(".py") in rooms
+    }
+    found = {path: names for path, names in found.items() if names}
+    assert found.pop("processes/lightning_internals.py")
+    assert found == {"studies/sweep_plan.py": ["_internal"]}  # of Hydra
+
+
 def test_importing_memfold_loads_nothing_heavy_but_torch():
     code = "import sys, memfold; print(*sorted({m.split('.')[0] for m in sys.modules}))"
     loaded = subprocess.run(

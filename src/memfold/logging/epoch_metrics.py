@@ -13,6 +13,12 @@ from torch import Tensor
 from torchmetrics.utilities import dim_zero_sum
 
 from memfold.logging.loggers import MetricsFile
+from memfold.processes.lightning_internals import (
+    forget_computed,
+    last_logged_row,
+    logged_values,
+    reductions_of,
+)
 
 __all__ = ["CHECKPOINT_KEY", "EpochMetrics"]
 
@@ -68,7 +74,7 @@ class EpochMetrics(Callback):
             for name, value in saved.get(key, {}).items():
                 total = getattr(metric, name) + _share(value, trainer).to(pl_module.device)
                 setattr(metric, name, total)
-            metric._computed = item._computed = None
+            forget_computed(metric, item)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that the epoch is complete."""
@@ -79,14 +85,9 @@ class EpochMetrics(Callback):
     ) -> None:
         """Add the row of an epoch that is complete, or the sums of one that is not."""
         if self._is_over:
-            row = trainer._logger_connector.metrics["log"]
-            checkpoint[CHECKPOINT_KEY] = {
-                "row": {
-                    **{name: float(value) for name, value in row.items()},
-                    "epoch": trainer.current_epoch,
-                },
-                "step": trainer.fit_loop.epoch_loop._batches_that_stepped - 1,
-            }
+            row, step = last_logged_row(trainer)
+            row["epoch"] = trainer.current_epoch
+            checkpoint[CHECKPOINT_KEY] = {"row": row, "step": step}
             return
         sums: Sums = {}
         once: dict[str, Tensor] = {}
@@ -104,9 +105,9 @@ class EpochMetrics(Callback):
 
 def _items(trainer: Trainer) -> Iterator[tuple[str, Any]]:
     """Iterate over what is logged per epoch and can be added up."""
-    for key, item in trainer.fit_loop.epoch_loop._results.valid_items():
+    for key, item in logged_values(trainer):
         metric = item if item.is_tensor else item.value
-        is_sum = all(f in (torch.sum, dim_zero_sum) for f in metric._reductions.values())
+        is_sum = all(f in (torch.sum, dim_zero_sum) for f in reductions_of(metric))
         if item.meta.on_epoch and is_sum and (not item.is_tensor or item.meta.is_mean_reduction):
             yield key, item
 

@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from memfold.processes.external_launch import external_launch
 
-__all__ = ["Termination", "heeding_sigterm", "release_children"]
+__all__ = ["Termination", "heeding_sigterm"]
 
 TERMINATED = 143  # 128 + SIGTERM, what a shell expects
 _SECONDS_TO_END = 120.0
@@ -87,16 +86,6 @@ def heeding_sigterm() -> Iterator[Termination]:
         signal.signal(signal.SIGTERM, previous)
         signal.set_wakeup_fd(previous_descriptor)
         sender.close()
-
-
-def release_children() -> None:
-    """Keep the observer of Lightning's launcher from killing this process when a child ends.
-
-    The children end with this process.
-    """
-    for thread in threading.enumerate():
-        if isinstance(thread, _ChildProcessObserver):
-            thread._child_processes.clear()
 
 
 def _watch(receiver: socket.socket) -> None:

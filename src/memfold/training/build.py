@@ -17,7 +17,6 @@ from lightning.pytorch.callbacks import (
     ProgressBar,
 )
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn import functional as F
@@ -33,6 +32,7 @@ from memfold.logging.epoch_metrics import EpochMetrics
 from memfold.logging.loggers import MetricsFile
 from memfold.logging.run_labels import RunLabels, label_run
 from memfold.memory import Footprint
+from memfold.processes.lightning_internals import hand_over_children
 from memfold.processes.ranks import is_rank_zero
 from memfold.runs.folder import LAST_CHECKPOINT, read_result
 from memfold.runs.same_experiment import refuse_other_total_batch
@@ -194,7 +194,7 @@ def next_round(before: Experiment) -> Experiment:
     timer, validation = StepTimer(), KeptWeightsValidation()
     watchers = _watchers(config, before.data, before.memory, timer, validation)
     trainer = _build_trainer(config, folder, watchers)
-    _hand_over_processes(before.trainer, trainer)
+    hand_over_children(before.trainer, trainer)
     rounds = _track_rounds(before.net, folder, trainer)
     if is_rank_zero():
         RoundFolder(folder).clear()
@@ -295,13 +295,6 @@ def _clear_when_all_have_started(trainer: Trainer, folder: RoundFolder) -> None:
 
     callbacks: list[Callback] = trainer.callbacks  # pyright: ignore
     callbacks.insert(0, LambdaCallback(setup=clear))
-
-
-def _hand_over_processes(before: Trainer, after: Trainer) -> None:
-    """Let `after` stop the processes that `before` has started for the other ranks."""
-    old, new = before.strategy.launcher, after.strategy.launcher
-    if isinstance(old, _SubprocessScriptLauncher) and isinstance(new, _SubprocessScriptLauncher):
-        new.procs = old.procs
 
 
 def _build_trainer(config: dict[str, Any], folder: Path, watchers: list[Callback]) -> Trainer:

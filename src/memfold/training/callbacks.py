@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor, nn
 
 from memfold.errors import InputError
 from memfold.memory import PeakMeter, footprint, grad_sync_bytes, train_state_bytes
+from memfold.processes.lightning_internals import SteppedCheckpoint, has_validated
 from memfold.seeding import derive_seed
 from memfold.training.distributed import whole_parameters
 from memfold.training.validation import is_followed_by_a_step
@@ -195,7 +196,7 @@ class MemoryMetrics(Callback):
         return max(self._earlier_peak_bytes, now)
 
 
-class RunCheckpoint(ModelCheckpoint):
+class RunCheckpoint(SteppedCheckpoint):
     """Lightning's checkpoints, exact to resume from wherever the run folder is then.
 
     `every_n_train_steps` adds to those at the end of epochs. A step that is followed by a
@@ -225,26 +226,23 @@ class RunCheckpoint(ModelCheckpoint):
         self._last_step = trainer.global_step
         if not has_stepped:
             return
-        every = self._every_n_train_steps
         if not is_followed_by_a_step(trainer):
-            self._is_postponed |= every > 0 and trainer.global_step % every == 0
+            self._is_postponed |= self.is_due(trainer.global_step)
         elif self._is_postponed:
             self._is_postponed = False
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+            self.save(trainer)
         else:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what is due at the end of an epoch, if there is anything to judge it by."""
         self._is_postponed = False
-        has_validated = trainer.fit_loop.epoch_loop.val_loop._has_run  # else a name is wrong
         is_missing = self.monitor is not None and self.monitor not in trainer.callback_metrics
-        if is_missing and not has_validated:
+        if is_missing and not has_validated(trainer):  # else a name is wrong
             return
         super().on_train_epoch_end(trainer, pl_module)
-        has_steps = self._every_n_train_steps > 0 or self._train_time_interval is not None
-        if has_steps and not self._should_skip_saving_checkpoint(trainer):
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        if self.saves_in_epochs():
+            self.save(trainer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the state of the run that is resumed, with the paths of today."""

@@ -22,8 +22,9 @@ from memfold.compression import compression_of
 from memfold.errors import InputError
 from memfold.logging.quiet import hush_libraries
 from memfold.logging.wandb_run import WandbRun, close_wandb
+from memfold.processes.lightning_internals import release_children
 from memfold.processes.ranks import declare_parent, is_rank_zero
-from memfold.processes.termination import Termination, heeding_sigterm, release_children
+from memfold.processes.termination import Termination, heeding_sigterm
 from memfold.runs.folder import (
     ARTIFACT,
     HYDRA_FOLDER,

@@ -2,10 +2,6 @@
 
 While a network is trained SIGTERM is only noted. All ranks stop at the same step, or at the end
 of the validation that runs, and save `last.ckpt` there.
-
-Lightning's own handling is switched off. It starts a collective inside the signal handler, which
-hangs if the signal comes during another one; it heeds rank 0 alone; and it waits for the GPU in
-every step.
 """
 
 from pathlib import Path
@@ -16,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
+from memfold.processes.lightning_internals import ignore_sigterm, raise_as_for_sigterm
 from memfold.processes.termination import Termination
 from memfold.runs.folder import LAST_CHECKPOINT
 from memfold.training.validation import is_followed_by_a_step
@@ -42,10 +39,7 @@ class Preemption(Checkpoint):
         self._pending: Tensor | None = None
         self._last_step = 0
         self._is_agreed = False
-        connector: Any = trainer._signal_connector
-        connector._sigterm_notifier_fn = _do_nothing
-        epoch_loop: Any = trainer.fit_loop.epoch_loop
-        epoch_loop._broadcast_sigterm_tensor = _do_nothing
+        ignore_sigterm(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on wait for the end of a step."""
@@ -66,7 +60,7 @@ class Preemption(Checkpoint):
         self._last_step = trainer.global_step
         if self._is_agreed and has_stepped and is_followed_by_a_step(trainer):
             trainer.save_checkpoint(self._path)
-            _stop(trainer)
+            raise_as_for_sigterm(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop after an epoch."""
@@ -74,7 +68,7 @@ class Preemption(Checkpoint):
         requested = self._termination.is_requested
         if trainer.strategy.reduce_boolean_decision(requested, all=False):
             trainer.save_checkpoint(self._path)
-            _stop(trainer)
+            raise_as_for_sigterm(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on end at once."""
@@ -96,13 +90,3 @@ class Preemption(Checkpoint):
         flag = torch.full((), float(requested), device=trainer.strategy.root_device)
         self._pending = trainer.strategy.reduce(flag, reduce_op="sum")  # pyright: ignore
         return before is not None and before.item() > 0
-
-
-def _stop(trainer: Trainer) -> None:
-    """Let Lightning raise where it has logged what it has to log."""
-    connector: Any = trainer._signal_connector
-    connector.received_sigterm = True
-
-
-def _do_nothing(*_: object) -> None:
-    """Stand in for a method of Lightning's."""

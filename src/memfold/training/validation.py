@@ -1,8 +1,12 @@
 """When a run validates: where the Trainer's options say so, and wherever weights are kept."""
 
-from typing import Any
-
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from memfold.processes.lightning_internals import (
+    can_stop_early,
+    validates_now,
+    validates_too,
+)
 
 __all__ = ["KeptWeightsValidation", "is_followed_by_a_step"]
 
@@ -24,13 +28,8 @@ class KeptWeightsValidation(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Add to the places where Lightning validates."""
-        if stage != "fit":
-            return
-        loop: Any = trainer.fit_loop.epoch_loop
-        as_configured = loop._should_check_val_fx
-        loop._should_check_val_fx = lambda fetcher: (
-            as_configured(fetcher) or (trainer.enable_validation and _keeps_weights(trainer))
-        )
+        if stage == "fit":
+            validates_too(trainer, lambda: trainer.enable_validation and _keeps_weights(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note which weights the metrics are of."""
@@ -43,9 +42,7 @@ def is_followed_by_a_step(trainer: Trainer) -> bool:
 
     A checkpoint that is written before those resumes after them: they would be missing.
     """
-    fit_loop: Any = trainer.fit_loop
-    is_validated = fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher)
-    return not (trainer.is_last_batch or _is_over(trainer) or is_validated)
+    return not (trainer.is_last_batch or _is_over(trainer) or validates_now(trainer))
 
 
 def _keeps_weights(trainer: Trainer) -> bool:
@@ -58,7 +55,7 @@ def _is_over(trainer: Trainer) -> bool:
     """Tell whether no optimizer step follows the last one."""
     max_epochs, is_last_batch = trainer.max_epochs, trainer.is_last_batch
     is_last_epoch = max_epochs is not None and trainer.current_epoch + 1 >= max_epochs
-    is_stopped = trainer.should_stop and trainer.fit_loop._can_stop_early
+    is_stopped = trainer.should_stop and can_stop_early(trainer)
     return (
         0 <= trainer.max_steps <= trainer.global_step
         or (is_last_batch and is_last_epoch)
