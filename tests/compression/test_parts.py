@@ -139,7 +139,7 @@ def test_a_strategy_adds_a_term_to_the_loss_in_any_loop() -> None:
 
 def test_the_task_trains_with_that_term(monkeypatch: pytest.MonkeyPatch) -> None:
     net = compressed()
-    task = Classification(net, torch.optim.SGD, lambda *_, **__: None, num_classes=5)  # type: ignore[arg-type]
+    task = Classification(net, torch.optim.SGD, lambda *_, **__: None, 5, 0.0)  # type: ignore[arg-type]
     monkeypatch.setattr(task, "_step", lambda *_: torch.tensor(2.0))
     expected = 2 + memfold.extra_loss(net)
     assert torch.equal(task.training_step((X, torch.zeros(7)), 0), expected)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import lightning.pytorch as pl
 import pytest
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from memfold.data.image_set import ImageSet
 from memfold.data.mnist import MNIST
 from memfold.errors import InputError
 
-CONF = Path(__file__).parents[2] / "conf" / "data"
+CONF = Path(__file__).parents[2] / "conf"
 NAMES = ["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet"]
 
 
@@ -257,15 +258,23 @@ def test_the_test_set_of_digits_is_fixed() -> None:
 def test_configs_list_every_option(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMFOLD_DATA", "elsewhere")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose(name, overrides=["seed=11"])
-    options = set(inspect.signature(ImageDataModule.__init__).parameters) - {"self"}
-    assert set(config) == {"_target_"} | options
+        config = compose("train", overrides=[f"data={name}", "seed=11"]).data
+    parameters = inspect.signature(ImageDataModule).parameters.values()
+    assert set(config) == {"_target_"} | {parameter.name for parameter in parameters}
     module = instantiate(config)
     assert module.name == name
     assert module.root == Path("elsewhere")
     assert module.seed == 11
     assert module.batch_size == (64 if name == "digits" else 128)
     assert len(module.mean) == len(module.std) == module.num_channels
+
+
+def test_the_options_of_all_sets_have_the_defaults_of_their_class() -> None:
+    given = yaml.safe_load((CONF / "images.yaml").read_text())
+    assert (given.pop("root"), given.pop("seed")) == ("${oc.env:MEMFOLD_DATA,data}", "${seed}")
+    parameters = inspect.signature(ImageDataModule).parameters.values()
+    defaults = {parameter.name: parameter.default for parameter in parameters}
+    assert given.items() <= defaults.items()
 
 
 @pytest.mark.parametrize("build", [MNIST, CIFAR10])

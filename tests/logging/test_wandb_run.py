@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import wandb
+import yaml
+from lightning.pytorch.loggers import Logger
 
 from memfold.errors import InputError
 from memfold.logging.wandb_run import close_wandb, wandb_logger
+from training.jobs import REPOSITORY
 from training.jobs_in_processes import output_of, run_job
 from training.run_contents import SENSITIVE, STRATEGIES, differences
 from wandb_processes import forget_wandb
@@ -26,6 +29,13 @@ def no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "netrc"
 
 
+def start(folder: Path, run_name: str, tags: list[str], **options: Any) -> Logger:
+    """Start a run with the options of `logger=wandb`, but for some."""
+    defaults = yaml.safe_load((REPOSITORY / "conf" / "logger" / "wandb.yaml").read_text())
+    del defaults["_target_"]
+    return wandb_logger(folder, run_name, **{**defaults, "tags": tags, **options})
+
+
 def started_mode(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return the mode that `wandb_logger` chooses, without starting anything."""
     modes = []
@@ -36,7 +46,7 @@ def started_mode(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
     monkeypatch.setattr(wandb, "init", init)
     with pytest.raises(InputError, match=r"stopped by the test.*logger\.mode=offline"):
-        wandb_logger(folder, "name", [])
+        start(folder, "name", [])
     return modes[0]
 
 
@@ -57,7 +67,7 @@ def test_wandb_is_online_only_with_a_key(
 
 def test_unknown_wandb_mode_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"logger\.mode must be one of online, offline"):
-        wandb_logger(tmp_path, "name", [], mode="of")
+        start(tmp_path, "name", [], mode="of")
 
 
 @pytest.mark.parametrize(
@@ -72,16 +82,15 @@ def test_unknown_wandb_mode_is_named(tmp_path: Path) -> None:
 def test_wrong_options_are_named_in_one_line(
     options: dict[str, Any], message: str, no_credentials: Path, tmp_path: Path
 ) -> None:
-    all_options: dict[str, Any] = {"tags": []} | options
     with pytest.raises(InputError) as error:
-        wandb_logger(tmp_path, "name", **all_options)
+        start(tmp_path, "name", **{"tags": [], **options})
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
 
 
 def test_numbers_may_be_names(no_credentials: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"name": 3, "group": 4}  # logger.name=3 is a number to Hydra
-    wandb_logger(tmp_path, "name", [], **options)
+    start(tmp_path, "name", [], **options)
     assert wandb.run is not None
     assert (wandb.run.name, wandb.run.group) == ("3", "4")
     close_wandb(failed=False)
@@ -90,7 +99,7 @@ def test_numbers_may_be_names(no_credentials: Path, tmp_path: Path) -> None:
 def test_offline_run_is_named_and_continued(no_credentials: Path, tmp_path: Path) -> None:
     ids = []
     for _ in range(2):
-        logger = wandb_logger(tmp_path, "mlp-dense-s1", ["dense"])
+        logger = start(tmp_path, "mlp-dense-s1", ["dense"])
         run = wandb.run
         assert run is not None
         ids.append(run.id)
@@ -112,7 +121,7 @@ def test_offline_run_is_named_and_continued(no_credentials: Path, tmp_path: Path
 
 def test_an_id_may_have_dashes(no_credentials: Path, tmp_path: Path) -> None:
     (tmp_path / "wandb" / "offline-run-20260101_120000-my-run-3").mkdir(parents=True)
-    wandb_logger(tmp_path, "mlp-dense-s1", [])
+    start(tmp_path, "mlp-dense-s1", [])
     assert wandb.run is not None
     assert wandb.run.id == "my-run-3"
     close_wandb(failed=False)

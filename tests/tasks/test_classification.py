@@ -25,13 +25,13 @@ def samples() -> tuple[Tensor, Tensor]:
     return torch.randn(10, 5, generator=generator), torch.randint(3, (10,), generator=generator)
 
 
-def task(net: nn.Module, rate: float = 0.0, **options: float) -> Classification:
+def task(net: nn.Module, rate: float = 0.0, label_smoothing: float = 0.0) -> Classification:
     return Classification(
         net,
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=rate),
         scheduler=Constant().attach,
         num_classes=NUM_CLASSES,
-        **options,
+        label_smoothing=label_smoothing,
     )
 
 
@@ -105,6 +105,7 @@ def test_schedule_is_stepped_per_optimizer_step_and_knows_its_length(
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
         scheduler=scheduler,
         num_classes=NUM_CLASSES,
+        label_smoothing=0.0,
     )
     hush_libraries()
     run = trainer(tmp_path)

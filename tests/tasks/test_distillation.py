@@ -109,6 +109,7 @@ def fit(
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
         scheduler=Constant().attach,
         num_classes=CLASSES,
+        label_smoothing=0.0,
         distillation=distillation,
     )
     trainer = Trainer(

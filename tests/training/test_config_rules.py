@@ -137,7 +137,7 @@ class OfTheUser(Callback):
 def test_monitors_must_be_metrics_and_have_their_direction() -> None:
     def task(teacher: Distillation | None = None) -> Classification:
         net, schedule = nn.Linear(1, 2), Constant().attach
-        return Classification(net, lambda _: None, schedule, 2, distillation=teacher)  # type: ignore
+        return Classification(net, lambda _: None, schedule, 2, 0.0, teacher)  # type: ignore
 
     def stop(monitor: str, mode: str) -> RunEarlyStopping:
         return RunEarlyStopping(monitor, mode=mode)

@@ -1,18 +1,21 @@
-"""The options of every strategy and their defaults, for Hydra: they stand on its class alone.
+"""Options of classes and functions and their defaults, for Hydra: they stand in Python alone.
 
-`conf/compression/NAME.yaml` takes them in with `defaults: [/options_of_NAME@_here_]`.
+A YAML file takes them in with `defaults: [/options_of/package.module.Class@_here_]`, then sets what
+is to be otherwise.
 """
 
-from dataclasses import fields
-from pathlib import Path
-from typing import Any
+import inspect
 
 from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.config_store import ConfigStore
+from hydra.core.object_type import ObjectType
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.utils import get_object
+from omegaconf import OmegaConf
 
-__all__ = ["StrategyOptions"]
+__all__ = ["OptionsOf", "OptionsOfPath"]
 
+_PREFIX = "options_of/"
 _TOP_LEVEL = {
     "ratio": "${ratio}",
     "budget_bytes": "${budget_bytes}",
@@ -21,22 +24,49 @@ _TOP_LEVEL = {
 }
 
 
-class StrategyOptions(SearchPathPlugin):
-    """Make them known before a configuration is composed, whoever composes it."""
+class OptionsOf(ConfigSource):
+    """`options_of/NAME`, for every NAME that can be imported: `_target_` and all defaults.
+
+    NAME is imported when its configuration is composed, not before.
+    """
+
+    @staticmethod
+    def scheme() -> str:
+        """Return what stands before `://` in Hydra's search path."""
+        return "options"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Look at a signature; options without a default are left out."""
+        name = config_path.removeprefix(_PREFIX)
+        parameters = inspect.signature(get_object(name)).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        options = {
+            key: list(value) if isinstance(value, tuple) else _TOP_LEVEL.get(key, value)
+            for key, value in defaults.items()
+        }
+        config = OmegaConf.create({"_target_": name, **options})
+        return ConfigResult(self.provider, self.full_path(), config, header={"package": None})
+
+    def available(self) -> bool:
+        """Return true: there is nothing to be missing."""
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        """Return false: nothing of it can be chosen on the command line."""
+        return False
+
+    def is_config(self, config_path: str) -> bool:
+        """Tell whether a path is of this form."""
+        return config_path.startswith(_PREFIX)
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """Return nothing, see `is_group`."""
+        return []
+
+
+class OptionsOfPath(SearchPathPlugin):
+    """Put it on Hydra's search path."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Store a configuration for each strategy, if this is a program that has some."""
-        folders = [(entry.path or "").removeprefix("file://") for entry in search_path.get_path()]
-        if not any(Path(folder, "compression").is_dir() for folder in folders):
-            return
-        # Only here: other programs that use Hydra need no PyTorch.
-        from memfold.strategies import strategy_class, strategy_names
-
-        for name in strategy_names():
-            options = _defaults(strategy_class(name)) | _TOP_LEVEL
-            ConfigStore.instance().store(f"options_of_{name}", options, provider="memfold")
-
-
-def _defaults(strategy: type) -> dict[str, Any]:
-    given = {field.name: field.default for field in fields(strategy)}
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in given.items()}
+        """Append `OptionsOf`."""
+        search_path.append("memfold", f"{OptionsOf.scheme()}://")

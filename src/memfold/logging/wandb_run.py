@@ -93,14 +93,14 @@ def wandb_logger(
     run_name: str,
     tags: list[str],
     *,
-    project: str = "memfold",
-    entity: str | None = None,
-    mode: str | None = None,
-    name: str | None = None,
-    group: str | None = None,
-    job_type: str | None = None,
-    log_artifact: bool = False,
-    save_code: bool = True,
+    project: str,
+    entity: str | None,
+    mode: str | None,
+    name: str | None,
+    group: str | None,
+    job_type: str | None,
+    log_artifact: bool,
+    save_code: bool,
 ) -> Logger:
     """Start a Weights & Biases run, which continues the one that `folder` holds already.
 

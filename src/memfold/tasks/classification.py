@@ -37,7 +37,7 @@ class Classification(LightningModule):
         optimizer: OptimizerFactory,
         scheduler: SchedulerFactory,
         num_classes: int,
-        label_smoothing: float = 0.0,
+        label_smoothing: float,
         distillation: Distillation | None = None,
     ) -> None:
         """Take over a network that is ready to be trained.
