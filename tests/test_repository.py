@@ -51,8 +51,19 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         | {"runs", "strategies", "tasks"},
         {"sklearn"},
     ),
+    "file_models": (SMALL | {"runs"}, LIBRARIES),
     "studies": (
-        SMALL | {"compression", "data", "overrides", "processes", "runs", "strategies", "training"},
+        SMALL
+        | {
+            "file_models",
+            "compression",
+            "data",
+            "overrides",
+            "processes",
+            "runs",
+            "strategies",
+            "training",
+        },
         {"wandb", "sklearn"},
     ),
     "train_command": (SMALL | {"processes", "runs", "studies", "training"}, {"torch", "lightning"}),
@@ -61,7 +72,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"lightning", "hydra", "omegaconf", "wandb"},
     ),
     "reporting": (
-        SMALL | {"logging", "runs", "strategies"},
+        SMALL | {"file_models", "logging", "runs", "strategies"},
         LIBRARIES - {"wandb"},
     ),
 }

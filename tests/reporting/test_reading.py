@@ -90,7 +90,7 @@ def test_a_damaged_packed_result_is_named(here):
     write_run(folder / "packed" / "8", {**packed(result(), 8, 0.5), "memory": None})
     runs, problems = read(["one"])
     assert len(runs) == 1
-    assert problems == [Problem("one/packed/8", "memory is missing")]
+    assert problems == [Problem("one/packed/8", "memory must be a mapping, got None")]
 
 
 def test_dense_asks_for_nothing_even_in_a_sweep_over_ratios(here):

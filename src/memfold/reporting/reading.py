@@ -4,13 +4,13 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from memfold.errors import InputError
 from memfold.files import open_regular
-from memfold.reporting.fields import UnusableError
 from memfold.reporting.labels import label_methods, label_settings
 from memfold.reporting.records import Problem, Run
 from memfold.reporting.run_files import read_run_folder
 from memfold.reporting.run_lines import read_run_lines
-from memfold.reporting.sweep_folders import PLAN, read_sweep_folder
+from memfold.reporting.sweep_folders import read_sweep_folder
 from memfold.reporting.unlike_runs import (
     keep_first,
     natural,
@@ -26,6 +26,7 @@ from memfold.runs.folder import (
     PACKED,
     RESULT,
     ROUNDS,
+    SWEEP_PLAN,
 )
 
 __all__ = ["read"]
@@ -88,7 +89,7 @@ def _read_folder(root: Path, seen: set[Path]) -> tuple[list[Run], list[Problem]]
         is_run = RESULT in files or HYDRA_FOLDER in subfolders
         if is_run:
             folders.append(folder)
-        if PLAN in files:
+        if SWEEP_PLAN in files:
             started, wrong = _read_plan(folder)
             folders += started
             problems += wrong
@@ -131,13 +132,13 @@ def _why_no_folder(printed: Path) -> str:
 
 def _is_compared(folder: Path) -> bool:
     """Tell a link to a run or a sweep from one that may lead anywhere."""
-    return any((folder / name).exists() for name in (RESULT, HYDRA_FOLDER, PLAN))
+    return any((folder / name).exists() for name in (RESULT, HYDRA_FOLDER, SWEEP_PLAN))
 
 
 def _read_plan(sweep: Path) -> tuple[Sequence[Path], list[Problem]]:
     try:
         jobs = read_sweep_folder(sweep)
-    except UnusableError as error:
+    except InputError as error:
         reason = f"{error}: jobs that never started are not known"
         return (), [Problem(_name(sweep), reason)]
     return jobs.folders, [

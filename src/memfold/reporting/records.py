@@ -2,62 +2,99 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
-__all__ = ["Comparison", "Curve", "Problem", "Reference", "Run", "Setting"]
+from pydantic import Field
+
+from memfold.file_models import Text
+
+__all__ = [
+    "MAX_STEPS",
+    "SMALLEST_RATIO",
+    "Comparison",
+    "Curve",
+    "Problem",
+    "Reference",
+    "Run",
+    "Setting",
+    "Share",
+]
+
+SMALLEST_RATIO = 1e-9
+"""A logarithmic axis has no place for 0."""
+MAX_STEPS = 2**53
+"""What a float counts."""
+_LARGEST = 2**63 - 1  # what is larger is damaged, and overflows a float at some point
+
+Count = Annotated[int, Field(strict=True, ge=0, le=_LARGEST)]
+Bytes = Annotated[int, Field(strict=True, ge=1, le=_LARGEST)]
+Number = Annotated[float, Field(strict=True, ge=0, le=_LARGEST)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+Ratio = Annotated[float, Field(strict=True, ge=SMALLEST_RATIO, le=_LARGEST)]
+Step = Annotated[int, Field(strict=True, ge=0, lt=MAX_STEPS)]
 
 
 @dataclass(frozen=True)
 class Curve:
     """One metric over the optimizer steps of one run."""
 
-    steps: tuple[int, ...]
-    values: tuple[float, ...]
+    steps: tuple[Step, ...]
+    values: tuple[Annotated[float, Field(strict=True, allow_inf_nan=False)], ...]
+
+    def __post_init__(self) -> None:
+        """Check the lengths.
+
+        Raises:
+            ValueError: They differ.
+        """
+        if len(self.steps) != len(self.values):
+            raise ValueError("must have as many steps as values")
 
 
 @dataclass(frozen=True, order=True)
 class Setting:
     """What runs must share to stand in one picture."""
 
-    data: str
-    backbone: str
+    data: Text
+    backbone: Text
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A completed run, with its values stored at one number of bits."""
 
-    folder: str
+    folder: Text
     """The run folder."""
     setting: Setting
-    strategy: str
+    strategy: Text
     """Name of the strategy, such as `stable_rps`."""
-    method: str
+    method: Text
     """The strategy, followed by those of its options in which compared runs differ: one line."""
-    seed: int
-    ratio: float
+    seed: Count
+    ratio: Ratio
     """Stored learned values over compressible weights, as it came out."""
-    requested_ratio: float | None
+    requested_ratio: Annotated[Ratio, Field(le=1)] | None = None
     """The same as it was asked for; `None` for dense, and where bytes were asked for instead."""
-    bits: int
-    """Per stored value: 32, 16, 8 or 4."""
-    accuracy: float
+    bits: Literal[32, 16, 8, 4]
+    """Per stored value."""
+    accuracy: Share
     """On the test set, of what is stored: with fewer than 32 bits, of the packed artifact."""
-    val_accuracy: float | None
-    stored_bytes: int
-    dense_bytes: int
+    val_accuracy: Share | None = None
+    stored_bytes: Bytes
+    dense_bytes: Bytes
     """Stored bytes of the uncompressed model."""
-    train_state_bytes: int | None
-    peak_bytes: int | None
+    train_state_bytes: Count | None = None
+    peak_bytes: Count | None = None
     """Highest memory of training above its start."""
-    fit_seconds: float | None
-    step_seconds: float | None
+    fit_seconds: Number | None = None
+    step_seconds: Number | None = None
     """Median of one optimizer step."""
-    epochs: float | None
-    steps: int | None = None
+    epochs: Number | None = None
+    steps: Count | None = None
     """Optimizer steps, over all rounds."""
-    index_bytes: int | None = None
+    index_bytes: Count | None = None
     """Part of the stored bytes."""
-    budget_bytes: int | None = None
+    budget_bytes: Bytes | None = None
     """What was asked for instead of a ratio."""
     options: Mapping[str, object] = field(default_factory=dict)
     """The strategy's options, without ratio, bytes, bits and seed; `distill`: its teacher."""
@@ -68,7 +105,7 @@ class Run:
     curves: Mapping[str, Curve] = field(default_factory=dict)
     """`train/loss`, `val/acc` and the like, thinned out to what a plot can show. Empty for values
     that were packed after training: the run at the bits it was trained for has them."""
-    densities: Mapping[str, float] = field(default_factory=dict)
+    densities: Mapping[str, Share] = field(default_factory=dict)
     """Last share of kept weights of each tensor; empty unless the strategy is sparse, and where
     `curves` is."""
 
@@ -96,8 +133,8 @@ class Run:
 class Problem:
     """A folder that is not in the picture, or not as a reader would expect, and why."""
 
-    folder: str
-    reason: str
+    folder: Text
+    reason: Text
     """One line."""
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from memfold.errors import InputError
 from memfold.files import open_regular
-from memfold.reporting.fields import SMALLEST_RATIO
-from memfold.reporting.records import Problem, Reference, Setting
+from memfold.reporting.records import SMALLEST_RATIO, Problem, Reference, Setting
 
 __all__ = ["read_references"]
 

@@ -6,20 +6,33 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePath
+from typing import Any, get_type_hints
 
+from memfold.errors import InputError
+from memfold.file_models import check
 from memfold.files import open_regular, read_json
-from memfold.reporting.fields import SMALLEST_RATIO, Fields, UnusableError
-from memfold.reporting.records import Curve, Problem, Run, Setting
+from memfold.reporting.records import MAX_STEPS, Curve, Problem, Run, Setting
 from memfold.runs.folder import METRICS, PACKED, RESULT
 
-__all__ = ["MAX_POINTS", "MAX_STEPS", "load_json", "read_run_folder"]
+__all__ = ["MAX_POINTS", "load_json", "read_run_folder"]
 
 MAX_POINTS = 200
 """Of a curve: more than a plot can show."""
 _LONGEST_LINE = 2**20
-MAX_STEPS = 2**53
-"""What a float counts."""
-_BITS = (32, 16, 8, 4)
+_TYPES = get_type_hints(Run, include_extras=True)
+_SECTIONS = ("compression", "metrics", "memory", "time")
+_NUMBERS = {  # what a run takes from a section as it stands
+    "compression": ("ratio", "requested_ratio", "budget_bytes", "bits"),
+    "memory": (
+        "stored_bytes",
+        "index_bytes",
+        "dense_bytes",
+        "train_state_bytes",
+        "peak_bytes",
+    ),
+    "time": ("fit_seconds", "step_seconds"),
+    "training": ("epochs", "steps"),
+}
 _NO_OPTIONS = (
     "name",
     "ratio",
@@ -46,25 +59,25 @@ def read_run_folder(folder: Path, name: str) -> tuple[list[Run], list[Problem]]:
     """
     try:
         run = _parse(load_json(folder / RESULT), name)
-    except UnusableError as error:
+    except InputError as error:
         return [], [Problem(name, str(error))]
     problems = []
     try:
         curves, densities = _read_metrics(folder / METRICS)
         run = replace(run, curves=curves, densities=densities)
-    except UnusableError as error:
+    except InputError as error:
         problems.append(Problem(name, f"{METRICS}: {error}; drawn without curves"))
     runs = [run]
     for packed in sorted((folder / PACKED).glob("*/")):
         try:
             further = _parse(load_json(packed / RESULT), name)
             if any(other.bits == further.bits for other in runs):
-                raise UnusableError(f"{further.bits} bits are there already")
+                raise InputError(f"{further.bits} bits are there already")
             if (further.epochs, further.steps) != (run.epochs, run.steps):
-                raise UnusableError("packed before the run was trained further")
+                raise InputError("packed before the run was trained further")
             # The bytes were asked for at the bits of the training.
             runs.append(replace(further, budget_bytes=None))
-        except UnusableError as error:
+        except InputError as error:
             problems.append(Problem(f"{name}/{PACKED}/{packed.name}", str(error)))
     return runs, problems
 
@@ -73,80 +86,69 @@ def load_json(path: Path) -> object:
     """Read a JSON file.
 
     Raises:
-        UnusableError: There is none, or it is damaged.
+        InputError: There is none, or it is damaged.
     """
     try:
         return read_json(path)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UnusableError(f"no {path.name}") from error
+        raise InputError(f"no {path.name}") from error
     except OSError as error:
         reason = error.strerror or error
-        raise UnusableError(f"{path.name} cannot be read: {reason}") from error
+        raise InputError(f"{path.name} cannot be read: {reason}") from error
     except ValueError as error:
-        raise UnusableError(f"{path.name} is truncated or no JSON ({error})") from error
+        raise InputError(f"{path.name} is truncated or no JSON ({error})") from error
 
 
 def _parse(result: object, name: str) -> Run:
     """Turn the contents of a result.json into a run, without curves.
 
     Raises:
-        UnusableError: The run was not completed, or a value is missing or cannot be right.
+        InputError: The run was not completed, or a value is missing or cannot be right.
     """
-    fields = Fields(result)
-    _refuse_unfinished(fields)
-    compression = fields.section("compression")
-    strategy, bits = compression.text("name"), compression.integer("bits", 1)
-    if bits not in _BITS:
-        raise UnusableError(f"compression.bits must be one of {_BITS}, not {bits}")
-    metrics, memory, time = map(fields.section, ("metrics", "memory", "time"))
-    prefix = "" if bits == 32 else "packed/"
-    is_dense = strategy == "dense"
-    is_best = not prefix and fields.values.get("test_checkpoint") == "best"
-    training = Fields(fields.values.get("training") or {}, "training")
+    values = check(dict[str, Any], result, "the contents")
+    _refuse_unfinished(values)
+    sections = {key: check(dict[str, Any], values.get(key), key) for key in _SECTIONS}
+    sections["training"] = values.get("training") or {}  # older results lack it
+    found = {
+        name: check(_TYPES[name], sections[key].get(name), f"{key}.{name}")
+        for key, names in _NUMBERS.items()
+        for name in names
+    }
+    compression, metrics = sections["compression"], sections["metrics"]
+    prefix = "" if found["bits"] == 32 else "packed/"
+    is_best = not prefix and values.get("test_checkpoint") == "best"
+    test, val = f"{prefix}test/acc", "val/best_acc" if is_best else f"{prefix}val/acc"
+    strategy = check(_TYPES["strategy"], compression.get("name"), "compression.name")
+    if strategy == "dense":
+        found |= {"requested_ratio": None, "budget_bytes": None}
     return Run(
         folder=name,
-        setting=Setting(fields.text("data"), fields.text("backbone")),
+        setting=check(Setting, {key: values.get(key) for key in ("data", "backbone")}),
         strategy=strategy,
         method=strategy,
-        seed=fields.integer("seed", 0),
-        ratio=compression.number("ratio", SMALLEST_RATIO),
-        requested_ratio=None
-        if is_dense
-        else compression.number_or_none("requested_ratio", SMALLEST_RATIO, 1),
-        budget_bytes=None if is_dense else compression.integer_or_none("budget_bytes", 1),
-        bits=bits,
-        accuracy=metrics.number(f"{prefix}test/acc", 0, 1),
-        val_accuracy=metrics.number_or_none(
-            "val/best_acc" if is_best else f"{prefix}val/acc", 0, 1
-        ),
-        stored_bytes=memory.integer("stored_bytes", 1),
-        index_bytes=memory.integer_or_none("index_bytes", 0),
-        dense_bytes=memory.integer("dense_bytes", 1),
-        train_state_bytes=memory.integer_or_none("train_state_bytes", 0),
-        peak_bytes=memory.integer_or_none("peak_bytes", 0),
-        fit_seconds=time.number_or_none("fit_seconds", 0),
-        step_seconds=time.number_or_none("step_seconds", 0),
-        epochs=training.number_or_none("epochs", 0),
-        steps=training.integer_or_none("steps", 0),
-        options=_options(compression.values, fields.values.get("distill")),
-        recipe=dict(Fields(fields.values.get("recipe") or {}, "recipe").values),
-        environment=dict(Fields(fields.values.get("environment") or {}, "environment").values),
-        command=_shorten(str(fields.values.get("command") or "")),
+        seed=check(_TYPES["seed"], values.get("seed"), "seed"),
+        accuracy=check(_TYPES["accuracy"], metrics.get(test), f"metrics.{test}"),
+        val_accuracy=check(_TYPES["val_accuracy"], metrics.get(val), f"metrics.{val}"),
+        options=_options(compression, values.get("distill")),
+        recipe=check(dict[str, Any], values.get("recipe") or {}, "recipe"),
+        environment=check(dict[str, Any], values.get("environment") or {}, "environment"),
+        command=_shorten(str(values.get("command") or "")),
+        **found,
     )
 
 
-def _refuse_unfinished(fields: Fields) -> None:
-    status = fields.text("status")
+def _refuse_unfinished(values: Mapping[str, Any]) -> None:
+    status = check(str, values.get("status"), "status")
     if status == "completed":
         return
-    compression = fields.values.get("compression")
-    values = dict(compression) if isinstance(compression, dict) else {}
-    ratio, seed = values.get("requested_ratio") or values.get("ratio"), fields.values.get("seed")
+    compression = values.get("compression")
+    asked = compression if isinstance(compression, dict) else {}
+    ratio, seed = asked.get("requested_ratio") or asked.get("ratio"), values.get("seed")
     given = [
         f"{name} {value}" for name, value in (("ratio", ratio), ("seed", seed)) if value is not None
     ]
-    job = ", ".join([str(values.get("name", "unknown")), *given])
-    raise UnusableError(f"{status}: {fields.values.get('error', 'no reason is given')} ({job})")
+    job = ", ".join([str(asked.get("name", "unknown")), *given])
+    raise InputError(f"{status}: {values.get('error', 'no reason is given')} ({job})")
 
 
 def _options(compression: Mapping[str, object], distill: object) -> dict[str, object]:
@@ -188,15 +190,15 @@ def _read_metrics(path: Path) -> tuple[dict[str, Curve], dict[str, float]]:
             reader = csv.reader(iter(lambda: file.readline(_LONGEST_LINE), ""))
             names = next(reader, [])
             if "step" not in names:
-                raise UnusableError("no column 'step'")
+                raise InputError("no column 'step'")
             for row in reader:
                 if len(row) != len(names):
-                    raise UnusableError(f"line {reader.line_num} is not complete")
+                    raise InputError(f"line {reader.line_num} is not complete")
                 _read_row(dict(zip(names, row, strict=True)), curves, densities)
     except OSError as error:
-        raise UnusableError(f"cannot be read: {error.strerror or error}") from error
+        raise InputError(f"cannot be read: {error.strerror or error}") from error
     except (ValueError, csv.Error) as error:
-        raise UnusableError(f"damaged ({error})") from error
+        raise InputError(f"damaged ({error})") from error
     return {name: _thin(values) for name, values in sorted(curves.items())}, densities
 
 
@@ -212,12 +214,12 @@ def _read_row(
             continue
         if name.startswith(_DENSITY):
             if not 0 <= value <= 1:
-                raise UnusableError(f"{name} must be at least 0 and at most 1, not {text}")
+                raise InputError(f"{name} must be at least 0 and at most 1, not {text}")
             densities[name.removeprefix(_DENSITY)] = value
         else:
             step = int(row["step"])
             if not 0 <= step < MAX_STEPS:
-                raise UnusableError(f"no run has {row['step'][:20]} steps")
+                raise InputError(f"no run has {row['step'][:20]} steps")
             curves.setdefault(name, {})[step] = value
 
 

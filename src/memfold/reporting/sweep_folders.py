@@ -4,14 +4,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from memfold.reporting.fields import Fields, UnusableError
+from memfold.errors import InputError
+from memfold.file_models import Text, check
+from memfold.reporting.records import Count
 from memfold.reporting.run_files import load_json
+from memfold.runs.folder import JOB_NOTES, SWEEP_PLAN
 
-__all__ = ["PLAN", "SweepJobs", "read_sweep_folder"]
+__all__ = ["SweepJobs", "read_sweep_folder"]
 
-# `memfold.studies.sweep_folder` writes both; importing it would take Hydra's libraries.
-PLAN = "sweep.json"
-_NOTES = Path(".sweep", "jobs")
+
+@dataclass
+class _Plan:
+    """What a report needs of it; the same of a note."""
+
+    jobs: list[list[str]] | None = None
+    repeats: dict[str, int] | None = None
+
+
+@dataclass
+class _Note:
+    number: Count
+    folder: Text
 
 
 @dataclass(frozen=True)
@@ -28,27 +41,19 @@ def read_sweep_folder(folder: Path) -> SweepJobs:
     """Read the plan of a sweep, and the notes on the jobs that it started.
 
     Raises:
-        UnusableError: The plan cannot be read.
+        InputError: The plan cannot be read.
     """
-    plan = Fields(load_json(folder / PLAN))
-    jobs = plan.values.get("jobs")
-    if jobs is not None and not (isinstance(jobs, list) and all(map(_is_texts, jobs))):
-        raise UnusableError(f"{PLAN}: jobs must be lists of overrides")
+    plan = check(_Plan, load_json(folder / SWEEP_PLAN), SWEEP_PLAN)
     folders: dict[int, Path] = {}
-    for file in (folder / _NOTES).glob("*.json"):
+    for file in (folder / JOB_NOTES).glob("*.json"):
         try:
-            note = Fields(load_json(file))
-            folders[note.integer("number", 0)] = folder / note.text("folder")
-        except UnusableError:  # as if the job had not started: its line says that it is missing
+            note = check(_Note, load_json(file))
+            folders[note.number] = folder / note.folder
+        except InputError:  # as if the job had not started: its line says that it is missing
             continue
-    planned = dict(enumerate(jobs or []))
-    repeats = Fields(plan.values.get("repeats") or {}, "repeats").values
+    planned = dict(enumerate(plan.jobs or []))
     for number in planned.keys() - folders.keys():
-        if str(number) in repeats:  # an earlier job is the same run
+        if str(number) in (plan.repeats or {}):  # an earlier job is the same run
             del planned[number]
     missing = {number: " ".join(planned[number]) for number in planned.keys() - folders.keys()}
     return SweepJobs(tuple(folders.values()), dict(sorted(missing.items())))
-
-
-def _is_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)

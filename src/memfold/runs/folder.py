@@ -14,6 +14,7 @@ __all__ = [
     "ARTIFACT",
     "CHOICES",
     "HYDRA_FOLDER",
+    "JOB_NOTES",
     "LAST_CHECKPOINT",
     "LOCK",
     "METRICS",
@@ -24,6 +25,7 @@ __all__ = [
     "RESULT",
     "ROUNDS",
     "RUNS",
+    "SWEEP_PLAN",
     "can_be_resumed",
     "is_completed",
     "read_result",
@@ -55,6 +57,10 @@ OTHERS = "other_runs"
 """Folder of the runs that were compared by another plan, or with other choices."""
 RUNS = "runs"
 """Folder of the runs that are compared."""
+SWEEP_PLAN = "sweep.json"
+"""In the folder of a sweep, what it is to run."""
+JOB_NOTES = Path(".sweep", "jobs")
+"""Folder beside it of a note for each job that was started."""
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from memfold.file_models import Model, Number, Seed, Seeds, Text, distinct, read_yaml
 from memfold.overrides import quote_value
-from memfold.studies.files import Model, Number, Seed, Seeds, Text, distinct, read_yaml
 
 __all__ = ["Plan", "PlannedRun", "number_text", "read_plan"]
 

@@ -17,9 +17,9 @@ from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from memfold.errors import InputError
+from memfold.file_models import Model, check
 from memfold.runs.folder import writing
 from memfold.runs.locks import is_held, wait_for_lock
-from memfold.studies.files import Model, check
 from memfold.studies.space import Setting, Space
 
 __all__ = ["Notes", "Study", "Trial", "database_errors"]

@@ -7,10 +7,10 @@ from pathlib import Path
 from pydantic import Field
 
 from memfold.errors import InputError
+from memfold.file_models import Model
 from memfold.overrides import folder_override, is_override
 from memfold.strategies import strategy_names
 from memfold.studies.composing import parse_overrides
-from memfold.studies.files import Model
 from memfold.studies.sweep_folder import PLAN
 
 __all__ = ["EXPERIMENTS", "METHODS", "NUM_EPOCHS", "RATIOS", "RECORD", "SEEDS", "Grid", "Sweep"]

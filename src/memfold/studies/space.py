@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from memfold.errors import InputError
-from memfold.studies.files import Model, Number, Seed, Seeds, distinct, read_yaml
+from memfold.file_models import Model, Number, Seed, Seeds, distinct, read_yaml
 
 if TYPE_CHECKING:
     import optuna

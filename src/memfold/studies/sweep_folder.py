@@ -15,9 +15,9 @@ import psutil
 from pydantic import Field
 
 from memfold.errors import InputError
+from memfold.file_models import Model
 from memfold.files import read_text
 from memfold.runs.folder import writing
-from memfold.studies.files import Model
 
 __all__ = ["PLAN", "JobNote", "Plan", "read_notes", "request_stop", "requested_stop"]
 

@@ -1,13 +1,22 @@
-"""Files of studies, written by people or read back: strict, bounded, one line per mistake."""
+"""Files that people write, and records that are read back: one line per mistake."""
 
+import functools
 import json
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from memfold.errors import InputError
@@ -16,10 +25,11 @@ from memfold.runs.folder import write_text_atomically
 
 __all__ = ["Model", "Number", "Seed", "Seeds", "Text", "check", "distinct", "read_yaml"]
 
-_T = TypeVar("_T", bound=BaseModel)
+_T = TypeVar("_T")
 _UNKNOWN = "unknown_key"
 _ALLOWED = {
     "bool_type": "be true or false",
+    "dataclass_type": "be a mapping",
     "dict_type": "be a mapping",
     "finite_number": "be a finite number",
     "float_type": "be a number",
@@ -30,6 +40,7 @@ _ALLOWED = {
     "less_than_equal": "be at most {le:g}",
     "list_type": "be a list",
     "literal_error": "be {expected}",
+    "string_pattern_mismatch": "be a text without NUL",
     "string_too_short": "be a text",
     "string_type": "be a text",
     "too_long": "have at most {max_length} entries",
@@ -96,26 +107,29 @@ def distinct(values: list[Any]) -> list[Any]:
 
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Text = Annotated[str, Field(min_length=1, max_length=10_000)]
+Text = Annotated[str, Field(strict=True, min_length=1, max_length=10_000, pattern=r"^[^\x00]*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Seeds = Annotated[list[Seed], Field(min_length=1, max_length=1000), AfterValidator(distinct)]
 
 
-def check(model: type[_T], content: object, place: object) -> _T:
-    """Read the content of a file.
+def check(kind: type[_T], content: object, place: object = "") -> _T:
+    """Read the content of a file, or a value in it.
 
     Args:
-        model: What it must be.
+        kind: What it must be: a `Model`, a dataclass or another type.
         content: Plain values.
-        place: The file, for the message.
+        place: The file, or the value's key, for the message.
 
     Raises:
         InputError: A key is missing or unknown, or a value is not allowed.
     """
     try:
-        return model.model_validate(content)
+        return _adapter(kind).validate_python(content)
     except ValidationError as error:
-        raise InputError(f"{place}: {_describe(error)}") from error
+        raise InputError(_describe(error, place)) from error
+
+
+_adapter = functools.cache(TypeAdapter)
 
 
 def read_yaml(path: Path, model: type[_T]) -> _T:
@@ -152,22 +166,24 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _describe(error: ValidationError) -> str:
-    """Say what the first mistake is: the key, the value and what is allowed."""
+def _describe(error: ValidationError, place: object) -> str:
+    """Say what the first mistake is: the file, the key, the value and what is allowed."""
     first = error.errors(include_url=False)[0]
-    place: Sequence[object] = first["loc"]
-    facts = first.get("ctx", {})
-    if first["type"] == _UNKNOWN:
-        return f"{_path(*place, facts['key'])} {first['msg']}"
-    if first["type"] == "missing":
-        return f"{_path(*place)} is missing"
-    if first["type"] == "value_error":
-        message = str(facts["error"])
-        between = " " if message.startswith(("must", "is ")) else ": "
-        return f"{_path(*place)}{between}{message}" if place else message
-    allowed = _ALLOWED.get(first["type"])
-    text = first["msg"] if allowed is None else f"must {allowed.format_map(facts)}"
-    return f"{_path(*place)} {text}, got {_show(first['input'])}"
+    facts, kind = first.get("ctx", {}), first["type"]
+    path = _path(*first["loc"], *([facts["key"]] if kind == _UNKNOWN else []))
+    if kind == _UNKNOWN:
+        text = first["msg"]
+    elif kind == "missing":
+        text = "is missing"
+    elif kind == "value_error":
+        text = str(facts["error"])
+    else:
+        allowed = _ALLOWED.get(kind)
+        text = first["msg"] if allowed is None else f"must {allowed.format_map(facts)}"
+        text += f", got {_show(first['input'])}"
+    where = ": ".join(part for part in (str(place), path) if part)
+    between = " " if text.startswith(("must ", "is ")) else ": "
+    return f"{where}{between}{text}" if where else text
 
 
 def _path(*parts: object) -> str:
