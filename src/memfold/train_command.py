@@ -25,7 +25,7 @@ from memfold.training.user_errors import USER_ERRORS, report_error
 if TYPE_CHECKING:
     from memfold.studies.sweep import RunningSweep
 
-__all__ = ["Sweep", "launch", "run_task"]
+__all__ = ["Sweep", "launch", "run_task", "running_sweep"]
 
 INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
 _running: "RunningSweep | None" = None
@@ -86,7 +86,7 @@ def run_task(cfg: DictConfig, script: Path) -> float | None:
         SystemExit: After a user's mistake, with status 1; outside sweeps.
     """
     if HydraConfig.get().mode is RunMode.MULTIRUN:
-        from memfold.studies.sweep_job import run_sweep_job
+        from memfold.studies.sweep_tasks import run_sweep_job
 
         return run_sweep_job(cfg, script)
     try:
@@ -100,6 +100,12 @@ def run_task(cfg: DictConfig, script: Path) -> float | None:
         raise SystemExit(report_error(error, with_traceback=with_traceback)) from None
     assert isinstance(metrics, dict)
     return metrics.get("val/acc")
+
+
+def running_sweep() -> "RunningSweep":
+    """Return the sweep that `Sweep` has begun."""
+    assert _running is not None
+    return _running
 
 
 class Sweep(Callback):

@@ -27,7 +27,7 @@ def main() -> None:
     checkpoint = folder / "checkpoints" / "last.ckpt"
     if resume:
         if checkpoint.read_text() == "damaged":
-            refuse(f"resume: {checkpoint} is truncated")
+            refuse(f"resume: {checkpoint} is truncated, damaged or no checkpoint")
         given = json.loads((folder / "overrides.json").read_text())
     elif checkpoint.exists() or read_result(folder).get("status") == "completed":
         refuse(f"hydra.run.dir={folder} is used")

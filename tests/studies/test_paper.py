@@ -35,7 +35,6 @@ def test_dense_has_a_sweep_without_ratios() -> None:
         "ratio=0.1,0.01",
         "seed=1,2",
         "logger=csv",
-        "hydra/launcher=joblib",
         "hydra.launcher.n_jobs=6",
         "hydra.sweep.dir=out/cifar10_vgg11/compressed",
     ]

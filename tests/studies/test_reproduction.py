@@ -163,17 +163,6 @@ def test_ctrl_c_before_the_first_run(reproduce: Run, monkeypatch: pytest.MonkeyP
     assert err.startswith("error: stopped; go on with: python ")
 
 
-def test_without_joblib_it_names_the_extra(
-    reproduce: Run, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    status, _, err = reproduce("--jobs-per-device", "2")
-    assert (status, err.count("\n")) == (1, 1)
-    assert err.startswith("error: several runs at once need the extra cluster: pip install")
-    assert not calls(root, "train")
-    assert reproduce("--jobs-per-device", "1")[0] == 0  # nothing of it is needed
-
-
 def test_a_folder_that_cannot_be_made_is_named(reproduce: Run, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     status, _, err = reproduce()

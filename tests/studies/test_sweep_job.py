@@ -13,7 +13,7 @@ from omegaconf import DictConfig, read_write
 
 from memfold.errors import InputError
 from memfold.studies.process import job_environment
-from memfold.studies.sweep_job import run_sweep_job
+from memfold.studies.sweep_tasks import run_sweep_job
 from training.jobs import REPOSITORY, SMALL, compose_job, train
 
 PROGRAM = """

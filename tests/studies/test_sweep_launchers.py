@@ -1,14 +1,13 @@
-"""Several jobs at once: joblib and submitit; a small program stands in for the jobs."""
+"""Several jobs at once: slots of this machine, submitit; a small program stands in for the jobs."""
 
+import os
 import signal
-from contextlib import ExitStack
 from pathlib import Path
 
-import joblib
 import pytest
 from omegaconf import DictConfig
 
-from memfold.studies.executor import device_slot
+from memfold.studies.executor import share_out, variables_for
 from studies.sweeps import (
     finish,
     let,
@@ -20,17 +19,17 @@ from studies.sweeps import (
     wait_until,
 )
 
-JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+SLOTS = ("hydra.launcher.n_jobs=2",)
 SUBMITIT = ("hydra/launcher=submitit_local",)
 
 
 @pytest.mark.ddp
-def test_joblib_shares_out_threads_and_gpus(tmp_path: Path) -> None:
+def test_threads_and_gpus_are_shared_out(tmp_path: Path) -> None:
     let(tmp_path, 0, "nap")
     let(tmp_path, 1, "nap")
     let(tmp_path, 2, "kill")
     devices = {"CUDA_VISIBLE_DEVICES": "4,7"}
-    status, out, err = sweep(tmp_path, "seed=1,2,3,4", *JOBLIB, **devices)
+    status, out, err = sweep(tmp_path, "seed=1,2,3,4", *SLOTS, **devices)
     assert status == 1
     assert err.startswith("error: 1 of 4 jobs failed; ")
     assert err.count("\n") == 1
@@ -40,7 +39,7 @@ def test_joblib_shares_out_threads_and_gpus(tmp_path: Path) -> None:
     expected = ["completed", "completed", "failed", "completed"]
     assert list(statuses(tmp_path).values()) == expected
     jobs = [seen(tmp_path, job)[0] for job in range(4)]
-    num_threads = max(1, joblib.cpu_count() // 2)
+    num_threads = max(1, len(os.sched_getaffinity(0)) // 2)
     assert {job["OMP_NUM_THREADS"] for job in jobs} == {str(num_threads)}
     assert sorted(job["CUDA_VISIBLE_DEVICES"] for job in jobs[:2]) == ["4", "7"]
     assert {job["CUDA_VISIBLE_DEVICES"] for job in jobs} == {"4", "7"}
@@ -48,22 +47,24 @@ def test_joblib_shares_out_threads_and_gpus(tmp_path: Path) -> None:
 
 @pytest.mark.ddp
 @pytest.mark.slow
-def test_joblib_leaves_the_users_threads_alone(tmp_path: Path) -> None:
-    status, _, err = sweep(tmp_path, "seed=1,2", *JOBLIB, OMP_NUM_THREADS="3")
+def test_the_users_threads_are_left_alone(tmp_path: Path) -> None:
+    status, _, err = sweep(tmp_path, "seed=1,2", *SLOTS, OMP_NUM_THREADS="3")
     assert (status, err) == (0, "")
     assert {seen(tmp_path, job)[0]["OMP_NUM_THREADS"] for job in (0, 1)} == {"3"}
 
 
-def test_gpus_get_equally_many_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a, GPU-b")
-    one = DictConfig({"trainer": {"devices": 1, "accelerator": "auto"}})
-    with ExitStack() as stack:
-        taken = [stack.enter_context(device_slot(tmp_path, one, 5)) for _ in range(4)]
-        assert sorted(taken[:2]) == sorted(taken[2:]) == ["GPU-a", "GPU-b"]
-        with device_slot(tmp_path, one, 5) as fifth:
-            assert fifth == "GPU-a"
-    with device_slot(tmp_path, one, 5) as device:
-        assert device == "GPU-a"
+def gpus(trainer: dict[str, object], num_jobs: int, visible: str) -> list[str | None]:
+    """Return what each of several jobs at once sees."""
+    slots = share_out(num_jobs, {"CUDA_VISIBLE_DEVICES": visible})
+    job = DictConfig({"trainer": trainer})
+    return [variables_for(job, slot).get("CUDA_VISIBLE_DEVICES") for slot in slots]
+
+
+def test_gpus_get_equally_many_jobs() -> None:
+    one: dict[str, object] = {"devices": 1, "accelerator": "auto"}
+    assert gpus(one, 5, "GPU-a, GPU-b") == ["GPU-a", "GPU-b", "GPU-a", "GPU-b", "GPU-a"]
+    two: dict[str, object] = {"devices": 2, "accelerator": "auto"}
+    assert gpus(two, 2, "0,1,2,3") == ["0,2", "1,3"]
 
 
 @pytest.mark.parametrize(
@@ -77,16 +78,8 @@ def test_gpus_get_equally_many_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ({"devices": 1, "accelerator": "gpu"}, 2, ""),
     ],
 )
-def test_other_jobs_see_all_gpus(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    trainer: dict[str, object],
-    num_jobs: int,
-    visible: str,
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    with device_slot(tmp_path, DictConfig({"trainer": trainer}), num_jobs) as device:
-        assert device is None
+def test_other_jobs_see_all_gpus(trainer: dict[str, object], num_jobs: int, visible: str) -> None:
+    assert gpus(trainer, num_jobs, visible) == [None] * num_jobs
 
 
 @pytest.mark.ddp
@@ -111,15 +104,10 @@ def test_dead_submitit_task_leaves_the_other_jobs_alone(tmp_path: Path) -> None:
 
 @pytest.mark.ddp
 @pytest.mark.slow
-def test_dead_joblib_worker_ends_the_sweep_with_its_table(tmp_path: Path) -> None:
+def test_a_sweep_that_its_job_kills_is_gone_on_with(tmp_path: Path) -> None:
     let(tmp_path, 0, "kill parent")
     let(tmp_path, 1, "sleep")
-    status, out, err = sweep(tmp_path, "seed=1,2,3,4", *JOBLIB)
-    assert status == 1
-    assert "4 jobs in" in out
-    assert "missing" in out
-    assert err.splitlines()[0].startswith("error: A worker process managed by the executor")
-    assert len(err.splitlines()) == 2
+    assert sweep(tmp_path, "seed=1,2,3,4", *SLOTS)[0] == -signal.SIGKILL
     wait_until(lambda: not processes_of(tmp_path), seconds=30)
     let(tmp_path, 0, "")
     let(tmp_path, 1, "")

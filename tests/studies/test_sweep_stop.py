@@ -19,7 +19,7 @@ from studies.sweeps import (
 )
 
 ONE_BY_ONE: tuple[str, ...] = ()
-JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+SLOTS = ("hydra.launcher.n_jobs=2",)
 SUBMITIT = ("hydra/launcher=submitit_local",)
 
 
@@ -67,9 +67,8 @@ def test_terminated_sweep_terminates_its_job(tmp_path: Path) -> None:
 
 @pytest.mark.ddp
 @pytest.mark.slow
-def test_interrupted_joblib_sweep_interrupts_its_jobs(tmp_path: Path) -> None:
-    """Ctrl-C reaches the workers too, which must not end before their jobs."""
-    status, out, err = stop_and_resume(tmp_path, JOBLIB, signal.SIGINT, group=True)
+def test_interrupted_sweep_interrupts_its_jobs(tmp_path: Path) -> None:
+    status, out, err = stop_and_resume(tmp_path, SLOTS, signal.SIGINT, group=True)
     assert status == 130
     assert out.count("failed: ended by SIGINT") == 2
     assert err.startswith("error: 2 of 3 jobs failed and 1 left no result; ")
@@ -78,7 +77,7 @@ def test_interrupted_joblib_sweep_interrupts_its_jobs(tmp_path: Path) -> None:
 
 @pytest.mark.ddp
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [ONE_BY_ONE, JOBLIB, SUBMITIT], ids=["basic", "joblib", "sub"])
+@pytest.mark.parametrize("launcher", [ONE_BY_ONE, SLOTS, SUBMITIT], ids=["basic", "slots", "sub"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("group", [False, True])
 def test_stopped_sweep_leaves_no_process(
@@ -94,7 +93,7 @@ def test_stopped_sweep_leaves_no_process(
 
 @pytest.mark.ddp
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [ONE_BY_ONE, JOBLIB, SUBMITIT], ids=["basic", "joblib", "sub"])
+@pytest.mark.parametrize("launcher", [ONE_BY_ONE, SLOTS, SUBMITIT], ids=["basic", "slots", "sub"])
 def test_second_interrupt_kills(tmp_path: Path, launcher: tuple[str, ...]) -> None:
     let(tmp_path, 0, "stubborn")
     running = start_sweep(tmp_path, "seed=1,2", *launcher)

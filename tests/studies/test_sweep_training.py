@@ -23,7 +23,7 @@ TWO_RANKS = (
 )
 LEARNING_RATES = ("0.1", "0.2")
 BASIC: tuple[str, ...] = ()
-JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+SLOTS = ("hydra.launcher.n_jobs=2",)
 SUBMITIT = ("hydra/launcher=submitit_local",)
 
 
@@ -53,7 +53,7 @@ def plain_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return folders
 
 
-@pytest.mark.parametrize("launcher", [BASIC, JOBLIB, SUBMITIT], ids=["basic", "joblib", "submitit"])
+@pytest.mark.parametrize("launcher", [BASIC, SLOTS, SUBMITIT], ids=["basic", "slots", "submitit"])
 def test_job_of_two_processes_is_the_plain_run(
     tmp_path: Path, plain_runs: list[Path], launcher: tuple[str, ...]
 ) -> None:
@@ -78,8 +78,8 @@ def test_job_of_two_processes_is_the_plain_run(
     [
         (BASIC, signal.SIGKILL),
         (BASIC, signal.SIGINT),
-        (JOBLIB, signal.SIGTERM),
-        (JOBLIB, signal.SIGKILL),
+        (SLOTS, signal.SIGTERM),
+        (SLOTS, signal.SIGKILL),
         (SUBMITIT, signal.SIGINT),
         (SUBMITIT, signal.SIGKILL),
     ],
@@ -147,7 +147,7 @@ def test_three_of_24_jobs_fail(tmp_path: Path) -> None:
         "backbone.target=training.fragile.Fragile",
         "trainer.max_epochs=1",
         "seed=range(1,25)",
-        *JOBLIB,
+        *SLOTS,
         f"hydra.sweep.dir={tmp_path}",
     )
     status, out, err = finish(sweep, seconds=1100)

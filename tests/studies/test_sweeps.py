@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from memfold.errors import InputError
 from memfold.overrides import folder_override, quote_value
 from memfold.reporting.sweep_folders import read_sweep_folder
-from memfold.studies.executor import num_parallel_jobs
+from memfold.studies.sweep import num_parallel_jobs
 from memfold.studies.sweep_arguments import expand_sweep_arguments
 from memfold.studies.sweep_folder import Plan
 from studies.sweeps import (
@@ -257,6 +257,8 @@ def test_sweep_that_cannot_be_looked_after_is_refused(tmp_path: Path) -> None:
 def test_no_jobs_at_once_are_refused() -> None:
     with pytest.raises(InputError, match=r"hydra\.launcher\.n_jobs=0: 1 or more"):
         num_parallel_jobs({"n_jobs": 0})
+    with pytest.raises(InputError, match=r"hydra\.launcher\.n_jobs=two: 1 or more"):
+        num_parallel_jobs({"n_jobs": "two"})
 
 
 @pytest.mark.ddp

@@ -1,23 +1,29 @@
 """What stands in the way of many runs, found before the first one starts."""
 
-from collections.abc import Iterable, Sequence
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from memfold.errors import InputError
 from memfold.training.instantiate import instantiate
 from memfold.training.user_errors import describe_error
 
-__all__ = ["compose_run", "parse_overrides", "prepare_data"]
+__all__ = ["compose_run", "composed_job", "meaning", "parse_overrides", "prepare_data"]
 
 _CONFIG = "train"
+_one_meaning = threading.RLock()
 
 
 def parse_overrides(texts: Sequence[str]) -> list[Override]:
@@ -49,6 +55,42 @@ def compose_run(conf: Path, overrides: Sequence[str], *, with_hydra: bool = Fals
     # Hydra has bare errors, too, of a group with a number in place of a name.
     except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         raise InputError(describe_error(error)) from error
+
+
+@contextmanager
+def composed_job(config: DictConfig, number: int, overrides: Sequence[str]) -> Iterator[DictConfig]:
+    """Compose a job of a sweep as Hydra does; in the block, `${hydra:...}` means that job.
+
+    Args:
+        config: The sweep's configuration, with Hydra's.
+        number: Of the job.
+        overrides: Of the job.
+
+    Raises:
+        HydraException, OmegaConfBaseException: An override or `hydra.sweep.subdir` is wrong.
+    """
+    job = GlobalHydra.instance().config_loader().load_sweep_config(config, list(overrides))
+    with open_dict(job):
+        job.hydra.job.num = number
+        job.hydra.job.id = str(number)
+    with meaning(job):
+        folder = os.path.join(job.hydra.sweep.dir, job.hydra.sweep.subdir)
+        with open_dict(job):
+            job.hydra.runtime.output_dir = os.path.abspath(folder)
+        yield job
+
+
+@contextmanager
+def meaning(config: DictConfig) -> Iterator[None]:
+    """Let `${hydra:...}`, of which there is one in a process, mean a configuration."""
+    instance: Any = HydraConfig.instance()
+    with _one_meaning:
+        before = instance.cfg
+        instance.cfg = config
+        try:
+            yield
+        finally:
+            instance.cfg = before
 
 
 def prepare_data(runs: Iterable[DictConfig]) -> None:

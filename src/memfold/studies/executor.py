@@ -7,26 +7,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from memfold.errors import InputError
-from memfold.runs.locks import try_lock
-
-__all__ = [
-    "StopSignal",
-    "Stopped",
-    "device_slot",
-    "name_visible_devices",
-    "num_parallel_jobs",
-    "share_out",
-    "work_in_parallel",
-]
+__all__ = ["StopSignal", "Stopped", "share_out", "variables_for", "work_in_parallel"]
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_OF_ONE_REQUEST = 2.0
+"""A process group and its members may be signalled both; only what comes later is impatience."""
 
 
 class Stopped(Exception):
@@ -37,19 +26,28 @@ class Stopped(Exception):
 class StopSignal:
     """Ctrl-C or SIGTERM, once it has come."""
 
+    lets_save: bool = True
+    """Whether runs get SIGTERM, after which they save a checkpoint, at Ctrl-C too."""
     event: threading.Event = field(default_factory=threading.Event)
     number: int | None = None
+    is_urgent: bool = False
+    """Whether the user has asked again: nothing is waited for."""
+    since: float = 0.0
+    """When it came, by `time.monotonic`."""
+
+    def note(self, number: int, *_: object) -> None:
+        """Handle a signal."""
+        if self.number is None:
+            self.number, self.since = number, time.monotonic()
+            self.event.set()
+        elif time.monotonic() - self.since > _SECONDS_OF_ONE_REQUEST:
+            self.is_urgent = True
 
     @contextmanager
-    def caught(self) -> Iterator[None]:
-        """Note the signals instead of dying of them. For the main thread."""
-
-        def note(number: int, *_: object) -> None:
-            self.number = number
-            self.event.set()
-
+    def caught(self, handler: Callable[..., None] | None = None) -> Iterator[None]:
+        """Call `handler`, by default `note`, instead of dying. For the main thread."""
         before = {
-            one: signal.signal(one, note)
+            one: signal.signal(one, handler or self.note)
             for one in (signal.SIGINT, signal.SIGTERM)
             # A shell that starts a program in the background lets it ignore Ctrl-C.
             if signal.getsignal(one) is not signal.SIG_IGN
@@ -57,12 +55,17 @@ class StopSignal:
         try:
             yield
         finally:
-            for one, handler in before.items():
-                signal.signal(one, handler)
+            for one, former in before.items():
+                signal.signal(one, former)
 
     def wanted(self) -> signal.Signals | None:
-        """Return what a run shall get: SIGTERM, after which it saves a checkpoint."""
-        return signal.SIGTERM if self.event.is_set() else None
+        """Return what a run shall get, if anything."""
+        if self.is_urgent:
+            return signal.SIGKILL
+        if not self.event.is_set():
+            return None
+        is_passed_on = self.number is not None and not self.lets_save
+        return signal.Signals(self.number) if is_passed_on else signal.SIGTERM
 
 
 def share_out(num_slots: int, environment: Mapping[str, str]) -> list[dict[str, str]]:
@@ -112,67 +115,18 @@ def work_in_parallel(tasks: Sequence[Callable[[], None]], stop: threading.Event)
         raise errors[0]
 
 
-def num_parallel_jobs(launcher: Mapping[str, Any]) -> int:
-    """Return how many jobs joblib runs at once; 1 with every other launcher.
-
-    Raises:
-        InputError: It is none at all.
-    """
-    n_jobs = launcher.get("n_jobs")
-    if n_jobs is None:
-        return 1
-    if n_jobs == 0:
-        raise InputError("hydra.launcher.n_jobs=0: 1 or more jobs at once, or -1 for one per core")
-    from joblib import effective_n_jobs
-
-    return effective_n_jobs(int(n_jobs))
-
-
-def name_visible_devices(config: DictConfig) -> None:
-    """Set `CUDA_VISIBLE_DEVICES` to all GPUs, for the workers of joblib that will share them out.
-
-    What the user has set stays. Without a GPU, or with one job at a time, nothing is set.
-    """
-    if num_parallel_jobs(config.hydra.launcher) > 1 and not _is_on_cpu(config):
-        devices = _visible_gpus(os.environ)
-        if len(devices) > 1:
-            os.environ.setdefault(_VISIBLE, ",".join(devices))
-
-
-@contextmanager
-def device_slot(sweep: Path, cfg: DictConfig, num_jobs: int) -> Iterator[str | None]:
-    """Reserve the GPU with the fewest jobs for a job that wants one, as long as the block runs.
+def variables_for(run: DictConfig, slot: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of a slot for one run, which sees all GPUs if it needs more than that.
 
     Args:
-        sweep: The sweep's folder, where the kernel keeps the locks of this machine's processes.
-        cfg: The job's configuration.
-        num_jobs: How many jobs run at once.
-
-    Returns:
-        What `CUDA_VISIBLE_DEVICES` shall be; `None` to leave it as it is.
-
-    Raises:
-        InputError: The folder cannot be written.
+        run: Its configuration.
+        slot: Of `share_out`.
     """
-    devices = _visible_gpus(os.environ) if _VISIBLE in os.environ else []
-    wants_one = str(OmegaConf.select(cfg, "trainer.devices")) == "1" and not _is_on_cpu(cfg)
-    if num_jobs == 1 or len(devices) < 2 or not wants_one:
-        yield None
-        return
-    # A second job comes to a GPU when each has one.
-    rounds = range(-(-num_jobs // len(devices)))
-    slots = [(place, f"{place}_{turn}") for turn in rounds for place in range(len(devices))]
-    while True:
-        for place, name in slots:
-            with try_lock(sweep / ".sweep" / "devices" / name) as is_free:
-                if is_free:
-                    yield devices[place]
-                    return
-        time.sleep(_SECONDS_BETWEEN_LOOKS)  # a job that was killed has just left its slot
-
-
-def _is_on_cpu(config: DictConfig) -> bool:
-    return OmegaConf.select(config, "trainer.accelerator") == "cpu"
+    devices = OmegaConf.select(run, "trainer.devices")
+    num_own = len(slot.get(_VISIBLE, "").split(","))
+    is_on_cpu = OmegaConf.select(run, "trainer.accelerator") == "cpu"
+    is_enough = str(devices).isdecimal() and int(devices) <= num_own and not is_on_cpu
+    return {name: value for name, value in slot.items() if is_enough or name != _VISIBLE}
 
 
 def _visible_gpus(environment: Mapping[str, str]) -> list[str]:

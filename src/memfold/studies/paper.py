@@ -74,11 +74,10 @@ class Sweep:
         """
         resume = folder_override("sweep.resume", self.folder)
         place = f"hydra.sweep.dir={resume.partition('=')[2]}"
-        launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={num_parallel}"]
         return [
             "-m",
             *self.overrides,
-            *(launcher if num_parallel > 1 else []),
+            *([f"hydra.launcher.n_jobs={num_parallel}"] if num_parallel > 1 else []),
             resume if (self.folder / PLAN).exists() else place,
         ]
 

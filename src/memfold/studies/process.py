@@ -46,7 +46,8 @@ def run_program(
         arguments: The program and its arguments.
         output: A file that gets what it prints, after what is there; `None`: as this process.
         variables: Of the environment, besides those of this process; see `job_environment`.
-        wanted_stop: Asked again and again; returns a signal once the program shall get it and end.
+        wanted_stop: Asked again and again; returns a signal once the program shall get it and end,
+            SIGKILL when nothing is waited for any more.
         watch: Called again and again; what it raises ends the program.
 
     Returns:
@@ -69,9 +70,11 @@ def run_program(
                 number = wanted_stop()
                 watch()
             if number is not None:
-                _stop(process, number)
-        except BaseException as error:  # a second Ctrl-C, a trial that is given up
-            _stop(process, signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
+                _stop(process, number, wanted_stop)
+        except BaseException as error:  # Ctrl-C that nobody notes, a trial that is given up
+            is_interrupt = isinstance(error, KeyboardInterrupt)
+            number = wanted_stop() or (signal.SIGINT if is_interrupt else signal.SIGTERM)
+            _stop(process, number, wanted_stop)
             raise
         finally:
             if process.returncode != 0:
@@ -153,12 +156,18 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
         return None
 
 
-def _stop(process: subprocess.Popen[bytes], number: signal.Signals | None) -> None:
-    """Send a signal, SIGTERM by default; kill what does not end, or at the next exception."""
-    number = number or signal.SIGTERM
+def _stop(
+    process: subprocess.Popen[bytes],
+    number: signal.Signals,
+    wanted_stop: Callable[[], signal.Signals | None],
+) -> None:
+    """Send a signal; kill what does not end, at an exception, or when that is wanted by now."""
     try:
         _signal_group(process, number)
-        _wait(process, SECONDS_TO_STOP[number])
+        deadline = time.monotonic() + SECONDS_TO_STOP.get(number, 0.0)
+        while time.monotonic() < deadline and wanted_stop() != signal.SIGKILL:
+            if _wait(process, _SECONDS_BETWEEN_LOOKS) is not None:
+                return
     finally:
         if process.returncode is None:
             _signal_group(process, signal.SIGKILL)

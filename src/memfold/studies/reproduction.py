@@ -1,7 +1,6 @@
 """`scripts/reproduce.py`: the comparison of the STABLE-RPS paper, its sweeps and its report."""
 
 import argparse
-import importlib.util
 import os
 import shlex
 import sys
@@ -21,7 +20,6 @@ from memfold.studies.process import run_program
 __all__ = ["main"]
 
 _REPORT = "report"
-_LAUNCHER = "hydra_plugins.hydra_joblib_launcher"
 _T = TypeVar("_T")
 
 _EXAMPLE = """examples:
@@ -132,13 +130,7 @@ def _num_parallel(jobs_per_device: int, grid: Grid) -> int:
         import torch
 
         num_devices = max(1, torch.cuda.device_count())
-    num_parallel = jobs_per_device * num_devices
-    if num_parallel > 1 and importlib.util.find_spec(_LAUNCHER) is None:
-        raise InputError(
-            "several runs at once need the extra cluster: "
-            "pip install -c constraints.txt -e '.[cluster]'"
-        )
-    return num_parallel
+    return jobs_per_device * num_devices
 
 
 def _report(root: Path, grid: Grid, out: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 import os
-import queue
+import re
 import shutil
 import threading
 import time
@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from memfold.errors import InputError
 from memfold.files import read_json
@@ -31,10 +32,18 @@ from memfold.runs.recorded import read_overrides
 from memfold.studies.executor import Stopped, StopSignal, share_out, work_in_parallel
 from memfold.studies.process import reason, run_program
 
-__all__ = ["Outcome", "RunFailed", "Runner", "run_all", "runners", "wait_for_orphan"]
+__all__ = ["Outcome", "RunFailed", "Runner", "run_all", "runners", "share_work", "wait_for_orphan"]
 
+_T = TypeVar("_T")
 _SECONDS_BETWEEN_LOOKS = 0.25
 _SECONDS_FOR_ORPHANS = 60.0
+# How a run says that it cannot be resumed whatever the user does; another model or another
+# configuration is no such reason.
+_DAMAGED = re.compile(
+    r"^error: resume(: .*(damaged or no checkpoint|is no checkpoint|pickled Python objects)"
+    r"|=.* cannot be read)",
+    re.MULTILINE,
+)
 
 
 class RunFailed(Exception):
@@ -67,8 +76,8 @@ class Runner:
     ) -> dict[str, Any]:
         """Return the result of the completed run in `folder`, after as much training as it needs.
 
-        A run that has a checkpoint is resumed, and replaced if that cannot be done. A run that was
-        started with other overrides is replaced, too: its result answers another question.
+        A run that was started with other overrides is replaced: its result answers another
+        question.
 
         Args:
             overrides: Of `train.py`, without the folder.
@@ -84,41 +93,62 @@ class Runner:
         is_same = _read_overrides(folder) == list(overrides)
         if not (is_same and is_completed(folder)):
             wait_for_orphan(folder, self.stop.event)
-        if is_same and is_completed(folder):
-            watch()
-            return read_result(folder)
-        if is_same and can_be_resumed(folder):
-            try:
-                return self._train(
-                    [*overrides, f"resume={quote_value(str(folder))}"], folder, watch
-                )
-            except RunFailed as error:
-                if not str(error).startswith("resume"):
-                    raise
-        with writing(folder):
-            if folder.exists():
-                shutil.rmtree(folder)
-        write_text_atomically(_beside(folder, OVERRIDES), json.dumps(list(overrides)) + "\n")
-        return self._train([*overrides, f"hydra.run.dir={quote_value(str(folder))}"], folder, watch)
-
-    def _train(
-        self, arguments: Sequence[str], folder: Path, watch: Callable[[], None]
-    ) -> dict[str, Any]:
-        if self.stop.event.is_set():
-            raise Stopped
-        status, printed = run_program(
-            [str(self.program), *arguments],
-            _beside(folder, OUTPUT),
-            self.variables,
-            self.stop.wanted,
-            watch,
-        )
-        if self.stop.event.is_set():
-            raise Stopped
-        if status != 0 or not is_completed(folder):
-            raise RunFailed(reason(status, printed, read_result(folder)))
+        if not (is_same and (is_completed(folder) or can_be_resumed(folder))):
+            with writing(folder):
+                if folder.exists():
+                    shutil.rmtree(folder)
+            write_text_atomically(_beside(folder, OVERRIDES), json.dumps(list(overrides)) + "\n")
+        if not is_completed(folder):
+            place = f"hydra.run.dir={quote_value(str(folder))}"
+            arguments = [str(self.program), *overrides, place]
+            status, printed = self.go_on(arguments, folder, _beside(folder, OUTPUT), watch)
+            if self.stop.event.is_set():
+                raise Stopped
+            if status != 0 or not is_completed(folder):
+                raise RunFailed(reason(status, printed, read_result(folder)))
         watch()
         return read_result(folder)
+
+    def go_on(
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        output: Path,
+        watch: Callable[[], None] = lambda: None,
+        *,
+        may_replace: bool = True,
+    ) -> tuple[int, str]:
+        """Resume the run in `folder` where it has a checkpoint, or start it.
+
+        What an unfinished run has left is removed if its checkpoint is damaged.
+
+        Args:
+            arguments: Those with which `python` starts the run in that folder.
+            folder: Of a run that is not completed and was started so, or of none.
+            output: Gets what the run prints.
+            watch: Called again and again; what it raises stops the run.
+            may_replace: Whether this process may remove what is damaged.
+
+        Returns:
+            The exit status and what was printed, as `run_program`.
+
+        Raises:
+            Stopped: `stop` was set before a start.
+            InputError: A file cannot be written.
+        """
+
+        def start(*more: str) -> tuple[int, str]:
+            if self.stop.wanted() is not None:
+                raise Stopped
+            given = [*arguments, *more]
+            return run_program(given, output, self.variables, self.stop.wanted, watch)
+
+        if can_be_resumed(folder):
+            status, printed = start(f"resume={quote_value(str(folder))}")
+            if status <= 0 or not may_replace or _DAMAGED.search(printed) is None:
+                return status, printed
+            _remove_run(folder)
+        return start()
 
 
 def runners(program: Path, num_slots: int, stop: StopSignal) -> list[Runner]:
@@ -149,33 +179,52 @@ def run_all(
     """
     outcomes: dict[str, Outcome] = {}
     one_by_one = threading.Lock()
-    waiting: queue.SimpleQueue[tuple[str, Sequence[str]]] = queue.SimpleQueue()
-    for run in runs:
-        waiting.put(run)
+
+    def run(worker: Runner, planned: tuple[str, Sequence[str]]) -> None:
+        name, overrides = planned
+        start = time.monotonic()
+        result, error = {}, ""
+        try:
+            result = worker.run(overrides, folder / name)
+        except RunFailed as failure:
+            error = str(failure)
+        with one_by_one:
+            outcomes[name] = Outcome(result, error, time.monotonic() - start)
+            report(name, outcomes[name])
+
+    share_work(runs, workers, run)
+    return outcomes
+
+
+def share_work(
+    items: Iterable[_T], workers: Sequence[Runner], do: Callable[[Runner, _T], None]
+) -> None:
+    """Let each worker take what comes next, again and again, until nothing is left.
+
+    Args:
+        items: Asked for the next one by one worker at a time.
+        workers: With a common signal to stop.
+        do: Called in the thread of a worker.
+
+    Raises:
+        Stopped: The user, or the machine, wants all runs to stop.
+        Exception: What `items` or `do` has raised; the other workers are stopped then.
+    """
+    waiting, one_by_one = iter(items), threading.Lock()
+    stop = workers[0].stop.event
 
     def work(worker: Runner) -> None:
-        while not worker.stop.event.is_set():
-            try:
-                name, overrides = waiting.get_nowait()
-            except queue.Empty:
-                return
-            start = time.monotonic()
-            result, error = {}, ""
-            try:
-                result = worker.run(overrides, folder / name)
-            except RunFailed as failure:
-                error = str(failure)
-            except Stopped:
-                return
+        while not stop.is_set():
             with one_by_one:
-                outcomes[name] = Outcome(result, error, time.monotonic() - start)
-                report(name, outcomes[name])
+                next_ones = list(islice(waiting, 1))
+            if not next_ones:
+                return
+            with suppress(Stopped):
+                do(worker, *next_ones)
 
-    stop = workers[0].stop.event
     work_in_parallel([partial(work, worker) for worker in workers], stop)
     if stop.is_set():
         raise Stopped
-    return outcomes
 
 
 def wait_for_orphan(folder: Path, stop: threading.Event) -> None:
@@ -191,6 +240,14 @@ def wait_for_orphan(folder: Path, stop: threading.Event) -> None:
             raise Stopped
         if time.monotonic() > deadline:
             raise InputError(f"{folder} is in use by another process; end it, and start again")
+
+
+def _remove_run(folder: Path) -> None:
+    """Remove what an unfinished run has left, but for what it printed."""
+    for path in folder.iterdir():
+        if path.name != LOCK and path.suffix != ".log":
+            with writing(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _beside(folder: Path, ending: str) -> Path:

@@ -1,26 +1,27 @@
 """The sweep that this process runs: from Hydra's first callback until the exit status."""
 
+import os
 import shlex
-import signal
 import sys
 import threading
-import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
-import psutil
-from omegaconf import DictConfig, OmegaConf, open_dict
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig, open_dict
 
 from memfold.errors import InputError
-from memfold.overrides import quote_value, unresolved
+from memfold.overrides import unresolved
 from memfold.runs.folder import is_completed, read_result, writing
 from memfold.runs.locks import locked
-from memfold.studies.executor import name_visible_devices, num_parallel_jobs
-from memfold.studies.process import SECONDS_TO_STOP
+from memfold.studies.composing import composed_job
+from memfold.studies.executor import Stopped, StopSignal
+from memfold.studies.runner import Runner, runners, share_work
 from memfold.studies.sweep_arguments import resume_arguments
-from memfold.studies.sweep_folder import PLAN, read_notes, request_stop
-from memfold.studies.sweep_job import CONSOLE
+from memfold.studies.sweep_folder import PLAN, read_notes
+from memfold.studies.sweep_job import CONSOLE, SweepJob, accuracy_of
 from memfold.studies.sweep_plan import admit, common_overrides, sweep_folder
 from memfold.studies.sweep_report import (
     describe_end,
@@ -28,16 +29,15 @@ from memfold.studies.sweep_report import (
     report_command,
     upload_command,
 )
+from memfold.studies.sweep_tasks import TaskWatch
 
-__all__ = ["RunningSweep"]
+__all__ = ["RunningSweep", "num_parallel_jobs"]
 
-_SECONDS_BETWEEN_LOOKS = 0.3
-_SECONDS_OF_ONE_REQUEST = 2.0
-"""A process group and its members may be signalled both; only what comes later is impatience."""
+_LOCAL = "hydra_plugins.memfold.launcher.LocalSlots"
 
 
 class RunningSweep:
-    """Locks the folder, reports on the jobs, and stops them when this process is signalled."""
+    """Locks the folder, runs the jobs or has them run, and reports on them."""
 
     def __init__(self, config: DictConfig, *, resume: bool) -> None:
         """Take possession of the sweep's folder and begin to report.
@@ -51,17 +51,10 @@ class RunningSweep:
         """
         self.folder = sweep_folder(config)
         self.is_isolated = bool(config.extras.isolate_jobs)
-        launcher = str(OmegaConf.select(config, "hydra.launcher._target_"))
-        self._is_on_cluster = launcher.endswith(".SlurmLauncher")
+        self._config = config
+        self._stop = StopSignal(lets_save=False)
         self._held = ExitStack()
-        self._over = threading.Event()
-        self._is_given_up = False  # the launcher shall not go on to its end
-        self._is_ending = False
-        self._is_urgent = False
-        self._stopped_by: signal.Signals | None = None
-        self._stopped_at = 0.0
-        _refuse_several_tasks(config.hydra)
-        num_parallel_jobs(config.hydra.launcher)  # refuses a wrong number
+        _refuse_several_at_once(config)
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         self._held.enter_context(locked(self.folder))
@@ -69,16 +62,66 @@ class RunningSweep:
         self._plan.write(self.folder / PLAN)
         self._common = common_overrides(config)
         self._reported: set[int] = set()
-        name_visible_devices(config)
+        self._one_by_one = threading.Lock()
         self._adapt(config)
         self._announce(config.hydra)
+        self._tasks: TaskWatch | None = None
+        launcher = _launcher(config.hydra)
+        if not (self.is_isolated and launcher == _LOCAL):
+            self._tasks = TaskWatch(
+                self.folder,
+                self._plan.attempt,
+                self._stop,
+                self._report,
+                is_on_cluster=launcher.endswith(".SlurmLauncher"),
+            )
         if self.is_isolated:
-            # A shell that starts a program in the background lets it ignore Ctrl-C.
-            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-                signal.signal(signal.SIGINT, self._on_signal)
-            signal.signal(signal.SIGTERM, self._on_signal)
-        self._thread = threading.Thread(target=self._watch, name="sweep", daemon=True)
-        self._thread.start()
+            self._held.enter_context(self._stop.caught(self._interrupt))
+
+    def run_jobs(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
+        """Run jobs on this machine to their end.
+
+        Args:
+            job_overrides: Of each.
+            first: Number of the first.
+
+        Returns:
+            The last validation accuracy of each; NaN when it failed. A job that would repeat an
+            earlier one has that of the earlier one.
+
+        Raises:
+            KeyboardInterrupt: The user wants to stop; all jobs have ended.
+            InputError: A job has the folder of another, or a file cannot be written.
+        """
+        numbered = dict(enumerate(map(list, job_overrides), first))
+        num_slots = min(num_parallel_jobs(self._config.hydra.launcher), len(numbered))
+        program = Path(sys.argv[0]).resolve()
+
+        def jobs() -> Iterator[SweepJob]:
+            for number, overrides in numbered.items():
+                if str(number) not in self._plan.repeats:
+                    with composed_job(self._config, number, overrides) as config:
+                        job = SweepJob.of(config, program)
+                    with writing(job.folder):
+                        job.folder.mkdir(parents=True, exist_ok=True)
+                    yield job
+
+        def run(slot: Runner, job: SweepJob) -> None:
+            job.bring_to_end(slot)
+            self._report()
+
+        with self._stop.caught():
+            try:
+                share_work(jobs(), runners(program, num_slots, self._stop), run)
+            except Stopped:
+                raise KeyboardInterrupt from None
+        returned = []
+        for number, overrides in numbered.items():
+            value = accuracy_of(self.folder, self._plan.repeats.get(str(number), number))
+            done = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
+            done.return_value = value
+            returned.append(done)
+        return returned
 
     def end(self, status: int) -> int:
         """Wait for what still runs, print the table, and return the exit status.
@@ -86,17 +129,15 @@ class RunningSweep:
         Args:
             status: What it would be by what the launcher did: 0 when it came to its end.
         """
-        self._is_ending = True
-        while status and self._stopped_by is None and self._job_processes():
-            time.sleep(_SECONDS_BETWEEN_LOOKS)  # the launcher gave up at the first loss
-        if self._stopped_by is not None:
-            self._end_leftovers()
-        self._over.set()
-        self._thread.join()
-        self._report()
+        with self._stop.caught() if self.is_isolated else ExitStack():
+            if self._tasks is not None:
+                self._tasks.end(has_failed=status != 0)
+            self._report()
         self._held.close()
+        if self._stop.number is not None:
+            status = 128 + self._stop.number
         if status and not read_notes(self.folder):  # refused before any job was started
-            return status if self._stopped_by is None else 128 + self._stopped_by
+            return status
         num_jobs, num_failed, num_missing = print_table(self.folder, self._plan)
         report = report_command(self.folder, Path(sys.argv[0]))
         if report is not None:
@@ -112,8 +153,6 @@ class RunningSweep:
                 f"{again}",
                 file=sys.stderr,
             )
-        if self._stopped_by is not None:
-            return 128 + self._stopped_by
         return status or int(num_failed + num_missing > 0)
 
     def _adapt(self, config: DictConfig) -> None:
@@ -126,11 +165,10 @@ class RunningSweep:
             config.hydra.overrides.hydra = [*unresolved(config.hydra.overrides.hydra), *added]
 
     def _announce(self, hydra: DictConfig) -> None:
-        launcher = str(hydra.runtime.choices.get("hydra/launcher"))
         at_once = num_parallel_jobs(hydra.launcher)
-        how = "one after the other" if launcher == "basic" else f"with {launcher}"
-        if at_once > 1:
-            how = f"{at_once} at once"
+        how = "one after the other" if at_once == 1 else f"{at_once} at once"
+        if _launcher(hydra) != _LOCAL:
+            how = f"with {hydra.runtime.choices.get('hydra/launcher')}"
         num_jobs = "jobs" if self._plan.jobs is None else f"{len(self._plan.jobs)} jobs"
         if self._plan.repeats:
             repeats = len(self._plan.repeats)
@@ -154,67 +192,38 @@ class RunningSweep:
         _say(f"[{len(self._reported)}{of_all}] {number}:{varied}{':' if varied else ''} {end}")
 
     def _report(self) -> None:
-        for note in read_notes(self.folder, known=self._reported):
-            if note.attempt == self._plan.attempt and note.seconds is not None:
-                result = read_result(self.folder / note.folder)
-                self._say_of_job(note.number, note.overrides, describe_end(result, note.seconds))
+        with self._one_by_one:
+            for note in read_notes(self.folder, known=self._reported):
+                if note.attempt == self._plan.attempt and note.seconds is not None:
+                    end = describe_end(read_result(self.folder / note.folder), note.seconds)
+                    self._say_of_job(note.number, note.overrides, end)
 
-    def _watch(self) -> None:
-        while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
-            self._report()
-            if self._stopped_by is None or self._is_given_up or self._is_ending:
-                continue
-            waited = time.monotonic() - self._stopped_at
-            is_late = waited > SECONDS_TO_STOP[self._stopped_by]
-            # At first, a process that was just being started may not be seen yet.
-            if is_late or (waited > _SECONDS_OF_ONE_REQUEST and not self._has_jobs()):
-                self._is_given_up = True  # jobs that have not started yet are not waited for
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+    def _interrupt(self, number: int, *_: object) -> None:
+        """End the launcher, whatever it does, and then the jobs that it leaves to themselves."""
+        self._stop.note(number)
+        if self._tasks is not None:
+            self._tasks.request_stop(number)
+        raise KeyboardInterrupt
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Stop the jobs where they run; the launcher then comes to its end by itself."""
-        if self._over.is_set():
-            return
-        if self._stopped_by is None:
-            self._stopped_at = time.monotonic()
-            self._stopped_by = signal.Signals(number)
-            with suppress(InputError):
-                request_stop(self.folder, self._plan.attempt, self._stopped_by)
-        elif self._is_given_up or time.monotonic() - self._stopped_at > _SECONDS_OF_ONE_REQUEST:
-            self._is_given_up = self._is_urgent = True
-            if not self._is_ending:
-                raise KeyboardInterrupt
 
-    def _end_leftovers(self) -> None:
-        """Let the jobs end, which the launcher may have left to themselves; then kill them."""
-        assert self._stopped_by is not None
-        deadline = self._stopped_at + SECONDS_TO_STOP[self._stopped_by]
-        while self._has_jobs() and time.monotonic() < deadline and not self._is_urgent:
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-        for process in self._job_processes():
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+def num_parallel_jobs(launcher: Mapping[str, Any]) -> int:
+    """Return how many jobs are run at once on this machine; 1 with a launcher that cannot say.
 
-    def _has_jobs(self) -> bool:
-        """Tell whether a job runs here, or by its own account elsewhere."""
-        if not self._is_on_cluster:
-            return bool(self._job_processes())
-        notes = read_notes(self.folder, known=self._reported)
-        return any(n.seconds is None and n.attempt == self._plan.attempt for n in notes)
+    Raises:
+        InputError: It is none at all.
+    """
+    n_jobs = launcher.get("n_jobs", 1)
+    if n_jobs == -1:
+        return len(os.sched_getaffinity(0))
+    if not isinstance(n_jobs, int) or n_jobs < 1:
+        raise InputError(
+            f"hydra.launcher.n_jobs={n_jobs}: 1 or more jobs at once, or -1 for one per core"
+        )
+    return n_jobs
 
-    def _job_processes(self) -> list[psutil.Process]:
-        """Return the processes of jobs, ranks and submitit's tasks on this machine."""
-        run = quote_value(str(self.folder))[:-1] + "/"  # the job's number follows
-        task = f"{self.folder}/.submitit"
-        found = []
-        for process in psutil.process_iter(["cmdline"]):
-            arguments = process.info["cmdline"] or ()
-            if any(
-                (text.startswith("hydra.run.dir=") and run in text) or text.startswith(task)
-                for text in arguments
-            ):
-                found.append(process)
-        return found
+
+def _launcher(hydra: DictConfig) -> str:
+    return str(hydra.launcher["_target_"])
 
 
 def _say(line: str) -> None:
@@ -222,11 +231,13 @@ def _say(line: str) -> None:
         print(line, flush=True)
 
 
-def _refuse_several_tasks(hydra: DictConfig) -> None:
-    num_tasks = OmegaConf.select(hydra, "launcher.tasks_per_node", default=1)
-    is_local = str(OmegaConf.select(hydra, "launcher._target_")).endswith(".LocalLauncher")
-    if is_local and num_tasks != 1:
+def _refuse_several_at_once(config: DictConfig) -> None:
+    launcher = config.hydra.launcher
+    num_tasks = launcher.get("tasks_per_node", 1)
+    if _launcher(config.hydra).endswith(".LocalLauncher") and num_tasks != 1:
         raise InputError(
             f"hydra.launcher.tasks_per_node={num_tasks}: submitit_local starts one process per "
             "job, which starts the others itself: trainer=ddp trainer.devices=N"
         )
+    if num_parallel_jobs(launcher) > 1 and not config.extras.isolate_jobs:
+        raise InputError("extras.isolate_jobs=false: jobs of one process run one at a time")

@@ -75,6 +75,13 @@ class JobNote(Model):
     seconds: float | None = None
     """How long the job took; `None` while it runs."""
 
+    @classmethod
+    def find(cls, sweep: Path, number: int) -> "JobNote | None":
+        """Return the note on a job, or `None` where there is none that can be read."""
+        with suppress(FileNotFoundError, InputError):  # replaced at this moment
+            return cls.read(_notes(sweep) / f"{number}.json")
+        return None
+
     def note(self, sweep: Path) -> None:
         """Write the note. A full disk costs the line about the job, not the job."""
         with suppress(InputError):
@@ -83,12 +90,9 @@ class JobNote(Model):
 
 def read_notes(sweep: Path, known: Collection[int] = ()) -> list[JobNote]:
     """Return the notes on all jobs that were started, but for the numbers in `known`."""
-    notes = []
-    for file in _notes(sweep).glob("*.json"):
-        if file.stem not in map(str, known):
-            with suppress(FileNotFoundError, InputError):  # replaced at this moment
-                notes.append(JobNote.read(file))
-    return sorted(notes, key=lambda note: note.number)
+    numbers = {file.stem for file in _notes(sweep).glob("*.json")} - set(map(str, known))
+    notes = [JobNote.find(sweep, int(number)) for number in numbers if number.isdecimal()]
+    return sorted((note for note in notes if note is not None), key=lambda note: note.number)
 
 
 def request_stop(sweep: Path, attempt: int, number: signal.Signals) -> None:

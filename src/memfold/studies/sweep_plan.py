@@ -4,18 +4,16 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from memfold.compression import Strategy
@@ -23,6 +21,7 @@ from memfold.errors import InputError
 from memfold.overrides import unresolved
 from memfold.runs.folder import LOCK, RESULT, refuse_used_folder
 from memfold.runs.locks import locked
+from memfold.studies.composing import composed_job
 from memfold.studies.sweep_arguments import lasting_arguments, resume_arguments
 from memfold.studies.sweep_folder import PLAN, Plan, read_notes, request_stop
 
@@ -166,7 +165,8 @@ def _refuse_common_folders(config: DictConfig, jobs: Sequence[list[str]]) -> Non
     first: dict[str, int] = {}
     try:
         for number, overrides in enumerate(jobs):
-            folder = os.path.normpath(_subdir(config, number, overrides))
+            with composed_job(config, number, overrides) as job:
+                folder = os.path.normpath(str(job.hydra.sweep.subdir))
             if folder in first:
                 raise InputError(
                     f"hydra.sweep.subdir={subdir} gives jobs {first[folder]} and {number} one "
@@ -175,28 +175,6 @@ def _refuse_common_folders(config: DictConfig, jobs: Sequence[list[str]]) -> Non
             first[folder] = number
     except (HydraException, OmegaConfBaseException):  # the sweeper or the job will say it
         return
-
-
-def _subdir(config: DictConfig, number: int, overrides: list[str]) -> str:
-    """Compose the configuration of a job, as its launcher will do."""
-    job = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
-    with open_dict(job):
-        job.hydra.job.num = number
-        job.hydra.job.id = str(number)
-    with _hydra_config(job):
-        return str(job.hydra.sweep.subdir)
-
-
-@contextmanager
-def _hydra_config(job: DictConfig) -> Iterator[None]:
-    """Let `${hydra:...}` mean the job."""
-    instance = HydraConfig.instance()
-    before = instance.cfg
-    instance.set_config(job)
-    try:
-        yield
-    finally:
-        instance.cfg = before
 
 
 def _refuse_used(folder: Path) -> None:
