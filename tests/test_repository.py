@@ -97,6 +97,18 @@ def test_dependencies_point_one_way(path):
     assert not {name[0] for name in parts} & libraries
 
 
+def test_the_products_have_one_door():
+    door = "memfold.strategies.sharing.products"
+    found = {
+        (path.parent.name, name.removeprefix(door).split(".")[1])
+        for path in SOURCES
+        for name in imported_modules(path)
+        if name.startswith(f"{door}.")
+    }
+    inside = {path.stem for path in (ROOT / "src" / door.replace(".", "/")).glob("*.py")}
+    assert {name for room, name in found if room != "products"} & inside == set()
+
+
 @pytest.mark.parametrize(
     ("library", "files"),
     [

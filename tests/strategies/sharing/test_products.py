@@ -1,5 +1,8 @@
 """Products without a built weight against a weight built by loops."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +16,7 @@ from memfold.strategies.sharing.products import (
     Prepared,
     RowLayout,
     RowProducts,
+    Windows,
     choose,
     correlation,
     costs,
@@ -20,7 +24,8 @@ from memfold.strategies.sharing.products import (
     windows,
 )
 from memfold.strategies.sharing.random_fold import RandomFold
-from memfold.strategies.sharing.windows import Windows
+
+SCRIPT = Path(__file__).parents[3] / "scripts" / "measure_products.py"
 
 
 def make_windows(lengths, starts, signs):
@@ -99,10 +104,11 @@ def small_pieces():
     """Let small tensors, too, take several pieces, and both kinds of windows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(windows, "SCRATCH_NUMEL", 30)
-        patch.setattr(windows, "_VIEW_ROWS", 2)
+        patch.setattr(costs, "_VIEW_ROWS", 2)
         patch.setattr(windows, "LONG_WINDOW", 8)
-        patch.setattr(straddling, "_SCRATCH_NUMEL", 24)
-        patch.setattr(correlation, "_PIECE_NUMEL", 200)
+        patch.setattr(straddling, "SCRATCH_NUMEL", 24)
+        patch.setattr(costs, "SCRATCH_NUMEL", 200)
+        patch.setattr(correlation, "SCRATCH_NUMEL", 200)
         yield
 
 
@@ -251,7 +257,7 @@ def test_estimates_grow_with_the_batch_and_with_training(ratio):
 
 
 def test_costs_can_be_measured():
-    measured = costs.measure("cpu")
+    measured = runpy.run_path(str(SCRIPT))["measure"]()
     assert all(value >= 0 for value in vars(measured).values())
     assert measured.multiply_add > 0
     layout = fold_layout(1024, 1024, 1)

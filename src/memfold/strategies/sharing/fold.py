@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["LONG_WINDOW", "Block", "add_block", "read_block"]
+__all__ = ["LONG_WINDOW", "Block", "add_block", "add_parts", "read_block"]
 
 # From this many slots on, whole rows are added to their windows one after the other; below, the
 # windows with equal starts are summed first, which takes 2 m^2 numbers.
@@ -95,22 +95,39 @@ def add_block(weights: Tensor, block: Block, factor: float, out: Tensor) -> None
     elif m < LONG_WINDOW:
         _add_grouped(rows.to(out.dtype), block, factor, out)
     else:
-        _add_windows(rows.to(out.dtype), block, factor, out)
+        doubled = out.new_zeros(2 * m)
+        flat = rows.to(out.dtype).view(-1)
+        add_parts(flat, block.length, block.starts, block.signs, factor, doubled)
+        out.add_(doubled[:m]).add_(doubled[m:])
 
 
-def _add_windows(rows: Tensor, block: Block, factor: float, out: Tensor) -> None:
-    """Add row after row to its window of the doubled vector, in one call for each sign."""
-    m = out.numel()
-    doubled = out.new_zeros(2 * m)
-    sources = rows.unbind()
-    targets = [doubled.narrow(0, start, block.length) for start in block.starts.tolist()]
+def add_parts(
+    flat: Tensor,
+    lengths: int | list[int],
+    starts: np.ndarray,
+    signs: np.ndarray,
+    factor: float,
+    out: Tensor,
+) -> None:
+    """Add part after part, those of one sign in one call; the order of additions is fixed.
+
+    Args:
+        flat: The parts, one after the other.
+        lengths: Of each part, or of all.
+        starts: Where each part goes in `out`: int64, shape (parts,).
+        signs: -1 or +1, shape (parts,).
+        factor: Of all parts.
+        out: Changed in place, of the dtype of `flat`; no window wraps.
+    """
+    parts, places = flat.split(lengths), starts.tolist()
     for sign in (1, -1):
-        chosen = np.flatnonzero(block.signs == sign).tolist()
+        chosen = np.flatnonzero(signs == sign).tolist()
         if chosen:
-            torch._foreach_add_(  # type: ignore[attr-defined]  (what optimizers call)
-                [targets[i] for i in chosen], [sources[i] for i in chosen], alpha=factor * sign
+            targets = [out.narrow(0, places[i], parts[i].numel()) for i in chosen]
+            # PyTorch has no public name for an addition of lists of tensors.
+            torch._foreach_add_(  # pyright: ignore[reportPrivateImportUsage]
+                targets, [parts[i] for i in chosen], alpha=factor * sign
             )
-    out.add_(doubled[:m]).add_(doubled[m:])
 
 
 def _add_grouped(rows: Tensor, block: Block, factor: float, out: Tensor) -> None:

@@ -15,8 +15,7 @@ from memfold.strategies.sharing.fold import Block, add_block, read_block
 from memfold.strategies.sharing.fold_triton import add_blocks, read_blocks, uses_triton
 from memfold.strategies.sharing.hashing import PolynomialHash
 from memfold.strategies.sharing.mapping import Sign, SlotMapping, Span
-from memfold.strategies.sharing.products import RowLayout
-from memfold.strategies.sharing.windows import Windows
+from memfold.strategies.sharing.products import RowLayout, Windows
 
 __all__ = ["RandomFold"]
 

@@ -1,8 +1,18 @@
 """Products with a matrix that lies in windows of a shared vector, without building it."""
 
 from memfold.strategies.sharing.products.costs import Choice, Way, choose
-from memfold.strategies.sharing.products.layout import RowLayout
+from memfold.strategies.sharing.products.layout import RowLayout, Windows
 from memfold.strategies.sharing.products.prepared import Prepared
 from memfold.strategies.sharing.products.products import METHODS, Method, RowProducts
 
-__all__ = ["METHODS", "Choice", "Method", "Prepared", "RowLayout", "RowProducts", "Way", "choose"]
+__all__ = [
+    "METHODS",
+    "Choice",
+    "Method",
+    "Prepared",
+    "RowLayout",
+    "RowProducts",
+    "Way",
+    "Windows",
+    "choose",
+]

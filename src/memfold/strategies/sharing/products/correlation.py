@@ -12,75 +12,18 @@ of x then serves all blocks, gx needs one inverse transform (the blocks are summ
 domain), and dphi one for each block (the batch is summed there).
 """
 
-import math
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from memfold.strategies.sharing.products.costs import SCRATCH_NUMEL, BlockTransform
 from memfold.strategies.sharing.products.layout import RowLayout
 from memfold.strategies.sharing.products.prepared import Prepared
 from memfold.strategies.sharing.products.straddling import StraddlingRows
 
-__all__ = ["BlockTransform", "Correlation"]
-
-# Numbers transformed in one call: what the caches of a core hold, twice, in float32.
-_PIECE_NUMEL = 1 << 18
-# Longest transform that is chosen where shorter ones are possible.
-_LONGEST = 1 << 15
-# A transform of this length takes twice what its operations would.
-_SLOW_LENGTH = 1 << 16
-
-
-@dataclass(frozen=True)
-class BlockTransform:
-    """How the vector is cut."""
-
-    length: int
-    hop: int
-    count: int
-
-    @classmethod
-    def of(cls, columns: int, num_slots: int) -> "BlockTransform":
-        """Choose the cheapest.
-
-        Args:
-            columns: Slots in a window.
-            num_slots: The m of the circular vector.
-        """
-        candidates = []
-        length = smallest = 1 << columns.bit_length()
-        while length <= max(_LONGEST, 2 * smallest):
-            for candidate in (length, length // 2 * 3):
-                hop = candidate - columns
-                if hop > candidate // 8:
-                    # Layers with nearly as many columns share their spectra.
-                    hop -= hop % max(1, candidate // 8)
-                candidates.append(cls(candidate, hop, -(-num_slots // hop)))
-            length *= 2
-        return min(candidates, key=cls._step_work)
-
-    @property
-    def work(self) -> float:
-        """What one transform costs, in numbers times log2(length).
-
-        Long transforms leave the caches; those that are no power of two run a little slower.
-        """
-        slowdown = 1 + self.length / _SLOW_LENGTH
-        if self.length & (self.length - 1):
-            slowdown *= 1.12
-        return self.length * math.log2(self.length) * slowdown
-
-    @property
-    def samples(self) -> int:
-        """Samples that are worked on at a time."""
-        return max(1, _PIECE_NUMEL // (self.length * self.count))
-
-    def _step_work(self) -> float:
-        """A training step takes two transforms of a block, and products; three of a sample."""
-        return (2.5 * self.count + 3) * self.work
+__all__ = ["Correlation"]
 
 
 class Correlation:
@@ -153,7 +96,7 @@ class Correlation:
     @property
     def _group(self) -> int:
         """Samples whose transforms are kept at a time: a whole number of steps."""
-        wanted = max(1, _PIECE_NUMEL // self.transform.length)
+        wanted = max(1, SCRATCH_NUMEL // self.transform.length)
         return -(-wanted // self._step) * self._step
 
     def _spectrum(self, prepared: Prepared) -> Tensor:

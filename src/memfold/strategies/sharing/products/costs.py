@@ -1,26 +1,38 @@
-"""Which way to multiply costs least."""
+"""Which way to multiply costs least, in what pieces: every constant and rule of the products."""
 
-import time
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import torch
-
-from memfold.strategies.sharing.fold import LONG_WINDOW, Block, add_block, read_block
-from memfold.strategies.sharing.products.adding import add_parts
-from memfold.strategies.sharing.products.correlation import BlockTransform
+from memfold.strategies.sharing.fold import LONG_WINDOW
 from memfold.strategies.sharing.products.layout import RowLayout
-from memfold.strategies.sharing.products.windows import SCRATCH_NUMEL, takes_views
 
-__all__ = ["SHIPPED_COSTS", "Choice", "Costs", "Way", "choose", "estimate", "measure"]
+__all__ = [
+    "PLANNED_LENGTH",
+    "SCRATCH_NUMEL",
+    "SHIPPED_COSTS",
+    "BlockTransform",
+    "Choice",
+    "Costs",
+    "Way",
+    "choose",
+    "estimate",
+    "takes_views",
+]
 
 Way = Literal["weight", "windows", "correlation"]
 Choice = Literal["auto", "weight", "windows", "correlation"]
 """How the products with a weight are taken; "weight" builds it, "auto" leaves it to `choose`."""
 
-
+SCRATCH_NUMEL = 1 << 18
+"""About so many numbers are copied, built or transformed at a time: what caches hold."""
+# From so many rows in a window on, views are faster than copies.
+_VIEW_ROWS = 64
+# Longest transform that is chosen where shorter ones are possible.
+_LONGEST = 1 << 15
+# A transform of this length takes twice what its operations would.
+_SLOW_LENGTH = 1 << 16
 # Weights in smaller matrices are built, whatever it costs: microseconds.
 _SMALLEST = 1 << 14
 
@@ -70,10 +82,10 @@ _EXTRA_ROWS = 16
 _VIEW_CALLS = 25
 _COPY_CALLS = 14
 # Planning a transform takes time in proportion to its length; `Costs.plan` is for this one.
-_PLANNED_LENGTH = 8192
+PLANNED_LENGTH = 8192
 
 SHIPPED_COSTS: Mapping[str, Costs] = {
-    # One core of a server, PyTorch 2.13 with MKL.
+    # One core of a server, PyTorch 2.13 with MKL: scripts/measure_products.py.
     "cpu": Costs(
         multiply_add=2.2e-11,
         read=2.1e-10,
@@ -92,6 +104,61 @@ SHIPPED_COSTS: Mapping[str, Costs] = {
     ),
 }
 """By device type. Measured once, so that every rank, run and resumption chooses alike."""
+
+
+def takes_views(layout: RowLayout) -> bool:
+    """Whether the windows hold so many rows that views of them are multiplied, not copies."""
+    num_whole = layout.num_rows - len(layout.straddling)
+    return 0 < len(layout.whole) * _VIEW_ROWS <= num_whole
+
+
+@dataclass(frozen=True)
+class BlockTransform:
+    """How a correlation cuts the vector."""
+
+    length: int
+    hop: int
+    count: int
+
+    @classmethod
+    def of(cls, columns: int, num_slots: int) -> "BlockTransform":
+        """Choose the cheapest.
+
+        Args:
+            columns: Slots in a window.
+            num_slots: The m of the circular vector.
+        """
+        candidates = []
+        length = smallest = 1 << columns.bit_length()
+        while length <= max(_LONGEST, 2 * smallest):
+            for candidate in (length, length // 2 * 3):
+                hop = candidate - columns
+                if hop > candidate // 8:
+                    # Layers with nearly as many columns share their spectra.
+                    hop -= hop % max(1, candidate // 8)
+                candidates.append(cls(candidate, hop, -(-num_slots // hop)))
+            length *= 2
+        return min(candidates, key=cls._step_work)
+
+    @property
+    def work(self) -> float:
+        """What one transform costs, in numbers times log2(length).
+
+        Long transforms leave the caches; those that are no power of two run a little slower.
+        """
+        slowdown = 1 + self.length / _SLOW_LENGTH
+        if self.length & (self.length - 1):
+            slowdown *= 1.12
+        return self.length * math.log2(self.length) * slowdown
+
+    @property
+    def samples(self) -> int:
+        """Samples that are worked on at a time."""
+        return max(1, SCRATCH_NUMEL // (self.length * self.count))
+
+    def _step_work(self) -> float:
+        """A training step takes two transforms of a block, and products; three of a sample."""
+        return (2.5 * self.count + 3) * self.work
 
 
 def choose(
@@ -212,91 +279,9 @@ def _correlation(layout: RowLayout, batch: int, training: bool, c: Costs) -> flo
     return (
         2 * min(layout.num_slots, layout.num_rows * layout.columns) * c.build
         + transforms * transform.work * c.transform
-        + plans * c.plan * transform.length / _PLANNED_LENGTH
+        + plans * c.plan * transform.length / PLANNED_LENGTH
         + frequencies * c.frequency
         + places * c.place
         + (calls + 6 * steps) * c.call
         + _straddling(layout, batch, training, c)
     )
-
-
-def measure(device: torch.device | str = "cpu") -> Costs:
-    """Measure what the parts of the products cost on a device, in about a second.
-
-    Args:
-        device: Where.
-    """
-    make = _Numbers(torch.device(device))
-    large, cached, x, batch = make(4096, 4096), make(512, 512), make(512), make(128, 2048)
-    block, square = make(2048, 2048), make(16, 16)
-    multiplied = make.seconds(lambda: batch @ block.T) / batch.numel() / len(block)
-    spectrum = torch.fft.rfft(make(16, _PLANNED_LENGTH))
-    transform = BlockTransform(_PLANNED_LENGTH, 1, 1)
-    samples, one = make(16, transform.length), make(1, transform.length)
-    transformed = make.seconds(lambda: torch.fft.rfft(samples)) / len(samples)
-    places = torch.randperm(one.numel(), generator=make.generator)[:4096].to(device)
-    return Costs(
-        multiply_add=multiplied,
-        read=make.seconds(lambda: large @ large[0]) / large.numel(),
-        read_cached=make.seconds(lambda: cached @ x) / cached.numel(),
-        **_measure_windows(make, large.view(-1)),
-        call=make.seconds(lambda: square.addmm_(square[:8].T, square[:8], beta=0)),
-        transform=transformed / transform.work,
-        plan=max(0.0, make.seconds(lambda: torch.fft.rfft(one)) - transformed),
-        frequency=make.seconds(lambda: torch.mul(spectrum, spectrum[:1])) / spectrum.numel(),
-        place=make.seconds(lambda: torch.gather(samples, 1, places.expand(16, -1))) / 16 / 4096,
-    )
-
-
-def _measure_windows(make: "_Numbers", large: torch.Tensor) -> dict[str, float]:
-    """Measure what does not multiply, with a vector of 2^16 slots."""
-    length, slots = 1 << 14, make(1 << 16)
-    count = large.numel() // length
-    starts = torch.randint(len(slots), (count,), generator=make.generator).numpy()
-    whole = Block(0, length, starts, np.ones_like(starts))
-    out, flat = torch.empty_like(large), large[: 16 * length]
-    few, table = torch.from_numpy(starts[:16]).to(large.device), slots.repeat(2)
-    copied = torch.empty_like(flat).view(16, length)
-    first = (starts[:16], np.ones(16), 1.0, table)
-    windows = table.unfold(0, length, 1)
-    window = make.seconds(lambda: add_parts(flat[:16], 1, *first)) / 16
-    build = make.seconds(lambda: read_block(slots, whole, 1.0, out)) / large.numel()
-    anew = make.seconds(lambda: read_block(slots, whole, 1.0, torch.empty_like(large)))
-    scatter = make.seconds(lambda: add_block(large, whole, 1.0, slots)) / large.numel()
-    copy = make.seconds(lambda: torch.index_select(windows, 0, few, out=copied)) / flat.numel()
-    add = make.seconds(lambda: add_parts(flat, length, *first)) / flat.numel()
-    return {
-        "build": build,
-        "fresh": max(0.0, anew / large.numel() - build),
-        "scatter": max(0.0, scatter - window / length),
-        "copy": copy,
-        "add": max(0.0, add - window / length),
-        "window": window,
-    }
-
-
-class _Numbers:
-    """Makes random tensors, and takes the least time of several runs."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.generator = torch.Generator().manual_seed(0)
-
-    def __call__(self, *shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=self.generator).to(self.device)
-
-    def seconds(self, run: Callable[[], object]) -> float:
-        """Time one call: the least of ten batches of calls."""
-        run()
-        times = []
-        for _ in range(10):
-            self._wait()
-            begin = time.perf_counter()
-            run()
-            self._wait()
-            times.append(time.perf_counter() - begin)
-        return min(times)
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)

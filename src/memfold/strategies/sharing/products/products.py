@@ -8,9 +8,10 @@ from torch import Tensor
 
 from memfold.errors import InputError
 from memfold.strategies.sharing.products.correlation import Correlation
+from memfold.strategies.sharing.products.costs import takes_views
 from memfold.strategies.sharing.products.layout import RowLayout
 from memfold.strategies.sharing.products.prepared import Prepared
-from memfold.strategies.sharing.products.windows import WindowProducts, takes_views
+from memfold.strategies.sharing.products.windows import WindowProducts
 from memfold.strategies.sharing.signs import OuterSigns
 
 __all__ = ["METHODS", "Method", "RowProducts"]

@@ -6,14 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memfold.strategies.sharing.products.adding import add_parts
+from memfold.strategies.sharing.fold import add_parts
+from memfold.strategies.sharing.products.costs import SCRATCH_NUMEL
 from memfold.strategies.sharing.products.layout import RowLayout
 from memfold.strategies.sharing.products.prepared import Prepared
 
 __all__ = ["StraddlingRows"]
-
-# Elements of the matrix that is built at a time.
-_SCRATCH_NUMEL = 1 << 18
 
 
 class StraddlingRows:
@@ -59,7 +57,7 @@ class StraddlingRows:
 
     def _parts(self, device: torch.device) -> Iterator[tuple[int, int, Tensor]]:
         count = len(self.layout.straddling)
-        step = max(1, _SCRATCH_NUMEL // self.layout.columns)
+        step = max(1, SCRATCH_NUMEL // self.layout.columns)
         for begin in range(0, count, step):
             end = min(begin + step, count)
             yield begin, end, torch.from_numpy(self.layout.straddling[begin:end]).to(device)

@@ -12,18 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memfold.strategies.sharing.fold import LONG_WINDOW, Block, add_block
-from memfold.strategies.sharing.products.adding import add_parts
+from memfold.strategies.sharing.fold import LONG_WINDOW, Block, add_block, add_parts
+from memfold.strategies.sharing.products.costs import SCRATCH_NUMEL, takes_views
 from memfold.strategies.sharing.products.layout import RowLayout
 from memfold.strategies.sharing.products.prepared import Prepared
 from memfold.strategies.sharing.products.straddling import StraddlingRows
 
-__all__ = ["SCRATCH_NUMEL", "WindowProducts", "takes_views"]
-
-# From so many rows in a window on, views are faster than copies.
-_VIEW_ROWS = 64
-SCRATCH_NUMEL = 1 << 18
-"""About so many numbers are copied at a time."""
+__all__ = ["WindowProducts"]
 
 
 class WindowProducts:
@@ -141,9 +136,3 @@ class WindowProducts:
                 else:
                     part = flat[block.offset : block.stop]
                     add_parts(part, block.length, block.starts, block.signs, factor, out)
-
-
-def takes_views(layout: RowLayout) -> bool:
-    """Whether the windows hold so many rows that views of them are multiplied, not copies."""
-    num_whole = layout.num_rows - len(layout.straddling)
-    return 0 < len(layout.whole) * _VIEW_ROWS <= num_whole
