@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from memfold.reporting.reading import read
 from memfold.studies.optuna_search import main
 from memfold.studies.runner import Runner
 from studies.tuned import CONF, STAND_IN, arguments, num_starts
@@ -69,6 +70,13 @@ def test_a_result_of_other_overrides_is_not_used(tmp_path: Path) -> None:
     assert (folder / "mark").exists()
     assert runner.run(OTHER, folder)["metrics"] != first["metrics"]
     assert not (folder / "mark").exists()
+    for number in (1, 2):  # nothing that was saved is lost
+        aside = folder.parent / ".replaced" / str(number)
+        given = (OTHER, GIVEN)[number % 2]
+        assert json.loads((aside / "s1.overrides.json").read_text()) == list(given)
+        assert json.loads((aside / "s1" / "result.json").read_text())["status"] == "completed"
+        runner.run(given, folder)
+    assert not any(".replaced" in str(found) for kind in read([tmp_path]) for found in kind)
 
 
 def test_only_the_same_run_is_resumed(tmp_path: Path) -> None:

@@ -91,7 +91,8 @@ def test_a_run_that_was_trained_further_is_packed_again(runs: Path) -> None:
     assert read(runs / "0" / "packed" / "8")["training"] == result["training"]
 
 
-def test_runs_that_are_not_completed_are_left_out(runs: Path) -> None:
+def test_runs_that_are_not_completed_or_were_replaced_are_left_out(runs: Path) -> None:
+    shutil.copytree(runs / "1", runs / ".replaced" / "1" / "1")
     result = read(runs / "0") | {"status": "failed"}
     (runs / "0" / "result.json").write_text(json.dumps(result))
     assert pack_runs([runs], [8]) == 1

@@ -72,8 +72,10 @@ def _completed_runs(folders: Iterable[Path]) -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder} is no folder")
-        files = folder.rglob(RESULT)
-        runs |= {file.parent for file in files if PACKED not in file.relative_to(folder).parts}
+        for file in folder.rglob(RESULT):
+            parts = file.relative_to(folder).parts
+            if PACKED not in parts and not any(part.startswith(".") for part in parts):
+                runs.add(file.parent)
     return sorted(filter(is_completed, runs))
 
 

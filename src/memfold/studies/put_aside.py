@@ -1,14 +1,35 @@
-"""Only the runs of a plan stand where the report reads them; others wait for their plan."""
+"""Runs that answer another question leave the place where they would be taken for an answer."""
 
+import itertools
 import shutil
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from memfold.runs.folder import OUTPUT, OVERRIDES, writing
-from memfold.studies.runner import wait_for_orphan
+from memfold.errors import InputError
+from memfold.runs.folder import LOCK, OUTPUT, OVERRIDES, writing
+from memfold.runs.locks import is_held
+from memfold.studies.executor import Stopped
 
-__all__ = ["sort_runs"]
+__all__ = ["put_aside", "sort_runs", "wait_for_orphan"]
+
+_REPLACED = ".replaced"  # reports leave out what begins with a dot
+_SECONDS_BETWEEN_LOOKS = 0.25
+_SECONDS_FOR_ORPHANS = 60.0
+
+
+def put_aside(folder: Path) -> None:
+    """Move a run that another is to replace to `.replaced/NUMBER/` beside it.
+
+    Args:
+        folder: The run folder; the files beside it move too.
+
+    Raises:
+        InputError: A folder cannot be written.
+    """
+    places = (folder.parent / _REPLACED / str(number) for number in itertools.count(1))
+    _move(folder.name, folder.parent, next(p for p in places if not (p / folder.name).exists()))
 
 
 def sort_runs(runs: Path, aside: Path, wanted: Iterable[str], stop: threading.Event) -> list[str]:
@@ -41,6 +62,21 @@ def sort_runs(runs: Path, aside: Path, wanted: Iterable[str], stop: threading.Ev
         wait_for_orphan(aside / name, stop)
         _move(name, aside, runs)
     return sorted(_names(aside))
+
+
+def wait_for_orphan(folder: Path, stop: threading.Event) -> None:
+    """Wait for the run of a killed worker, which ends when it notices.
+
+    Raises:
+        Stopped: `stop` was set.
+        InputError: It does not end.
+    """
+    deadline = time.monotonic() + _SECONDS_FOR_ORPHANS
+    while is_held(folder / LOCK):
+        if stop.wait(_SECONDS_BETWEEN_LOOKS):
+            raise Stopped
+        if time.monotonic() > deadline:
+            raise InputError(f"{folder} is in use by another process; end it, and start again")
 
 
 def _names(folder: Path) -> set[str]:

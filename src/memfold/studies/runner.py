@@ -27,16 +27,14 @@ from memfold.runs.folder import (
     write_text_atomically,
     writing,
 )
-from memfold.runs.locks import is_held
 from memfold.runs.recorded import read_overrides
 from memfold.studies.executor import Stopped, StopSignal, share_out, work_in_parallel
 from memfold.studies.process import reason, run_program
+from memfold.studies.put_aside import put_aside, wait_for_orphan
 
-__all__ = ["Outcome", "RunFailed", "Runner", "run_all", "runners", "share_work", "wait_for_orphan"]
+__all__ = ["Outcome", "RunFailed", "Runner", "run_all", "runners", "share_work"]
 
 _T = TypeVar("_T")
-_SECONDS_BETWEEN_LOOKS = 0.25
-_SECONDS_FOR_ORPHANS = 60.0
 # How a run says that it cannot be resumed whatever the user does; another model or another
 # configuration is no such reason.
 _DAMAGED = re.compile(
@@ -76,8 +74,7 @@ class Runner:
     ) -> dict[str, Any]:
         """Return the result of the completed run in `folder`, after as much training as it needs.
 
-        A run that was started with other overrides is replaced: its result answers another
-        question.
+        A run that was started with other overrides answers another question: it is put aside.
 
         Args:
             overrides: Of `train.py`, without the folder.
@@ -93,7 +90,10 @@ class Runner:
         is_same = _read_overrides(folder) == list(overrides)
         if not (is_same and is_completed(folder)):
             wait_for_orphan(folder, self.stop.event)
-        if not (is_same and (is_completed(folder) or can_be_resumed(folder))):
+        has_saved = is_completed(folder) or can_be_resumed(folder)
+        if has_saved and not is_same:
+            put_aside(folder)
+        if not (has_saved and is_same):
             with writing(folder):
                 if folder.exists():
                     shutil.rmtree(folder)
@@ -225,21 +225,6 @@ def share_work(
     work_in_parallel([partial(work, worker) for worker in workers], stop)
     if stop.is_set():
         raise Stopped
-
-
-def wait_for_orphan(folder: Path, stop: threading.Event) -> None:
-    """Wait for the run of a killed worker, which ends when it notices.
-
-    Raises:
-        Stopped: `stop` was set.
-        InputError: It does not end.
-    """
-    deadline = time.monotonic() + _SECONDS_FOR_ORPHANS
-    while is_held(folder / LOCK):
-        if stop.wait(_SECONDS_BETWEEN_LOOKS):
-            raise Stopped
-        if time.monotonic() > deadline:
-            raise InputError(f"{folder} is in use by another process; end it, and start again")
 
 
 def _remove_run(folder: Path) -> None:
