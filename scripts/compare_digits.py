@@ -6,7 +6,6 @@ writes one row per run to `results/digits.csv` and the tables into `docs/digits.
 interrupted and started again at any time: completed runs are kept.
 """
 
-import argparse
 import csv
 import os
 import statistics
@@ -16,12 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from memfold.runs.folder import writing
-from memfold.runs.locks import locked
 from memfold.strategies import strategy_names
-from memfold.studies.arguments import ending_in_one_line, positive_integer
+from memfold.studies.arguments import add_jobs, command_parser, ending_in_one_line, working_in
 from memfold.studies.executor import StopSignal
 from memfold.studies.runner import Outcome, run_all, runners
 
@@ -55,9 +50,8 @@ Row = dict[str, Any]
 
 def main() -> int:
     """Run, collect, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    default = psutil.cpu_count(logical=False) or 1
-    parser.add_argument("--jobs", type=positive_integer, default=default)
+    parser = command_parser((__doc__ or "").partition("\n")[0])
+    add_jobs(parser)
     parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "digits")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -66,9 +60,7 @@ def main() -> int:
         jobs = list_jobs()
         planned = {name_of(job): overrides(*job) for job in jobs}
         workers = runners(Path(os.path.relpath(ROOT / "train.py")), arguments.jobs, stop)
-        with writing(arguments.runs):
-            arguments.runs.mkdir(parents=True, exist_ok=True)
-        with stop.caught(), locked(arguments.runs):
+        with working_in(arguments.runs, stop):
             folder = arguments.runs.resolve()
             outcomes = run_all(planned.items(), folder, workers, report)
         write([row(job, outcomes[name_of(job)]) for job in jobs])

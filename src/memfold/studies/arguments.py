@@ -3,12 +3,49 @@
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
 
 from memfold.errors import InputError
+from memfold.runs.folder import writing
+from memfold.runs.locks import locked
 from memfold.studies.executor import Stopped, StopSignal
 
-__all__ = ["ending_in_one_line", "positive_integer", "split_overrides"]
+__all__ = [
+    "add_jobs",
+    "command_parser",
+    "ending_in_one_line",
+    "positive_integer",
+    "split_overrides",
+    "working_in",
+]
+
+
+def command_parser(
+    description: str, epilog: str | None = None, usage: str | None = None
+) -> argparse.ArgumentParser:
+    """Return a parser that takes no shortened options and prints the epilog as it stands."""
+    return argparse.ArgumentParser(
+        usage=usage,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    """Add `--jobs N`: how many runs at a time, by default one per core."""
+    parser.add_argument(
+        "--jobs",
+        type=positive_integer,
+        default=psutil.cpu_count(logical=False) or 1,
+        metavar="N",
+        help="runs at a time; cores and GPUs are divided (default: one per core)",
+    )
 
 
 def positive_integer(text: str) -> int:
@@ -27,6 +64,19 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     arguments = list(arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
     return arguments[:end], arguments[end + 1 :]
+
+
+@contextmanager
+def working_in(folder: Path, stop: StopSignal) -> Iterator[None]:
+    """Make the folder of a study, keep other processes out of it, and note signals in `stop`.
+
+    Raises:
+        InputError: It is in use by another process, or cannot be written.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with stop.caught(), locked(folder):
+        yield
 
 
 def ending_in_one_line(

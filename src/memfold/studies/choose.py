@@ -9,13 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 from omegaconf import DictConfig
 
 from memfold.errors import InputError
-from memfold.runs.folder import CHOICES, OTHERS, RUNS, write_text_atomically, writing
-from memfold.runs.locks import locked
-from memfold.studies.arguments import ending_in_one_line, positive_integer
+from memfold.runs.folder import CHOICES, OTHERS, RUNS, write_text_atomically
+from memfold.studies.arguments import (
+    add_jobs,
+    command_parser,
+    ending_in_one_line,
+    working_in,
+)
 from memfold.studies.choose_plan import Plan, PlannedRun, number_text, read_plan
 from memfold.studies.composing import compose_run, prepare_data
 from memfold.studies.executor import StopSignal
@@ -48,13 +51,9 @@ def main(arguments: Sequence[str], program: Path, conf: Path) -> int:
         methods = _compose_methods(plan, conf)
         prepare_data(methods)
         named = set().union(*map(named_code, methods))
-        with stop.caught():
-            with writing(options.out):
-                options.out.mkdir(parents=True, exist_ok=True)
-            with locked(options.out):
-                progress = _run_plan(plan, options.out, runners(program, options.jobs, stop))
-                runs = options.out / RUNS
-                num_packed = pack_runs([runs], plan.bits, stop.event, allow=named)
+        with working_in(options.out, stop):
+            progress = _run_plan(plan, options.out, runners(program, options.jobs, stop))
+            num_packed = pack_runs([options.out / RUNS], plan.bits, stop.event, allow=named)
         return _conclude(progress, num_packed, options.out, program)
 
     return ending_in_one_line(body)
@@ -184,19 +183,12 @@ def _place_of(mistake: str, plan: Plan, conf: Path, method: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Compare methods by a plan: choices on validation, then runs with all seeds.",
-        epilog="The same command goes on after an interruption.",
-        allow_abbrev=False,
+    parser = command_parser(
+        "Compare methods by a plan: choices on validation, then runs with all seeds.",
+        "The same command goes on after an interruption.",
     )
     add = parser.add_argument
     add("plan", type=Path, metavar="PLAN", help="such as comparisons/fashion_mnist.yaml")
     add("--out", type=Path, required=True, metavar="DIR", help="where the run folders are kept")
-    add(
-        "--jobs",
-        type=positive_integer,
-        default=psutil.cpu_count(logical=False) or 1,
-        metavar="N",
-        help="runs at a time; cores and GPUs are divided (default: one per core)",
-    )
+    add_jobs(parser)
     return parser

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from memfold.errors import InputError
 from memfold.runs.locks import try_lock
-from memfold.studies.arguments import ending_in_one_line, positive_integer, split_overrides
+from memfold.studies.arguments import (
+    command_parser,
+    ending_in_one_line,
+    positive_integer,
+    split_overrides,
+)
 from memfold.studies.executor import Stopped, StopSignal, work_in_parallel
 from memfold.studies.runner import Outcome, RunFailed, Runner, run_all, runners
 from memfold.studies.space import read_space
@@ -203,12 +208,10 @@ def _conclude(content: dict[str, Any], options: argparse.Namespace, stop: StopSi
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s SPACE --study FOLDER --trials N [options] -- [overrides of train.py]",
-        description="Search for good settings of train.py. Every trial is a normal run.",
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = command_parser(
+        "Search for good settings of train.py. Every trial is a normal run.",
+        _EXAMPLE,
+        "%(prog)s SPACE --study FOLDER --trials N [options] -- [overrides of train.py]",
     )
     add = parser.add_argument
     add("space", type=Path, metavar="SPACE", help="the search space, such as tuning/sgd.yaml")

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from memfold.errors import InputError
-from memfold.runs.folder import writing
-from memfold.runs.locks import locked
-from memfold.studies.arguments import ending_in_one_line, split_overrides
+from memfold.studies.arguments import (
+    command_parser,
+    ending_in_one_line,
+    split_overrides,
+    working_in,
+)
 from memfold.studies.composing import compose_run, prepare_data
 from memfold.studies.executor import Stopped, StopSignal
 from memfold.studies.paper import EXPERIMENTS, METHODS, NUM_EPOCHS, RATIOS, RECORD, SEEDS, Grid
@@ -62,9 +65,7 @@ def main(arguments: Sequence[str], root: Path) -> int:
                 print(shlex.join(["python", *command]))
             return 0
         prepare_data(runs)
-        with writing(out):
-            out.mkdir(parents=True, exist_ok=True)
-        with locked(out), stop.caught():
+        with working_in(out, stop):
             record.write(out / RECORD)
             num_runs = sum(sweep.num_runs for sweep in grid.sweeps(out))
             how = f"{num_parallel} at once, {grid.describe_schedule()} each"
@@ -148,12 +149,10 @@ def _report(root: Path, grid: Grid, out: Path) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s --out DIR [options] -- [overrides of train.py]",
-        description="Run the comparison of the STABLE-RPS paper and report on it.",
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = command_parser(
+        "Run the comparison of the STABLE-RPS paper and report on it.",
+        _EXAMPLE,
+        "%(prog)s --out DIR [options] -- [overrides of train.py]",
     )
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="where all of it is kept")
