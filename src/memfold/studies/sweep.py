@@ -239,5 +239,8 @@ def _refuse_several_at_once(config: DictConfig) -> None:
             f"hydra.launcher.tasks_per_node={num_tasks}: submitit_local starts one process per "
             "job, which starts the others itself: trainer=ddp trainer.devices=N"
         )
-    if num_parallel_jobs(launcher) > 1 and not config.extras.isolate_jobs:
-        raise InputError("extras.isolate_jobs=false: jobs of one process run one at a time")
+    at_once = num_parallel_jobs(launcher)
+    if at_once > 1 and not config.extras.isolate_jobs:
+        raise InputError(
+            f"extras.isolate_jobs=false runs one job at a time, not hydra.launcher.n_jobs={at_once}"
+        )
