@@ -188,7 +188,7 @@ def test_patterns_may_be_any_iterable_and_name_whole_branches():
     assert compression_of(model).names == ["0.weight"]
     model = folded(nn.Sequential(mlp(), mlp()), exclude=["0"])
     assert compression_of(model).names == ["1.0.weight", "1.2.weight"]
-    with refusal("compression.include must be a list of patterns, got 5"):
+    with refusal("compression.include must be a list (text each), got 5"):
         folded(mlp(), include=5)
 
 

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from numbers import Integral, Real
 from typing import ClassVar, Literal
 from warnings import warn
 
@@ -24,13 +23,13 @@ from memfold.compression.selection import (
 )
 from memfold.compression.state import Compression
 from memfold.errors import InputError
+from memfold.options import Count, Natural, Ratio, check_fields
 from memfold.quantisation import check_bits
 
 __all__ = [
     "Context",
     "Ratios",
     "Strategy",
-    "set_number",
     "strategy_class",
     "strategy_names",
 ]
@@ -56,9 +55,9 @@ class Context:
 class Strategy(ABC):
     """What makes a model small. Subclasses register themselves: `class X(Strategy, name="x")`."""
 
-    ratio: float | None = None
+    ratio: Ratio | None = None
     """Stored learned values over compressible weights, in (0, 1]; 0.1 when no budget is given."""
-    budget_bytes: int | None = None
+    budget_bytes: Count | None = None
     """Stored bytes of the whole model, instead of `ratio`."""
     bits: int = 32
     """Bits per stored value: 16, 8 or 4; 32 for the values' own dtype. Training is not affected."""
@@ -68,7 +67,7 @@ class Strategy(ABC):
     """Glob patterns of the tensors or modules to compress."""
     exclude: tuple[str, ...] = ()
     """Glob patterns of the tensors or modules to leave untouched."""
-    min_size: int = 0
+    min_size: Natural = 0
     """Tensors with fewer elements are left untouched."""
     structured: Structured = "keep"
     """Tensors whose initial values are constant, or plainly not noise around zero: `keep` leaves
@@ -110,36 +109,18 @@ class Strategy(ABC):
         _REGISTRY[name] = cls
 
     def __post_init__(self) -> None:
-        """Check the options that all strategies share.
+        """Check the options: what their annotations say, and what several have in common.
 
         Raises:
-            InputError: An option is out of range, or `ratio` and `budget_bytes` are both given.
+            InputError: One is of another type or out of range; `ratio` and `budget_bytes` are both
+                given.
         """
-        for key in ("include", "exclude"):
-            object.__setattr__(self, key, _patterns(key, getattr(self, key)))
-        for key in ("budget_bytes", "bits", "seed", "min_size"):
-            set_number(self, key, int)
+        check_fields(self, "compression.", bare=("ratio", "budget_bytes", "seed"))
         check_bits(self.bits)
-        set_number(self, "ratio", float)
         if self.ratio is not None and self.budget_bytes is not None:
             raise InputError(
                 f"ratio={self.ratio} and budget_bytes={self.budget_bytes} are both given; "
                 "set one of them and leave the other null"
-            )
-        if self.ratio is not None and not (_is_number(self.ratio) and 0 < self.ratio <= 1):
-            raise InputError(f"ratio must be a number in (0, 1], got {self.ratio!r}")
-        budget = self.budget_bytes
-        if budget is not None and not (_is_integer(budget) and budget > 0):
-            raise InputError(f"budget_bytes must be a positive whole number, got {budget!r}")
-        if not _is_integer(self.seed):
-            raise InputError(f"seed must be a whole number, got {self.seed!r}")
-        if self.structured not in ("keep", "share"):
-            raise InputError(
-                f"compression.structured must be keep or share, got {self.structured!r}"
-            )
-        if not (_is_integer(self.min_size) and self.min_size >= 0):
-            raise InputError(
-                f"compression.min_size must be a whole number of at least 0, got {self.min_size!r}"
             )
         if self.ratios == "one":
             asked = {"ratio": self.ratio, "budget_bytes": self.budget_bytes}
@@ -310,35 +291,6 @@ def strategy_class(name: object) -> type[Strategy]:
     return _REGISTRY[name]
 
 
-def set_number(strategy: Strategy, key: str, kind: type[int] | type[float]) -> None:
-    """Turn a number of any library in a field into a plain int or float; leave all else.
-
-    Numbers end in JSON and in hashes, where 5 and numpy.int64(5) have to be the same.
-    """
-    value = getattr(strategy, key)
-    if isinstance(value, bool):
-        return
-    if kind is int and isinstance(value, Integral):
-        object.__setattr__(strategy, key, int(value))
-    elif kind is float and isinstance(value, Real):
-        object.__setattr__(strategy, key, float(value))
-
-
-def _patterns(key: str, value: object) -> tuple[str, ...]:
-    patterns = tuple(value) if isinstance(value, Iterable) else None
-    if patterns is None or isinstance(value, str) or not all(isinstance(p, str) for p in patterns):
-        raise InputError(f"compression.{key} must be a list of patterns, got {value!r}")
-    return patterns
-
-
 def _is_finite(tensor: Tensor) -> bool:
     """Whether all numbers are, without a copy of them: the extremes of a NaN are NaN."""
     return all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, float)
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

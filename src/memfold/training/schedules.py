@@ -14,7 +14,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from memfold.errors import InputError
+from memfold.options import NonNegative, Share, check_fields
 
 __all__ = ["Constant", "Cosine", "MultiStep", "OneCycle", "Schedule"]
 
@@ -25,17 +25,16 @@ log = logging.getLogger(__name__)
 class Schedule(ABC):
     """A learning-rate factor with a linear warm-up."""
 
-    warmup_epochs: float | None = 0.0
+    warmup_epochs: NonNegative | None = 0.0
     """Length of the warm-up in epochs; parts of an epoch count."""
 
     def __post_init__(self) -> None:
         """Check the options.
 
         Raises:
-            InputError: The warm-up is negative or no number.
+            InputError: One is of another type than its annotation says, or out of range.
         """
-        if self.warmup_epochs is not None:
-            _check("warmup_epochs", self.warmup_epochs, largest=math.inf)
+        check_fields(self, "scheduler.")
 
     def attach(self, optimizer: Optimizer, *, total_steps: int, steps_per_epoch: int) -> LambdaLR:
         """Return the PyTorch scheduler, to be stepped after every optimizer step.
@@ -82,17 +81,8 @@ class Constant(Schedule):
 class Cosine(Schedule):
     """Half a cosine from 1 down to `final` (Loshchilov and Hutter, SGDR, eq. 5, one cycle)."""
 
-    final: float = 0.0
+    final: Share = 0.0
     """Factor at the end of the training, in [0, 1]."""
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            InputError: One is out of range.
-        """
-        super().__post_init__()
-        _check("final", self.final)
 
     def decay(self, step: int, warmup_steps: int, total_steps: int, steps_per_epoch: int) -> float:
         """Return the cosine between the end of the warm-up and the end of the training."""
@@ -103,25 +93,10 @@ class Cosine(Schedule):
 class MultiStep(Schedule):
     """Times `gamma` at each milestone."""
 
-    milestones: Sequence[float] | None = None
+    milestones: Sequence[NonNegative] | None = None
     """Epochs; at 50 % and 75 % of the training when `None`."""
-    gamma: float = 0.1
-    """Factor at each milestone, in (0, 1]."""
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            InputError: One is out of range.
-        """
-        super().__post_init__()
-        _check("gamma", self.gamma)
-        if not isinstance(self.milestones, Sequence | None) or isinstance(self.milestones, str):
-            raise InputError(
-                f"scheduler.milestones must be a list of epochs or null, got {self.milestones!r}"
-            )
-        for milestone in self.milestones or ():
-            _check("milestones", milestone, largest=math.inf)
+    gamma: Share = 0.1
+    """Factor at each milestone, in [0, 1]."""
 
     def attach(self, optimizer: Optimizer, *, total_steps: int, steps_per_epoch: int) -> LambdaLR:
         """Return the PyTorch scheduler; warn of milestones that are never reached."""
@@ -143,22 +118,12 @@ class MultiStep(Schedule):
 class OneCycle(Schedule):
     """Half a cosine up, half a cosine down (Smith and Topin, Super-Convergence)."""
 
-    warmup_epochs: float | None = None
+    warmup_epochs: NonNegative | None = None
     """Length of the way up in epochs; 30 % of the training when `None`."""
-    initial: float = 0.04
+    initial: Share = 0.04
     """Factor at the first step, in [0, 1]."""
-    final: float = 1e-4
+    final: Share = 1e-4
     """Factor at the end of the training, in [0, 1]."""
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            InputError: One is out of range.
-        """
-        super().__post_init__()
-        _check("initial", self.initial)
-        _check("final", self.final)
 
     def factor(self, step: int, total_steps: int, steps_per_epoch: int) -> float:
         """Return the factor; the way up takes the place of the linear warm-up."""
@@ -197,11 +162,3 @@ def _progress(step: int, first: int, last: int) -> float:
 
 def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def _check(key: str, value: Any, largest: float = 1.0) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    # The comparison is false for NaN.
-    if not is_number or value == math.inf or not 0 <= value <= largest:
-        bound = "of at least 0" if largest == math.inf else f"in [0, {largest:g}]"
-        raise InputError(f"scheduler.{key} must be a number {bound}, got {value!r}")

@@ -1,13 +1,14 @@
 """Layer densities solve their equation, and counts add up."""
 
 from math import prod
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from memfold.errors import InputError
-from memfold.strategies.pruning.densities import DISTRIBUTIONS, layer_counts, layer_densities
+from memfold.strategies.pruning.densities import Distribution, layer_counts, layer_densities
 from reference.pruning import erk_densities
 
 CONV_NET = [(16, 3, 3, 3), (16, 16, 3, 3), (32, 16, 3, 3), (64, 32, 3, 3), (64, 64, 3, 3), (10, 64)]
@@ -20,6 +21,7 @@ SHAPES = st.lists(
     max_size=6,
 )
 SHARES = st.floats(0.001, 1)
+DISTRIBUTIONS = get_args(Distribution)
 KINDS = st.sampled_from(DISTRIBUTIONS)
 
 

@@ -263,8 +263,8 @@ def test_a_whole_first_layer_that_is_too_large_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"density": "dense"}, "compression.density must be one of uniform, er, erk, got 'dense'"),
-        ({"decay": "linear"}, "compression.decay must be one of cosine, constant, got 'linear'"),
+        ({"density": "dense"}, "compression.density must be uniform, er or erk, got 'dense'"),
+        ({"decay": "linear"}, "compression.decay must be cosine or constant, got 'linear'"),
         ({"dense_first": 1}, "compression.dense_first must be true or false, got 1"),
         ({"update_every": 0}, "compression.update_every must be a whole number of at least 1"),
         ({"update_every": 2.5}, "compression.update_every must be a whole number of at least 1"),

@@ -13,7 +13,7 @@ and operations, because the dense weight is built for every pass.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, isfinite
+from math import ceil
 from typing import Any, ClassVar
 
 import torch
@@ -26,8 +26,9 @@ from memfold.compression.optimizers import optimizers_in
 from memfold.compression.parametrised import Parametrised
 from memfold.compression.parts import ComputedWeights, Level
 from memfold.compression.selection import CompressibleWeight
-from memfold.compression.strategy import Context, Ratios, Strategy, set_number
+from memfold.compression.strategy import Context, Ratios, Strategy
 from memfold.errors import InputError
+from memfold.options import NonNegative
 from memfold.quantisation import max_numel, packed_bytes
 from memfold.seeding import derive_seed
 from memfold.strategies.factoring.matrices import (
@@ -61,25 +62,9 @@ class LowRank(Strategy, name="low_rank"):
     ranks: Rule = "equal"
     """The same rank for all matrices, so that none is a bottleneck for the others, or one in
     proportion to the full rank, as in the paper (which leaves first and last layers dense)."""
-    frobenius_decay: float | None = None
+    frobenius_decay: NonNegative | None = None
     """Strength lambda of the decay of U V^T, which then replaces the optimizer's decay of U and V;
     null takes over the optimizer's weight_decay, 0 leaves the decay of U and V to the optimizer."""
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            InputError: An option is out of range.
-        """
-        super().__post_init__()
-        if self.ranks not in ("equal", "proportional"):
-            raise InputError(f"compression.ranks must be equal or proportional, got {self.ranks!r}")
-        set_number(self, "frobenius_decay", float)
-        decay = self.frobenius_decay
-        if decay is not None and not (isinstance(decay, float) and isfinite(decay) and decay >= 0):
-            raise InputError(
-                f"compression.frobenius_decay must be a number of at least 0 or null, got {decay!r}"
-            )
 
     def build(
         self, model: nn.Module, weights: tuple[CompressibleWeight, ...], context: Context

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from memfold.compression.compressed_model import check_replaceable
 from memfold.compression.selection import CompressibleWeight
-from memfold.compression.strategy import Context, Strategy, set_number
+from memfold.compression.strategy import Context, Strategy
 from memfold.errors import InputError
+from memfold.options import Count
 from memfold.quantisation import packed_bytes
 from memfold.seeding import derive_seed
 from memfold.strategies.pruning.masks import Ranking, schedule_counts, shuffle_mask
@@ -146,7 +147,7 @@ class PruningAtInit(SparseStrategy):
     unshardable: ClassVar[str | None] = None
     scope: Scope = "global"
     """Whether all weights compete (`global`), or those of one tensor (`layer`)."""
-    rounds: int = 1
+    rounds: Count = 1
     """Prune in so many steps, with new scores in each; weights are not trained in between."""
     schedule: Schedule = "exponential"
     """How the kept share falls over the rounds t of T: rho^(t/T), or linearly to rho."""
@@ -155,30 +156,6 @@ class PruningAtInit(SparseStrategy):
     reinitialise: bool = False
     """Permute each tensor's initial values at random after pruning: another draw of its own
     distribution, the second sanity check of the same paper."""
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            InputError: An option is out of range.
-        """
-        super().__post_init__()
-        set_number(self, "rounds", int)
-        if self.scope not in ("global", "layer"):
-            raise InputError(f"compression.scope must be global or layer, got {self.scope!r}")
-        if self.schedule not in ("exponential", "linear"):
-            raise InputError(
-                f"compression.schedule must be exponential or linear, got {self.schedule!r}"
-            )
-        if not isinstance(self.rounds, int) or isinstance(self.rounds, bool) or self.rounds < 1:
-            raise InputError(
-                f"compression.rounds must be a whole number of at least 1, got {self.rounds!r}"
-            )
-        for key in ("shuffle", "reinitialise"):
-            if not isinstance(getattr(self, key), bool):
-                raise InputError(
-                    f"compression.{key} must be true or false, got {getattr(self, key)!r}"
-                )
 
     @abstractmethod
     def scorer(
@@ -252,3 +229,11 @@ class PruningAtInit(SparseStrategy):
 
     def _generator(self, purpose: str, name: str) -> torch.Generator:
         return torch.Generator("cpu").manual_seed(derive_seed(self.seed, purpose, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledPruning(PruningAtInit):
+    """Score the weights on some samples of the training set."""
+
+    num_samples: Count = 1000
+    """Samples that the scores look at: all there are when there are fewer."""

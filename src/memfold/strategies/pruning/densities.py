@@ -15,10 +15,9 @@ from typing import Literal
 
 from memfold.errors import InputError
 
-__all__ = ["DISTRIBUTIONS", "Distribution", "layer_counts", "layer_densities"]
+__all__ = ["Distribution", "layer_counts", "layer_densities"]
 
 Distribution = Literal["uniform", "er", "erk"]
-DISTRIBUTIONS = ("uniform", "er", "erk")
 
 
 def layer_densities(

@@ -17,7 +17,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, floor, pi
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 from warnings import warn
 
 import torch
@@ -27,11 +27,12 @@ from torch.optim import Optimizer
 from memfold.compression.compressed_model import check_replaceable
 from memfold.compression.optimizers import keeps_state_around
 from memfold.compression.selection import CompressibleWeight
-from memfold.compression.strategy import Context, set_number
+from memfold.compression.strategy import Context
 from memfold.errors import InputError
+from memfold.options import Count, Share
 from memfold.seeding import derive_seed
 from memfold.strategies.pruning.base import SparseStrategy
-from memfold.strategies.pruning.densities import DISTRIBUTIONS, Distribution, layer_counts
+from memfold.strategies.pruning.densities import Distribution, layer_counts
 from memfold.strategies.pruning.masks import keep_counts
 from memfold.strategies.pruning.sparse_weights import SparseWeights
 
@@ -50,13 +51,13 @@ class DynamicStrategy(SparseStrategy):
     """Density of a layer: the same for all, or Erdos-Renyi without or with the kernel's size."""
     dense_first: bool = False
     """Keep the first tensor whole; the others then share the rest of the budget."""
-    update_every: int = 100
+    update_every: Count = 100
     """Optimizer steps from one update to the next."""
-    fraction: float = 0.3
+    fraction: Share = 0.3
     """Share of a layer's weights that an update replaces, at first; in [0, 1]."""
     decay: Decay = "cosine"
     """How that share falls: to 0 along a cosine, or not at all (`constant`)."""
-    end: float = 0.75
+    end: Share = 0.75
     """Part of the training after which nothing is replaced any more; in [0, 1]."""
 
     moves_weights: ClassVar[bool] = True
@@ -64,35 +65,6 @@ class DynamicStrategy(SparseStrategy):
     """Whether growth needs the gradients of the dense weights."""
     skips_step: ClassVar[bool] = False
     """Whether the optimizer's step has no effect when connections are replaced."""
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            InputError: An option is out of range.
-        """
-        super().__post_init__()
-        set_number(self, "update_every", int)
-        for key, allowed in (("density", DISTRIBUTIONS), ("decay", get_args(Decay))):
-            if getattr(self, key) not in allowed:
-                raise InputError(
-                    f"compression.{key} must be one of {', '.join(allowed)}, "
-                    f"got {getattr(self, key)!r}"
-                )
-        if not isinstance(self.dense_first, bool):
-            raise InputError(
-                f"compression.dense_first must be true or false, got {self.dense_first!r}"
-            )
-        if type(self.update_every) is not int or self.update_every < 1:
-            raise InputError(
-                "compression.update_every must be a whole number of at least 1, "
-                f"got {self.update_every!r}"
-            )
-        for key in ("fraction", "end"):
-            set_number(self, key, float)
-            value = getattr(self, key)
-            if type(value) is not float or not 0 <= value <= 1:
-                raise InputError(f"compression.{key} must be a number in [0, 1], got {value!r}")
 
     @abstractmethod
     def growth_scores(self, sparse: "DynamicWeights", step: int) -> Iterable[Tensor] | None:

@@ -13,15 +13,14 @@ training step.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import isfinite
 
 from torch import Tensor, nn
 
 from memfold.compression.selection import CompressibleWeight
-from memfold.compression.strategy import Context, set_number
-from memfold.errors import InputError
+from memfold.compression.strategy import Context
+from memfold.options import Positive
 from memfold.seeding import derive_seed
-from memfold.strategies.pruning.sampled import SampledPruning
+from memfold.strategies.pruning.base import SampledPruning
 from memfold.strategies.pruning.scoring import grasp_scores, take_samples
 
 __all__ = ["GraSP"]
@@ -31,25 +30,11 @@ __all__ = ["GraSP"]
 class GraSP(SampledPruning, name="grasp"):
     """The score is theta (H g), with its sign."""
 
-    temperature: float = 200.0
+    temperature: Positive = 200.0
     """The logits are divided by it while scoring."""
     absolute: bool = False
     """Keep the largest |theta (H g)| instead, which Frankle et al. 2021, arXiv 2009.08576, found to
     train better; the paper keeps the largest with their sign."""
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            InputError: An option is out of range.
-        """
-        super().__post_init__()
-        set_number(self, "temperature", float)
-        value = self.temperature
-        if not (isinstance(value, float) and value > 0 and isfinite(value)):
-            raise InputError(f"compression.temperature must be a number above 0, got {value!r}")
-        if not isinstance(self.absolute, bool):
-            raise InputError(f"compression.absolute must be true or false, got {self.absolute!r}")
 
     def scorer(
         self, model: nn.Module, weights: Sequence[CompressibleWeight], context: Context

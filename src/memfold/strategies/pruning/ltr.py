@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from math import floor
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,9 @@ from torch.optim import Optimizer
 from memfold.compression.compressed_model import check_replaceable
 from memfold.compression.rounds import Begin, Rounds
 from memfold.compression.selection import CompressibleWeight
-from memfold.compression.strategy import Context, set_number
+from memfold.compression.strategy import Context
 from memfold.errors import InputError
+from memfold.options import Count, Interval, Natural
 from memfold.quantisation import packed_bytes
 from memfold.strategies.pruning.base import SparseStrategy
 from memfold.strategies.pruning.masks import Ranking, keep_largest
@@ -114,37 +115,15 @@ class Ticket(SparseWeights, Rounds):
 class LotteryTicket(SparseStrategy, name="ltr"):
     """Train in rounds, each with fewer weights, all from the same early point of the training."""
 
-    fraction: float = 0.2
+    fraction: Annotated[float, Interval("[0, 1)")] = 0.2
     """Share of the remaining weights that leaves after a round, in [0, 1)."""
-    rewind_steps: int | None = None
+    rewind_steps: Natural | None = None
     """Optimizer steps before the point that rounds start from; 3 % of a round when `None`."""
-    rounds: int | None = None
+    rounds: Count | None = None
     """How many there are, the first, dense one included; as many as `fraction` needs when `None`.
     Fewer: the last pruning takes more. More: the last ones train the same weights again."""
 
     moves_weights: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            InputError: An option is out of range.
-        """
-        super().__post_init__()
-        set_number(self, "fraction", float)
-        for key in ("rewind_steps", "rounds"):
-            set_number(self, key, int)
-        if not isinstance(self.fraction, float) or not 0 <= self.fraction < 1:
-            raise InputError(
-                f"compression.fraction must be a number in [0, 1), got {self.fraction!r}"
-            )
-        for key, least in (("rewind_steps", 0), ("rounds", 1)):
-            value = getattr(self, key)
-            if value is not None and (type(value) is not int or value < least):
-                raise InputError(
-                    f"compression.{key} must be a whole number of at least {least} or null, "
-                    f"got {value!r}"
-                )
 
     def build(
         self, model: nn.Module, weights: tuple[CompressibleWeight, ...], context: Context

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context
 from memfold.seeding import derive_seed
-from memfold.strategies.pruning.sampled import SampledPruning
+from memfold.strategies.pruning.base import SampledPruning
 from memfold.strategies.pruning.scoring import snip_scores, take_samples
 
 __all__ = ["SNIP"]

@@ -14,7 +14,7 @@ weight has a score, its gradient, its optimizer state, and a byte for its sign.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite, prod
+from math import prod
 from typing import Any, ClassVar
 
 import torch
@@ -25,9 +25,10 @@ from memfold.compression.fingerprints import fingerprint, is_fingerprint
 from memfold.compression.parts import ComputedWeights, Level
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.state import Logged
-from memfold.compression.strategy import Context, Strategy, set_number
+from memfold.compression.strategy import Context, Strategy
 from memfold.compression.trained_values import warn_if_trained
 from memfold.errors import InputError
+from memfold.options import Positive, Ratio
 from memfold.seeding import derive_seed
 from memfold.strategies.pruning.encoding import cheapest, encode
 from memfold.strategies.pruning.health import metrics_of
@@ -48,22 +49,11 @@ _FINGERPRINT = "kept_fingerprint"
 class Supermask(Strategy, name="supermask"):
     """Keep the same share of every tensor's random weights. No value is stored, only the masks."""
 
-    ratio: float | None = None
+    ratio: Ratio | None = None
     """Kept weights over compressible weights, in (0, 1]; 0.5 when no budget is given. A budget
     keeps as many as its index allows, up to 0.5."""
-    gain: float = 1.4142135623730951
+    gain: Positive = 1.4142135623730951
     """Of sigma_l; the square root of 2 is for ReLU, 1 for a linear layer."""
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            InputError: An option is out of range.
-        """
-        super().__post_init__()
-        set_number(self, "gain", float)
-        if not (isinstance(self.gain, float) and isfinite(self.gain) and self.gain > 0):
-            raise InputError(f"compression.gain must be a number above 0, got {self.gain!r}")
 
     def build(
         self, model: nn.Module, weights: tuple[CompressibleWeight, ...], context: Context

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context
+from memfold.options import Count
 from memfold.strategies.pruning.base import PruningAtInit
 from memfold.strategies.pruning.scoring import first_input, synflow_scores
 
@@ -27,7 +28,7 @@ __all__ = ["SynFlow"]
 class SynFlow(PruningAtInit, name="synflow"):
     """The score is |theta dR/dtheta|; of the data only the shape of an input is used."""
 
-    rounds: int = 100
+    rounds: Count = 100
     """Prune in so many steps, with new scores in each; weights are not trained in between."""
 
     def scorer(

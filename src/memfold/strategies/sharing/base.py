@@ -3,8 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +12,10 @@ from memfold.compression.compressed_model import check_replaceable
 from memfold.compression.materialise import dense_weights, device_of
 from memfold.compression.parametrised import Parametrised
 from memfold.compression.selection import CompressibleWeight
-from memfold.compression.strategy import Context, Strategy, set_number
+from memfold.compression.strategy import Context, Strategy
 from memfold.compression.trained_values import warn_if_trained
 from memfold.errors import InputError
+from memfold.options import Positive
 from memfold.quantisation import max_numel, packed_bytes
 from memfold.strategies.sharing.gradient_scale import GradientScale
 from memfold.strategies.sharing.hashing import HASH_RANGE
@@ -44,35 +44,12 @@ class SharingStrategy(Strategy):
     gradient_scale: GradientScale = "length"
     """Gamma: `length` (1/sqrt(load)) keeps the length of the dense model's step, so that one
     learning rate serves every ratio; `projection` (1/load) is the paper's theory; `none` is 1."""
-    initial_scale: float | None = None
+    initial_scale: Positive | None = None
     """Standard deviation of the initial values; null gives each slot the root mean square of its
     weights' scales, and so unit gain, which Adam needs."""
     autograd: Autograd = "lean"
     """`lean` builds weights again for the backward pass and collects one gradient of m numbers;
     `classic` leaves both to PyTorch: the same numbers to rounding, from more memory."""
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            InputError: An option is out of range.
-        """
-        super().__post_init__()
-        set_number(self, "initial_scale", float)
-        if self.sign not in get_args(Sign):
-            raise InputError(
-                f"compression.sign must be {', '.join(get_args(Sign))}, got {self.sign!r}"
-            )
-        if self.gradient_scale not in ("length", "projection", "none"):
-            raise InputError(
-                "compression.gradient_scale must be length, projection or none, "
-                f"got {self.gradient_scale!r}"
-            )
-        if self.autograd not in ("lean", "classic"):
-            raise InputError(f"compression.autograd must be lean or classic, got {self.autograd!r}")
-        scale = self.initial_scale
-        if scale is not None and not (isinstance(scale, float) and scale > 0 and isfinite(scale)):
-            raise InputError(f"compression.initial_scale must be above 0 or null, got {scale!r}")
 
     @abstractmethod
     def mapping(self, spans: Sequence[Span], num_slots: int) -> SlotMapping:

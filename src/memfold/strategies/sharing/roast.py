@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from memfold.compression.strategy import set_number
 from memfold.errors import InputError
+from memfold.options import Count
 from memfold.strategies.sharing.base import SharingStrategy
 from memfold.strategies.sharing.hashing import PolynomialHash
 from memfold.strategies.sharing.mapping import Sign, SlotMapping, Span
@@ -124,23 +124,10 @@ class TileMapping(SlotMapping):
 class ROAST(SharingStrategy, name="roast"):
     """One vector for the whole model, hashed tile by tile."""
 
-    tile_rows: int = 16
+    tile_rows: Count = 16
     """Rows of a tile: output features or channels."""
-    tile_columns: int = 16
+    tile_columns: Count = 16
     """Columns of a tile: all other dimensions, flattened."""
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            InputError: An option is out of range.
-        """
-        super().__post_init__()
-        for key in ("tile_rows", "tile_columns"):
-            set_number(self, key, int)
-            size = getattr(self, key)
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise InputError(f"compression.{key} must be a whole number above 0, got {size!r}")
 
     def mapping(self, spans: Sequence[Span], num_slots: int) -> TileMapping:
         """Make the mapping for `num_slots` values.

@@ -11,7 +11,6 @@ transforms, instead of with the matrix.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 from memfold.errors import InputError
 from memfold.strategies.sharing.base import SharingStrategy
@@ -41,13 +40,6 @@ class StableRPS(SharingStrategy, name="stable_rps"):
             InputError: An option is out of range.
         """
         super().__post_init__()
-        if not isinstance(self.align_rows, bool):
-            raise InputError(f"compression.align_rows must be true or false, got {self.align_rows}")
-
-        if self.linear not in get_args(Choice):
-            raise InputError(
-                f"compression.linear must be {', '.join(get_args(Choice))}, got {self.linear!r}"
-            )
         if self.linear in ("windows", "correlation") and self.sign == "weight":
             raise InputError(
                 f"compression.linear={self.linear} needs compression.sign=column or run: with a "
