@@ -4,11 +4,21 @@ A class or function that the configuration names is held against its own signatu
 built. Here stands what a signature cannot say: which keys there are, and ranges.
 """
 
-import math
+import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from memfold.errors import InputError
+from memfold.options import (
+    Count,
+    Interval,
+    Natural,
+    NonNegative,
+    Positive,
+    Share,
+    describe,
+    fits,
+)
 from memfold.overrides import GROUPS
 
 __all__ = ["check_config"]
@@ -97,117 +107,75 @@ def _short(value: object) -> str:
     return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "..."
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _is_count(value: Any) -> bool:
-    return _is_whole(value) and value >= 1
-
-
-def _is_not_negative(value: Any) -> bool:
-    return _is_number(value) and value >= 0
-
-
-def _is_share(value: Any) -> bool:
-    return _is_number(value) and 0 <= value <= 1
-
-
-def _is_null_or_positive(value: Any) -> bool:
-    return value is None or (_is_number(value) and value > 0)
-
-
-def _is_null_or_count(value: Any) -> bool:
-    return value is None or _is_count(value)
-
-
-def _is_null_or_part(value: Any) -> bool:
-    return _is_null_or_count(value) or (isinstance(value, float) and 0 < value <= 1)
-
-
-def _is_zero(value: Any) -> bool:
-    return _is_number(value) and value == 0
-
-
-def _is_boolean(value: object) -> bool:
-    return isinstance(value, bool)
+# Unions of these are written at run time, which type checkers take for arithmetic.
+_COUNT: Any = Count
+_NATURAL: Any = Natural
+_POSITIVE: Any = Positive
+_ZERO: Any = Annotated[float, Interval("[0, 0]")]
 
 
 def _is_off(value: Any) -> bool:
     return value in (None, False, 0)
 
 
+def _is_part(value: Any) -> bool:
+    return fits(value, _COUNT | None) or (isinstance(value, float) and 0 < value <= 1)
+
+
 def _has_keys(*keys: str) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, dict) and value.keys() == set(keys)
 
 
-_BOOLEAN = "true or false"
-_COUNT = "a whole number above 0"
-_NOT_NEGATIVE = "a number of at least 0"
-_NULL_OR_COUNT = "a whole number above 0 or null"
+_KINDS: dict[str, Any] = {
+    "ratio": float | None,
+    "seed": Annotated[int, Interval(f"[0, {_MAX_SEED}]")],
+    "distill.allow": list[str],
+    "distill.temperature": Positive,
+    "distill.weight": Share,
+    "checkpoint.asynchronous": bool,
+    "extras.*": bool,
+    "resume": str | None,
+    "test_checkpoint": Literal["last", "best"],
+    "trainer.max_epochs": Count,
+    "trainer.max_steps": _COUNT | Literal[-1],
+    "trainer.min_epochs": _COUNT | None,
+    "trainer.min_steps": _COUNT | None,
+    "trainer.num_nodes": Count,
+    "trainer.accumulate_grad_batches": Count,
+    "trainer.gradient_clip_val": _POSITIVE | None,
+    "trainer.check_val_every_n_epoch": _COUNT | None,
+    "trainer.num_sanity_val_steps": _NATURAL | Literal[-1],
+    "trainer.log_every_n_steps": _NATURAL | None,
+    "optimizer.lr": NonNegative,
+    "optimizer.weight_decay": NonNegative,
+    "optimizer.momentum": Share,
+    "callbacks.*.patience": Natural,
+    "callbacks.*.min_delta": NonNegative,
+}
 _PART = "a number of batches above 0, a share of them in (0.0, 1.0], or null"
 _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("ratio", lambda v: v is None or _is_number(v), "a number in (0, 1] or null"),
-    (
-        "seed",
-        lambda v: _is_whole(v) and 0 <= v <= _MAX_SEED,
-        f"a whole number from 0 to {_MAX_SEED}",
+    *(
+        (pattern, functools.partial(fits, annotation=kind), describe(kind))
+        for pattern, kind in _KINDS.items()
     ),
     (
         "distill",
         _has_keys("teacher", "temperature", "weight", "allow"),
         "teacher, temperature, weight, allow: ... and nothing else",
     ),
-    (
-        "distill.teacher",
-        lambda v: v is None or (isinstance(v, str) and v != ""),
-        "a run folder or null",
-    ),
-    (
-        "distill.allow",
-        lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v),
-        "a list of dotted paths such as [pkg.mod.Net]",
-    ),
-    ("distill.temperature", lambda v: _is_number(v) and v > 0, "a number above 0"),
-    ("distill.weight", _is_share, "a number in [0, 1]"),
+    ("distill.teacher", lambda v: v != "" and fits(v, str | None), "a run folder or null"),
     ("checkpoint", _has_keys("asynchronous"), "asynchronous: true or false, and nothing else"),
-    ("checkpoint.asynchronous", _is_boolean, _BOOLEAN),
     ("artifact", _has_keys("bits"), "bits: ... and nothing else"),
     ("sweep", _has_keys("resume"), "resume: ... and nothing else"),
-    ("resume", lambda v: v is None or isinstance(v, str), "a run folder or null"),
     ("extras", _has_keys("traceback", "isolate_jobs"), "traceback, isolate_jobs: true or false"),
-    ("extras.*", _is_boolean, _BOOLEAN),
-    ("test_checkpoint", lambda v: v in ("last", "best"), "last or best"),
-    ("trainer.max_epochs", _is_count, _COUNT),
+    ("trainer.limit_train_batches", _is_part, _PART),
+    ("trainer.limit_val_batches", _is_part, _PART),
     (
-        "trainer.max_steps",
-        lambda v: _is_count(v) or v == -1,
-        "a whole number above 0, or -1 for as many as max_epochs has",
+        "trainer.limit_test_batches",
+        lambda v: fits(v, _ZERO) or _is_part(v),
+        f"0, {_PART}",
     ),
-    ("trainer.min_epochs", _is_null_or_count, _NULL_OR_COUNT),
-    ("trainer.min_steps", _is_null_or_count, _NULL_OR_COUNT),
-    ("trainer.num_nodes", _is_count, _COUNT),
-    ("trainer.accumulate_grad_batches", _is_count, _COUNT),
-    ("trainer.gradient_clip_val", _is_null_or_positive, "a number above 0 or null"),
-    ("trainer.limit_train_batches", _is_null_or_part, _PART),
-    ("trainer.limit_val_batches", _is_null_or_part, _PART),
-    ("trainer.limit_test_batches", lambda v: _is_zero(v) or _is_null_or_part(v), f"0, {_PART}"),
-    ("trainer.val_check_interval", _is_null_or_part, _PART),
-    ("trainer.check_val_every_n_epoch", _is_null_or_count, _NULL_OR_COUNT),
-    (
-        "trainer.num_sanity_val_steps",
-        lambda v: _is_whole(v) and v >= -1,
-        "a whole number of at least 0, or -1 for all",
-    ),
-    (
-        "trainer.log_every_n_steps",
-        lambda v: v is None or (_is_whole(v) and v >= 0),
-        "a whole number of at least 0 or null",
-    ),
+    ("trainer.val_check_interval", _is_part, _PART),
     (
         "trainer.use_distributed_sampler",
         lambda v: v is False,
@@ -221,13 +189,4 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         _is_off,
         "0: the loader knows its place in the training set",
     ),
-    ("optimizer.lr", _is_not_negative, _NOT_NEGATIVE),
-    ("optimizer.weight_decay", _is_not_negative, _NOT_NEGATIVE),
-    ("optimizer.momentum", _is_share, "a number in [0, 1]"),
-    (
-        "callbacks.*.patience",
-        lambda v: _is_whole(v) and v >= 0,
-        "a whole number of at least 0",
-    ),
-    ("callbacks.*.min_delta", _is_not_negative, _NOT_NEGATIVE),
 )
