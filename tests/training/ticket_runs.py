@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memfold.strategies.pruning.sparse_weights import masks_of
+from memfold.strategies.pruning.stored_masks import masks_of
 from memfold.training import run
 from training.jobs import SMALL, compose_job
 

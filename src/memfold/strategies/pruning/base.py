@@ -17,14 +17,10 @@ from memfold.options import Count
 from memfold.quantisation import packed_bytes
 from memfold.seeding import derive_seed
 from memfold.strategies.pruning.masks import Ranking, schedule_counts, shuffle_mask
-from memfold.strategies.pruning.sparse_weights import (
-    FINGERPRINT_BYTES,
-    SparseWeights,
-    index_bytes,
-    masks_of,
-)
+from memfold.strategies.pruning.sparse_weights import SparseWeights
+from memfold.strategies.pruning.stored_masks import FINGERPRINT_BYTES, index_bytes, masks_of
 
-__all__ = ["PruningAtInit", "Schedule", "Scope", "SparseStrategy"]
+__all__ = ["PruningAtInit", "SampledPruning", "Schedule", "Scope", "SparseStrategy"]
 
 Scope = Literal["global", "layer"]
 Schedule = Literal["exponential", "linear"]

@@ -32,7 +32,8 @@ from memfold.options import Count, Interval, Natural
 from memfold.quantisation import packed_bytes
 from memfold.strategies.pruning.base import SparseStrategy
 from memfold.strategies.pruning.masks import Ranking, keep_largest
-from memfold.strategies.pruning.sparse_weights import SparseWeights, index_bytes
+from memfold.strategies.pruning.sparse_weights import SparseWeights
+from memfold.strategies.pruning.stored_masks import index_bytes
 
 __all__ = ["LotteryTicket", "Ticket", "round_counts"]
 

@@ -23,17 +23,21 @@ from memfold.compression.state import Logged
 from memfold.compression.strategy import Strategy
 from memfold.errors import InputError
 from memfold.strategies.pruning.copies import MovableWeights
-from memfold.strategies.pruning.encoding import cheapest, decode, encode
 from memfold.strategies.pruning.health import metrics_of
+from memfold.strategies.pruning.stored_masks import (
+    COUNTS,
+    FINGERPRINT_BYTES,
+    INDEX,
+    index_bytes,
+    index_format,
+    masks_of,
+    pack,
+)
 
-__all__ = ["FINGERPRINT_BYTES", "SparseWeights", "index_bytes", "masks_of"]
+__all__ = ["SparseWeights"]
 
 _VALUES = "kept_values"
-_COUNTS = "kept_counts"
-_INDEX = "kept_index"
 _FINGERPRINT = "kept_fingerprint"
-FINGERPRINT_BYTES = 8
-"""Stored in place of an index that follows from the seed."""
 
 
 class SparseWeights(MovableWeights):
@@ -44,7 +48,7 @@ class SparseWeights(MovableWeights):
 
     is_resizable: ClassVar[bool] = True
     logged: ClassVar[Logged] = "changes"
-    root_names: ClassVar[tuple[str, ...]] = (_VALUES, _COUNTS, _INDEX, _FINGERPRINT)
+    root_names: ClassVar[tuple[str, ...]] = (_VALUES, COUNTS, INDEX, _FINGERPRINT)
 
     def __init__(
         self,
@@ -186,8 +190,7 @@ class SparseWeights(MovableWeights):
         """The formats in use, each with its number of weights; or "seed"."""
         if self.draw:
             return "seed"
-        formats = [cheapest(n, s)[0] for n, s in zip(self.counts, self.shapes, strict=True)]
-        return ", ".join(f"{name} {formats.count(name)}" for name in sorted(set(formats)))
+        return index_format(self.counts, self.shapes)
 
     @property
     def resident_bytes(self) -> int:
@@ -203,20 +206,12 @@ class SparseWeights(MovableWeights):
         """See `Compression.index_tensors`."""
         if self.draw:
             return {_FINGERPRINT: torch.tensor(self._fingerprint(), dtype=torch.int64)}
-        return self._index()
-
-    def _index(self) -> dict[str, Tensor]:
-        """Return the counts, and the packed positions."""
-        encoded = [
-            encode(positions.cpu(), shape)
-            for positions, shape in zip(self.positions, self.shapes, strict=True)
-        ]
-        return {_COUNTS: torch.tensor(self.counts, dtype=torch.int64), _INDEX: torch.cat(encoded)}
+        return pack(self.positions, self.shapes)
 
     def structure(self) -> dict[str, Tensor]:
         """See `Compression.structure`: counts, packed positions, and whose they are."""
         self._check_copies()
-        index = self._index()
+        index = pack(self.positions, self.shapes)
         return {**index, MARKS: self.marks(*index.values())}
 
     def adopt(self, structure: Mapping[str, Tensor]) -> None:
@@ -231,7 +226,7 @@ class SparseWeights(MovableWeights):
             m.to(self.values(i).device) for i, m in enumerate(masks_of(structure, self.shapes))
         ]
         if MARKS in structure:
-            marks = self.marks(structure[_COUNTS], structure[_INDEX])
+            marks = self.marks(structure[COUNTS], structure[INDEX])
             check_marks(structure[MARKS], marks, self.strategy)
         drawn = chain([self.masks()], self.draw()) if self.draw else [masks]
         if not any(_are_same(masks, others) for others in drawn):
@@ -322,35 +317,3 @@ def _note_step(sparse: "ref[SparseWeights]", *_: object) -> None:
     found = sparse()
     if found is not None:
         found._note_values()
-
-
-def index_bytes(counts: Sequence[int], shapes: Sequence[torch.Size]) -> int:
-    """Bytes that say where values belong: 8 for the count of each weight, and its cheapest index.
-
-    The format is a function of count and shape (`encoding.cheapest`) and needs no storage.
-    """
-    return sum(8 + cheapest(n, shape)[1] for n, shape in zip(counts, shapes, strict=True))
-
-
-def masks_of(structure: Mapping[str, Tensor], shapes: Sequence[torch.Size]) -> list[Tensor]:
-    """Unpack the masks of `SparseWeights.structure`: bool tensors on the CPU.
-
-    Raises:
-        InputError: Something is missing, damaged, or of other shapes.
-    """
-    counts, index = structure.get(_COUNTS), structure.get(_INDEX)
-    if counts is None or counts.dtype != torch.int64 or counts.shape != (len(shapes),):
-        raise InputError(f"{_COUNTS} must be {len(shapes)} int64 numbers, one per weight")
-    numbers = [int(count) for count in counts]
-    for count, shape in zip(numbers, shapes, strict=True):
-        if not 0 <= count <= shape.numel():
-            raise InputError(f"{_COUNTS}: {count} values cannot be kept of {shape.numel()}")
-    sizes = [cheapest(n, shape)[1] for n, shape in zip(numbers, shapes, strict=True)]
-    if index is None or index.dtype != torch.uint8 or index.shape != (sum(sizes),):
-        raise InputError(f"{_INDEX} must be {sum(sizes)} bytes for these counts")
-    masks = []
-    for part, count, shape in zip(index.cpu().split(sizes), numbers, shapes, strict=True):
-        mask = torch.zeros(shape.numel(), dtype=torch.bool)
-        mask[decode(part, count, shape)] = True
-        masks.append(mask.view(shape))
-    return masks

@@ -30,18 +30,22 @@ from memfold.compression.trained_values import warn_if_trained
 from memfold.errors import InputError
 from memfold.options import Positive, Ratio
 from memfold.seeding import derive_seed
-from memfold.strategies.pruning.encoding import cheapest, encode
 from memfold.strategies.pruning.health import metrics_of
-from memfold.strategies.pruning.sparse_weights import FINGERPRINT_BYTES, index_bytes, masks_of
+from memfold.strategies.pruning.stored_masks import (
+    COUNTS,
+    FINGERPRINT_BYTES,
+    INDEX,
+    index_bytes,
+    index_format,
+    masks_of,
+    pack,
+)
 
 __all__ = ["Supermask", "SupermaskWeights"]
 
 PUBLISHED_RATIO = 0.5
 """The share that the paper keeps on CIFAR-10; there are more masks of it than of any other."""
 
-# Names that `masks_of` reads.
-_COUNTS = "kept_counts"
-_INDEX = "kept_index"
 _FINGERPRINT = "kept_fingerprint"
 
 
@@ -131,7 +135,7 @@ class SupermaskWeights(ComputedWeights):
     """Scores as parameters `<weight>_scores`; signs beside them, and no weight at all."""
 
     parts: ClassVar[Mapping[str, Level]] = {"scores": "weight"}
-    root_names: ClassVar[tuple[str, ...]] = (_COUNTS, _INDEX)
+    root_names: ClassVar[tuple[str, ...]] = (COUNTS, INDEX)
     mark: ClassVar[str] = _FINGERPRINT
     logged: ClassVar[Logged] = "epochs"
 
@@ -197,8 +201,7 @@ class SupermaskWeights(ComputedWeights):
     @property
     def index_format(self) -> str:
         """The formats of the masks, each with its number of weights."""
-        formats = [cheapest(n, shape)[0] for n, shape in zip(self.kept, self.shapes, strict=True)]
-        return ", ".join(f"{name} {formats.count(name)}" for name in sorted(set(formats)))
+        return index_format(self.kept, self.shapes)
 
     @property
     def resident_bytes(self) -> int:
@@ -211,10 +214,8 @@ class SupermaskWeights(ComputedWeights):
 
     def index_tensors(self) -> dict[str, Tensor]:
         """See `Compression.index_tensors`."""
-        positions = [mask.reshape(-1).nonzero().squeeze(1).cpu() for mask in self.masks()]
-        encoded = [encode(p, shape) for p, shape in zip(positions, self.shapes, strict=True)]
-        counts = torch.tensor(self.kept, dtype=torch.int64)
-        return {_COUNTS: counts, _INDEX: torch.cat(encoded), **self.structure()}
+        positions = [mask.reshape(-1).nonzero().squeeze(1) for mask in self.masks()]
+        return {**pack(positions, self.shapes), **self.structure()}
 
     def structure(self) -> dict[str, Tensor]:
         """See `Compression.structure`: what identifies the random weights and their number."""

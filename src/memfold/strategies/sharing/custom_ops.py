@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memfold.strategies.sharing.autograd import AddWeight, ReadWeight
 from memfold.strategies.sharing.mapping import SlotMapping
 from memfold.strategies.sharing.running_passes import check_not_exported
 
@@ -61,11 +62,7 @@ def _read_weight(
     slots: Tensor, key: int, index: int, scale: float, dtype: torch.dtype, zero_row: int | None
 ) -> Tensor:
     mapping = _MAPPINGS[key]
-    span = mapping.spans[index]
-    weight = mapping.gather(slots, span, scale, dtype).view(span.shape)
-    if zero_row is not None:
-        weight[zero_row].zero_()
-    return weight
+    return ReadWeight.forward(slots, mapping, mapping.spans[index], scale, dtype, zero_row)
 
 
 @torch.library.custom_op("memfold::add_weight", mutates_args=())
@@ -79,9 +76,8 @@ def _add_weight(
     zero_row: int | None,
 ) -> Tensor:
     mapping = _MAPPINGS[key]
-    slots = torch.zeros(mapping.num_slots, dtype=slots_dtype, device=weight.device)
-    mapping.add_weight(weight, mapping.spans[index], scale, slots, zero_row)
-    return slots
+    span = mapping.spans[index]
+    return AddWeight.forward(weight, slots_dtype, mapping, span, scale, dtype, zero_row)
 
 
 @_scale_slots.register_fake

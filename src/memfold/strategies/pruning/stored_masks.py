@@ -1,0 +1,69 @@
+"""Masks as artifacts and state dicts hold them: counts, and positions in the fewest bytes."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from memfold.errors import InputError
+from memfold.strategies.pruning.encoding import cheapest, decode, encode
+
+__all__ = [
+    "COUNTS",
+    "FINGERPRINT_BYTES",
+    "INDEX",
+    "index_bytes",
+    "index_format",
+    "masks_of",
+    "pack",
+]
+
+COUNTS = "kept_counts"
+INDEX = "kept_index"
+FINGERPRINT_BYTES = 8
+"""Stored in place of an index that follows from the seed, or beside one that needs it."""
+
+
+def index_bytes(counts: Sequence[int], shapes: Sequence[torch.Size]) -> int:
+    """Bytes that say where values belong: 8 for the count of each weight, and its cheapest index.
+
+    The format is a function of count and shape (`encoding.cheapest`) and needs no storage.
+    """
+    return sum(8 + cheapest(n, shape)[1] for n, shape in zip(counts, shapes, strict=True))
+
+
+def index_format(counts: Sequence[int], shapes: Sequence[torch.Size]) -> str:
+    """Name the formats of the masks, each with its number of weights."""
+    formats = [cheapest(n, shape)[0] for n, shape in zip(counts, shapes, strict=True)]
+    return ", ".join(f"{name} {formats.count(name)}" for name in sorted(set(formats)))
+
+
+def pack(positions: Sequence[Tensor], shapes: Sequence[torch.Size]) -> dict[str, Tensor]:
+    """Pack masks, given as sorted flat int64 positions of what each keeps, on any device."""
+    encoded = [encode(p, shape) for p, shape in zip(positions, shapes, strict=True)]
+    counts = torch.tensor([len(p) for p in positions], dtype=torch.int64)
+    return {COUNTS: counts, INDEX: torch.cat(encoded)}
+
+
+def masks_of(packed: Mapping[str, Tensor], shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """Unpack what `pack` has made: bool tensors on the CPU.
+
+    Raises:
+        InputError: Something is missing, damaged, or of other shapes.
+    """
+    counts, index = packed.get(COUNTS), packed.get(INDEX)
+    if counts is None or counts.dtype != torch.int64 or counts.shape != (len(shapes),):
+        raise InputError(f"{COUNTS} must be {len(shapes)} int64 numbers, one per weight")
+    numbers = [int(count) for count in counts]
+    for count, shape in zip(numbers, shapes, strict=True):
+        if not 0 <= count <= shape.numel():
+            raise InputError(f"{COUNTS}: {count} values cannot be kept of {shape.numel()}")
+    sizes = [cheapest(n, shape)[1] for n, shape in zip(numbers, shapes, strict=True)]
+    if index is None or index.dtype != torch.uint8 or index.shape != (sum(sizes),):
+        raise InputError(f"{INDEX} must be {sum(sizes)} bytes for these counts")
+    masks = []
+    for part, count, shape in zip(index.cpu().split(sizes), numbers, shapes, strict=True):
+        mask = torch.zeros(shape.numel(), dtype=torch.bool)
+        mask[decode(part, count, shape)] = True
+        masks.append(mask.view(shape))
+    return masks
