@@ -2,7 +2,7 @@
 
 import functools
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from math import isinf
@@ -21,6 +21,7 @@ __all__ = [
     "Positive",
     "Ratio",
     "Share",
+    "check_arguments",
     "check_fields",
     "describe",
     "fits",
@@ -78,10 +79,19 @@ def check_fields(made: Any, prefix: str, *, bare: Sequence[str] = ()) -> None:
     for field in fields(made):
         given, kind = getattr(made, field.name), hints.get(field.name, Any)
         value = _plain(given, kind)
-        if not fits(value, kind):
-            key = field.name if field.name in bare else f"{prefix}{field.name}"
-            raise InputError(f"{key} must be {describe(kind)}, got {given!r}")
+        _check(field.name if field.name in bare else f"{prefix}{field.name}", value, kind, given)
         object.__setattr__(made, field.name, value)
+
+
+def check_arguments(function: Callable[..., Any], given: Mapping[str, Any], prefix: str) -> None:
+    """Check what a function was called with, `locals()` where it begins, as `check_fields` does.
+
+    Raises:
+        InputError: An argument has another type than its annotation says, or is out of range.
+    """
+    for name, kind in _hints(function).items():
+        if name in given:
+            _check(f"{prefix}{name}", given[name], kind, given[name])
 
 
 def fits(value: object, annotation: Any) -> bool:
@@ -121,8 +131,13 @@ def describe(annotation: Any) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
+def _check(key: str, value: object, kind: Any, given: object) -> None:
+    if not fits(value, kind):
+        raise InputError(f"{key} must be {describe(kind)}, got {given!r}")
+
+
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(kind, include_extras=True)
     except Exception:  # a name that only a type checker can resolve

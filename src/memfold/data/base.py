@@ -4,7 +4,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
@@ -21,6 +21,7 @@ from memfold.data.batching import (
 from memfold.data.image_set import ImageSet
 from memfold.data.splits import stratified_order
 from memfold.errors import InputError
+from memfold.options import Count, Interval, Natural, check_arguments
 from memfold.seeding import derive_seed
 
 __all__ = ["ImageDataModule"]
@@ -59,14 +60,14 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def __init__(
         self,
         *,
-        root: str = "data",
-        batch_size: int = 128,
-        val_fraction: float = 0.1,
+        root: str | Path = "data",
+        batch_size: Count = 128,
+        val_fraction: Annotated[float, Interval("(0, 1)")] = 0.1,
         split_seed: int = 0,
         seed: int = 0,
-        crop_padding: int = 0,
+        crop_padding: Natural = 0,
         horizontal_flip: bool = False,
-        train_subset: int | None = None,
+        train_subset: Count | None = None,
         download: bool = True,
     ) -> None:
         """Check the options; no file is touched.
@@ -88,18 +89,13 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             InputError: An option has the wrong type or is out of its range.
         """
         super().__init__()
-        if not isinstance(root, str | Path) or not str(root):
-            raise InputError(f"data.root={root!r}: must be a folder (or set MEMFOLD_DATA)")
-        _check_integer("batch_size", batch_size, minimum=1)
-        _check_integer("split_seed", split_seed)
-        _check_integer("seed", seed)
-        _check_integer("crop_padding", crop_padding, minimum=0, maximum=self.image_size)
-        if train_subset is not None:
-            _check_integer("train_subset", train_subset, minimum=1)
-        _check_fraction("val_fraction", val_fraction)
-        for key, value in (("horizontal_flip", horizontal_flip), ("download", download)):
-            if not isinstance(value, bool):
-                raise InputError(f"data.{key}={value}: must be true or false")
+        check_arguments(ImageDataModule.__init__, locals(), "data.")
+        if not str(root):
+            raise InputError("data.root must be a folder (or set MEMFOLD_DATA), got nothing")
+        if crop_padding > self.image_size:
+            raise InputError(
+                f"data.crop_padding={crop_padding} must be at most {self.image_size}, the images'"
+            )
         self.root = Path(root).expanduser()
         self.batch_size = batch_size
         self.val_fraction = val_fraction
@@ -298,27 +294,3 @@ def _loaded(data: ImageSet | None, stage: str) -> ImageSet:
     if data is None:
         raise RuntimeError(f"call setup({stage!r}) before asking for this data loader")
     return data
-
-
-def _check_integer(
-    key: str, value: object, minimum: int | None = None, maximum: int | None = None
-) -> None:
-    """Raise InputError unless the option `data.<key>` is an integer in the range."""
-    limits = []
-    if minimum is not None:
-        limits.append(f"at least {minimum}")
-    if maximum is not None:
-        limits.append(f"at most {maximum}")
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int)
-        or (minimum is not None and value < minimum)
-        or (maximum is not None and value > maximum)
-    ):
-        raise InputError(f"data.{key}={value}: must be an integer {' and '.join(limits)}".rstrip())
-
-
-def _check_fraction(key: str, value: object) -> None:
-    """Raise InputError unless the option `data.<key>` is a number between 0 and 1."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-        raise InputError(f"data.{key}={value}: must be a number in (0, 1)")
