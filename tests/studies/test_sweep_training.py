@@ -112,7 +112,8 @@ def test_run_with_a_damaged_checkpoint_is_started_anew(tmp_path: Path) -> None:
     last = tmp_path / "1" / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-100])
     (tmp_path / "1" / "result.json").write_text('{"status": "failed", "error": "killed"}')
-    status, out, err = train("-m", f"sweep.resume={tmp_path}")
+    again = (*arguments, f"sweep.resume={tmp_path}")  # what refers to others must be said again
+    status, out, err = train("-m", *again)
     assert (status, err) == (0, ""), out
     for job, before in enumerate(trained):
         again = weights(tmp_path / str(job))
