@@ -59,14 +59,7 @@ class EpochMetrics(Callback):
         """Note that there is an unfinished epoch."""
         self._is_over = False
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Add the sums to those of the first step of the resumed part."""
         saved: Sums = self._saved.pop("sums", {})
         for key, item in _items(trainer) if saved else ():

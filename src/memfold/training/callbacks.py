@@ -62,12 +62,7 @@ class FiniteLoss(Callback):
         self._pending: tuple[int, Tensor] | None = None
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
     ) -> None:
         """Look at the loss of the step before, and keep this one's."""
         self._check(trainer)
@@ -161,14 +156,7 @@ class MemoryMetrics(Callback):
             counts = self.measure(_network(pl_module))
         _log(trainer, {key: value for key, value in counts.items() if key not in later})
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Count the train state after the first optimizer step, gradients included."""
         if self._train_state_bytes is None and trainer.global_step > 0:
             net = _network(pl_module)
@@ -213,12 +201,7 @@ class RunCheckpoint(SteppedCheckpoint):
         self._last_step = trainer.global_step
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save in mid-epoch if it is time."""
         # While gradients are summed up there is nothing to go on from: they are not saved.
@@ -327,12 +310,7 @@ class StepTimer(Callback):
         self._step_start = time.perf_counter()
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *_: Any
     ) -> None:
         """Take the time since the last step ended: loading included, and the GPU's pace."""
         now = time.perf_counter()

@@ -46,14 +46,7 @@ class Preemption(Checkpoint):
         self._last_step = trainer.global_step
         self._termination.is_deferred = True
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: tuple[Tensor, Tensor],
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Stop after an optimizer step, unless a validation or the end of an epoch follows."""
         self._is_agreed = self._is_agreed or self._agree(trainer)
         has_stepped = trainer.global_step > self._last_step  # not while gradients are summed up

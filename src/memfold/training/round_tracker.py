@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from torch import Tensor
 
 from memfold.compression.rounds import Begin, Rounds
 from memfold.errors import InputError
@@ -182,14 +181,7 @@ class RoundTracker(Callback):
         if trainer.global_step == 0:
             self._save_point(trainer)
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: tuple[Tensor, Tensor],
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Save the point if it lies in mid-epoch."""
         has_stepped = trainer.global_step > self._last_step  # not while gradients are summed up
         self._last_step = trainer.global_step

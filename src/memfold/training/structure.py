@@ -66,14 +66,7 @@ class Structure(Callback):
         net = _network(pl_module)
         memfold.before_step(net, optimizer, step=trainer.global_step, total_steps=total)
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: tuple[Tensor, Tensor],
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log the structure after a change."""
         compression = compression_of(_network(pl_module))
         if compression is None or compression.logged != "changes":
