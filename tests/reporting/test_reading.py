@@ -16,7 +16,7 @@ def test_a_run_says_what_its_result_says(here):
     assert problems == []
     assert (run.folder, run.setting, run.method) == ("one", Setting("digits", "mlp"), "stable_rps")
     assert (run.ratio, run.requested_ratio, run.bits, run.seed) == (0.10001, 0.1, 32, 1)
-    assert (run.accuracy, run.stored_bytes, run.index_bytes) == (0.8, 10_025, 24)
+    assert (run.test, run.stored_bytes, run.index_bytes) == (0.8, 10_025, 24)
     assert (run.epochs, run.steps, run.peak_bytes, run.fit_seconds) == (2, 40, 2_000_000, 3.5)
     assert run.curves == {"val/acc": Curve((19,), (0.5,))}
     assert set(run.options) == {"include", "exclude", "min_size"}
@@ -55,7 +55,7 @@ def test_packed_values_are_runs_at_fewer_bits(here):
         write_run(folder / "packed" / str(bits), packed(contents, bits, accuracy))
     runs, problems = read(["one"])
     assert problems == []
-    assert [(r.folder, r.bits, r.accuracy) for r in runs] == [
+    assert [(r.folder, r.bits, r.test) for r in runs] == [
         ("one", 32, 0.8),
         ("one", 8, 0.79),
         ("one", 4, 0.7),
@@ -66,7 +66,7 @@ def test_packed_values_are_runs_at_fewer_bits(here):
 def test_a_run_trained_for_8_bits_is_judged_by_its_artifact(here):
     write_run(here / "one", packed(result(), 8, 0.75))
     (run,), _ = read(["one"])
-    assert (run.bits, run.accuracy, run.val_accuracy) == (8, 0.75, 0.75)
+    assert (run.bits, run.test, run.val) == (8, 0.75, 0.75)
 
 
 def test_bytes_were_asked_for_at_the_bits_of_the_training(here):

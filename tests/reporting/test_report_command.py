@@ -31,7 +31,7 @@ def test_the_script_writes_a_report_that_can_be_drawn_again(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == "runs/c: failed: out of memory (stable_rps, ratio 0.1, seed 1)\n"
     assert done.stdout.splitlines()[0] == (
-        "4 runs of 2 methods in 1 setting (data, backbone), 1 problem"
+        "4 runs of 2 methods in 1 setting (data, backbone, metric), 1 problem"
     )
     assert done.stdout.splitlines()[-1] == "report: report/index.html"
     files = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}

@@ -62,29 +62,26 @@ def test_it_shows_what_a_comparison_needs(tmp_path: Path) -> None:
     assert main([*PROJECT, "--out", "board.json"]) == 0
     content = definition(tmp_path / "board.json")
     shown = [(panel["viewType"], panel["config"]) for panel in panels(content)]
-    planes = {c["xAxis"]: c for kind, c in shown if kind == "Scatter Plot"}
-    assert planes.keys() == {
-        "summary:memory/stored_bytes",
-        "summary:ratio",
-        "summary:memory/peak_bytes",
-        "summary:time/fit_seconds",
-    }
-    assert {(c["yAxis"], c["xAxisLogScale"]) for c in planes.values()} == {
-        ("summary:accuracy", True)
-    }
+    planes = [c for kind, c in shown if kind == "Scatter Plot"]
+    costs = ("memory/stored_bytes", "ratio", "memory/peak_bytes", "time/fit_seconds")
+    metrics = ("accuracy", "bpb", "rmse")
+    assert all(c["xAxisLogScale"] for c in planes)
+    assert [(c["yAxis"], c["xAxis"]) for c in planes] == [
+        (f"summary:{metric}", f"summary:{cost}") for metric in metrics for cost in costs
+    ]
     bars = {metric for kind, c in shown if kind == "Bar Chart" for metric in c["metrics"]}
-    assert {"accuracy", "memory/stored_bytes", "memory/peak_bytes"} <= bars
+    assert {*metrics, "memory/stored_bytes", "memory/peak_bytes"} <= bars
     lines = [c for kind, c in shown if kind == "Run History Line Plot"]
     assert {c["xAxis"] for c in lines} == {"trainer/global_step"}
     assert {(*c["metrics"], c["groupBy"]) for c in lines} >= {
-        ("val/acc", "strategy.value"),
+        *((f"val/{name}", "strategy.value") for name in ("acc", "bpb", "rmse")),
         ("train/loss", "setting.value"),
     }
     runs = run_set(content)
     assert [key["name"] for key in runs["grouping"]] == ["strategy.value", "setting.value"]
     columns = runs["runFeed"]["columnOrder"]
     assert columns[:2] == ["run:displayName", "config:method.value"]
-    assert {"summary:accuracy", "summary:memory/stored_bytes", "config:seed.value"} <= set(columns)
+    assert {"summary:accuracy", "summary:val/best_bpb", "config:seed.value"} <= set(columns)
     colours = content["spec"]["section"]["customRunColors"]
     assert "#0072B2" in [colour for key, colour in colours.items() if "stable_rps" in key]
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from memfold.reporting.drawing import GREY, add_legend, new_figure, set_bytes_axis, title_of, wrap
+from memfold.reporting.metrics import axis_title, is_share, name_of, unit_mark, write
 from memfold.reporting.records import Run
 from memfold.reporting.statistics import common_request, mean_curve
 from memfold.reporting.styles import Style
@@ -20,7 +21,6 @@ _MEMORY: tuple[tuple[str, Callable[[Run], int | None]], ...] = (
     ("parameters, gradients, optimizer state", lambda run: run.train_state_bytes),
     ("peak of training", lambda run: run.peak_bytes),
 )
-_CURVES = (("val/acc", "validation accuracy, %"), ("train/loss", "training loss"))
 Request = tuple[str, float]
 _MAX_NAMES = 24
 _LONGEST_NAME = 26
@@ -29,7 +29,7 @@ _LONGEST_NAME = 26
 def draw_memory(
     runs: Sequence[Run], request: Request | None, styles: Mapping[str, Style]
 ) -> Figure | None:
-    """Draw the bytes of the train state and the peak, with the accuracy beside each bar.
+    """Draw the bytes of the train state and the peak, with the test metric beside each bar.
 
     Args:
         runs: Of one setting, each training once.
@@ -48,7 +48,9 @@ def draw_memory(
     ]
     if not panels:
         return None
-    title = f"{title_of(runs[0].setting)}: memory of training, with test accuracy{note}"
+    setting = runs[0].setting
+    primary = setting.primary
+    title = f"{title_of(setting)}: memory of training, with test {name_of(primary)}{note}"
     num_lines = sum(wrap(method).count("\n") + 1 for method in methods)
     figure, grid = new_figure(len(panels), 1.3 + 0.25 * num_lines, title)
     for axes, (name, values) in zip(grid, panels, strict=True):
@@ -56,9 +58,9 @@ def draw_memory(
             width = values[method]
             if width is not None:
                 axes.barh(place, width, height=0.66, color=styles[method].colour, alpha=0.8)
-                accuracy = 100 * fmean(run.accuracy for run in methods[method])
+                mean = fmean(run.test for run in methods[method])
                 axes.annotate(
-                    f"{accuracy:.1f} %",
+                    write(mean, primary, digits=1) + unit_mark(primary),
                     (width, place),
                     xytext=(3, 0),
                     textcoords="offset points",
@@ -78,7 +80,7 @@ def draw_memory(
 def draw_curves(
     runs: Sequence[Run], request: Request | None, styles: Mapping[str, Style]
 ) -> Figure | None:
-    """Draw validation accuracy and training loss over the optimizer steps, means over seeds.
+    """Draw the validation metric and the training loss over the optimizer steps, means over seeds.
 
     Args:
         runs: Of one setting, each training once.
@@ -89,21 +91,25 @@ def draw_curves(
         `None` where no run has curves.
     """
     methods, note = _at_request(runs, request)
+    primary = runs[0].setting.primary
     panels = [
-        (title, found)
-        for name, title in _CURVES
+        (name, heading, found)
+        for name, heading in (
+            (primary.name, axis_title(primary, "validation")),
+            ("train/loss", "training loss"),
+        )
         if (found := {m: c for m, group in methods.items() if (c := mean_curve(group, name))})
     ]
     if not panels:
         return None
     title = f"{title_of(runs[0].setting)}: training curves, means over seeds{note}"
     figure, grid = new_figure(len(panels), 3.6, title)
-    for axes, (name, curves) in zip(grid, panels, strict=True):
+    for axes, (name, heading, curves) in zip(grid, panels, strict=True):
         for method, curve in curves.items():
             _draw_marked(axes, curve.steps, curve.values, method, styles[method])
-        axes.set_title(name)
+        axes.set_title(heading)
         axes.set_xlabel("optimizer step")
-        if name.endswith("%"):
+        if name == primary.name and is_share(primary):
             axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=None))
     add_legend(figure, grid)
     return figure

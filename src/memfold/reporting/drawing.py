@@ -17,7 +17,9 @@ from matplotlib.ticker import (
     PercentFormatter,
 )
 
+from memfold.reporting.metrics import axis_title, is_share
 from memfold.reporting.records import Setting
+from memfold.runs.primary import Primary
 
 __all__ = [
     "FRONT",
@@ -25,8 +27,8 @@ __all__ = [
     "add_legend",
     "house_style",
     "new_figure",
-    "set_accuracy_axis",
     "set_bytes_axis",
+    "set_metric_axis",
     "set_ratio_axis",
     "title_of",
     "wrap",
@@ -116,12 +118,13 @@ def wrap(label: str) -> str:
     return textwrap.fill(label, _LONGEST_LINE)
 
 
-def set_accuracy_axis(axes: Axes) -> None:
-    """Show shares as percent."""
-    low, high = axes.get_ylim()
-    axes.set_ylim(max(low, -0.02), min(high, 1.02))  # a spread may reach where no accuracy is
-    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=None))
-    axes.set_ylabel("test accuracy, %")
+def set_metric_axis(axes: Axes, primary: Primary) -> None:
+    """Name the test split's metric, and show shares as percent."""
+    if is_share(primary):
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -0.02), min(high, 1.02))  # a spread may reach where no share is
+        axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=None))
+    axes.set_ylabel(axis_title(primary))
 
 
 def set_bytes_axis(axes: Axes, *, is_log: bool) -> None:

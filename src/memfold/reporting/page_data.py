@@ -5,20 +5,22 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 
+from memfold.reporting.metrics import axis_title, is_share, name_of
 from memfold.reporting.recipes import recipe, short_recipe
 from memfold.reporting.records import Comparison, Curve, Reference, Run, Setting
 from memfold.reporting.statistics import (
     AXES,
-    NEAR,
     NEGLIGIBLE_COST,
     TIE_ERRORS,
     Point,
     WinMatrix,
     at_best_bits,
     at_most_bits,
+    best,
     common_request,
     has_collapsed,
     mean_curve,
+    near,
     num_trainings,
     points,
     win_matrix,
@@ -52,7 +54,6 @@ def page_data(comparison: Comparison) -> dict[str, object]:
         ],
         "tieErrors": TIE_ERRORS,
         "negligibleCost": NEGLIGIBLE_COST,
-        "near": NEAR,
         "settings": [
             _setting(setting, runs, comparison.references, looks)
             for setting, runs in sorted(by_setting.items(), key=_largest_first)
@@ -83,8 +84,17 @@ def _setting(
     common = common_request(runs)
     widest = max(point.bits for point in rows)
     return {
-        "data": setting.data,
-        "backbone": setting.backbone,
+        "parts": setting.parts,
+        "metric": {
+            "name": setting.primary.name,
+            "short": setting.primary.short,
+            "title": name_of(setting.primary),
+            "axis": axis_title(setting.primary),
+            "unit": setting.primary.unit,
+            "isShare": is_share(setting.primary),
+            "sign": setting.primary.sign,
+            "near": near(rows),
+        },
         "numRuns": num_trainings(runs),
         "training": short_recipe(runs),
         "recipe": list(recipe(runs).items()),
@@ -104,8 +114,8 @@ def _setting(
 
 def _is_crowded(found: Sequence[Point]) -> bool:
     """Tell whether most points stand close together only because a few others have collapsed."""
-    best = max(point.y for point in found)
-    num_near = sum(point.y >= best - NEAR for point in found)
+    worst_near = best(found).quality - near(found)
+    num_near = sum(point.quality >= worst_near for point in found)
     return has_collapsed(found) and num_near >= _MOST * len(found)
 
 
@@ -130,7 +140,7 @@ def _run(run: Run) -> dict[str, object]:
         "seed": run.seed,
         "ratio": run.ratio,
         "bits": run.bits,
-        "y": run.accuracy,
+        "y": run.test,
         "epochs": run.epochs,
         "x": {key: axis.value(run) for key, axis in AXES.items()},
     }

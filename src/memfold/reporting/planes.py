@@ -1,4 +1,4 @@
-"""Accuracy over what it costs: a line for each method."""
+"""What is kept over what it costs: a line for each method."""
 
 import re
 from collections import defaultdict
@@ -12,13 +12,14 @@ from memfold.reporting.drawing import (
     GREY,
     add_legend,
     new_figure,
-    set_accuracy_axis,
     set_bytes_axis,
+    set_metric_axis,
     set_ratio_axis,
     title_of,
 )
+from memfold.reporting.metrics import name_of
 from memfold.reporting.records import Reference
-from memfold.reporting.statistics import NEAR, Axis, Point, has_collapsed, pareto_front
+from memfold.reporting.statistics import Axis, Point, best, has_collapsed, near, pareto_front
 from memfold.reporting.styles import Style
 
 __all__ = ["draw_plane"]
@@ -46,8 +47,7 @@ def draw_plane(
     """
     setting = points[0].setting
     what = re.split("[:,]", axis.title)[0]
-    title = f"{title_of(setting)}: test accuracy over {what} ({note})"
-    best = max(point.y for point in points)
+    title = f"{title_of(setting)}: test {name_of(setting.primary)} over {what} ({note})"
     is_split = has_collapsed(points)
     figure, panels = (
         new_figure(2, 7.6, title, stacked=True) if is_split else new_figure(1, 4.9, title)
@@ -55,7 +55,8 @@ def draw_plane(
     for axes in panels:
         _draw_panel(axes, points, axis, styles, references)
     if is_split:
-        panels[0].set_ylim(best - NEAR, best + NEAR / 10)
+        top, width = best(points).y, setting.primary.sign * near(points)
+        panels[0].set_ylim(*sorted((top - width, top + width / 10)))
         panels[0].set_xlabel("")
     add_legend(figure, panels)
     return figure
@@ -87,7 +88,7 @@ def _draw_panel(
         label=FRONT,
     )
     axes.set_xlabel(axis.title)
-    set_accuracy_axis(axes)
+    set_metric_axis(axes, points[0].setting.primary)
     _scale(axes, points, axis)
 
 

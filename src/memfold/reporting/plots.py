@@ -81,10 +81,7 @@ def _figures(
 
 def _stems(settings: Sequence[Setting]) -> Iterator[tuple[Setting, str]]:
     """Name files after settings; where two would share a name, add a digest."""
-    plain = {
-        s: "-".join(re.sub(r"[^\w.]+", "_", part) for part in (s.data, s.backbone))
-        for s in settings
-    }
+    plain = {s: "-".join(re.sub(r"[^\w.]+", "_", part) for part in s.parts) for s in settings}
     for setting, stem in plain.items():
         if list(plain.values()).count(stem) > 1:
             stem = f"{stem}-{zlib.crc32(repr(setting).encode()):08x}"

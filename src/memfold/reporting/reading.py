@@ -157,7 +157,7 @@ def _name(path: Path) -> str:
 def _identity(run: Run) -> object:
     """Tell a run that was read before from another one of the same name, made elsewhere."""
     place = Path(run.folder).resolve()
-    return place, run.strategy, run.seed, run.bits, run.accuracy, run.stored_bytes, run.fit_seconds
+    return place, run.strategy, run.seed, run.bits, run.test, run.stored_bytes, run.fit_seconds
 
 
 def _by_folder(run: Run) -> tuple[object, ...]:

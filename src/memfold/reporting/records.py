@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field
 
 from memfold.file_models import Text
+from memfold.reporting.metrics import is_share, name_of
+from memfold.runs.primary import ACCURACY, Primary
 
 __all__ = [
     "MAX_STEPS",
@@ -18,6 +20,7 @@ __all__ = [
     "Run",
     "Setting",
     "Share",
+    "value_types",
 ]
 
 SMALLEST_RATIO = 1e-9
@@ -30,6 +33,7 @@ Count = Annotated[int, Field(strict=True, ge=0, le=_LARGEST)]
 Bytes = Annotated[int, Field(strict=True, ge=1, le=_LARGEST)]
 Number = Annotated[float, Field(strict=True, ge=0, le=_LARGEST)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+Value = Annotated[float, Field(strict=True, ge=-_LARGEST, le=_LARGEST)]
 Ratio = Annotated[float, Field(strict=True, ge=SMALLEST_RATIO, le=_LARGEST)]
 Step = Annotated[int, Field(strict=True, ge=0, lt=MAX_STEPS)]
 
@@ -57,6 +61,20 @@ class Setting:
 
     data: Text
     backbone: Text
+    primary: Primary = ACCURACY
+    """The metric by which its runs are judged."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What it is called; an accuracy goes without saying."""
+        metric = () if self.primary == ACCURACY else (name_of(self.primary),)
+        return self.data, self.backbone, *metric
+
+
+def value_types(primary: Primary) -> tuple[Any, Any]:
+    """Return what test and validation values must be, for `memfold.file_models.check`."""
+    kind = cast("Any", Share if is_share(primary) else Value)
+    return kind, kind | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +95,11 @@ class Run:
     """The same as it was asked for; `None` for dense, and where bytes were asked for instead."""
     bits: Literal[32, 16, 8, 4]
     """Per stored value."""
-    accuracy: Share
-    """On the test set, of what is stored: with fewer than 32 bits, of the packed artifact."""
-    val_accuracy: Share | None = None
+    test: Value
+    """The setting's metric on the test split, of what is stored: with fewer than 32 bits, of the
+    packed artifact."""
+    val: Value | None = None
+    """The same on the validation split."""
     stored_bytes: Bytes
     dense_bytes: Bytes
     """Stored bytes of the uncompressed model."""
@@ -103,7 +123,7 @@ class Run:
     environment: Mapping[str, object] = field(default_factory=dict)
     command: str = ""
     curves: Mapping[str, Curve] = field(default_factory=dict)
-    """`train/loss`, `val/acc` and the like, thinned out to what a plot can show. Empty for values
+    """`train/loss`, the metric and the like, thinned out to what a plot can show. Empty for values
     that were packed after training: the run at the bits it was trained for has them."""
     densities: Mapping[str, Share] = field(default_factory=dict)
     """Last share of kept weights of each tensor; empty unless the strategy is sparse, and where
@@ -143,6 +163,7 @@ class Reference:
     """One point of a published curve."""
 
     setting: Setting
+    """One of accuracies: no others are published."""
     method: str
     ratio: float
     accuracy: float

@@ -43,7 +43,7 @@ def read_references(
 
 
 def _describe_unknown(setting: Setting, settings: Collection[Setting]) -> str:
-    known = "; ".join(f"{known.data}, {known.backbone}" for known in sorted(settings))
+    known = "; ".join(", ".join(known.parts) for known in sorted(settings))
     return (
         f"published curves for dataset {setting.data}, model {setting.backbone} are not drawn: "
         f"the runs are of {known or 'none'}"
@@ -51,9 +51,8 @@ def _describe_unknown(setting: Setting, settings: Collection[Setting]) -> str:
 
 
 def _describe_repeated(kept: Reference, other: Reference) -> str:
-    setting = kept.setting
     return (
-        f"{other.method} at ratio {other.ratio:g} of {setting.data}, {setting.backbone} is "
+        f"{other.method} at ratio {other.ratio:g} of {', '.join(kept.setting.parts)} is "
         f"published twice, as {kept.accuracy:g} and {other.accuracy:g}: the first is drawn"
     )
 

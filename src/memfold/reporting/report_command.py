@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     num_methods = len({run.method for run in runs})
     _print(
         f"{_count(num_trainings(runs), 'run')} of {_count(num_methods, 'method')} in "
-        f"{_count(len({run.setting for run in runs}), 'setting')} (data, backbone), "
+        f"{_count(len({run.setting for run in runs}), 'setting')} (data, backbone, metric), "
         f"{_count(len(comparison.problems), 'problem')}"
     )
     _print(f"{plots} figures in {options.out / _PLOTS}, as PNG and PDF")

@@ -11,8 +11,9 @@ from typing import Any, get_type_hints
 from memfold.errors import InputError
 from memfold.file_models import check
 from memfold.files import open_regular, read_json
-from memfold.reporting.records import MAX_STEPS, Curve, Problem, Run, Setting
+from memfold.reporting.records import MAX_STEPS, Curve, Problem, Run, Setting, value_types
 from memfold.runs.folder import METRICS, PACKED, RESULT
+from memfold.runs.primary import primary_of
 
 __all__ = ["MAX_POINTS", "load_json", "read_run_folder"]
 
@@ -117,18 +118,22 @@ def _parse(result: object, name: str) -> Run:
     compression, metrics = sections["compression"], sections["metrics"]
     prefix = "" if found["bits"] == 32 else "packed/"
     is_best = not prefix and values.get("test_checkpoint") == "best"
-    test, val = f"{prefix}test/acc", "val/best_acc" if is_best else f"{prefix}val/acc"
+    primary = primary_of(values)
+    of_test, of_val = value_types(primary)
+    test = f"{prefix}{primary.test}"
+    val = f"val/best_{primary.short}" if is_best else f"{prefix}{primary.name}"
+    setting = {key: values.get(key) for key in ("data", "backbone")}
     strategy = check(_TYPES["strategy"], compression.get("name"), "compression.name")
     if strategy == "dense":
         found |= {"requested_ratio": None, "budget_bytes": None}
     return Run(
         folder=name,
-        setting=check(Setting, {key: values.get(key) for key in ("data", "backbone")}),
+        setting=check(Setting, {**setting, "primary": primary}),
         strategy=strategy,
         method=strategy,
         seed=check(_TYPES["seed"], values.get("seed"), "seed"),
-        accuracy=check(_TYPES["accuracy"], metrics.get(test), f"metrics.{test}"),
-        val_accuracy=check(_TYPES["val_accuracy"], metrics.get(val), f"metrics.{val}"),
+        test=check(of_test, metrics.get(test), f"metrics.{test}"),
+        val=check(of_val, metrics.get(val), f"metrics.{val}"),
         options=_options(compression, values.get("distill")),
         recipe=check(dict[str, Any], values.get("recipe") or {}, "recipe"),
         environment=check(dict[str, Any], values.get("environment") or {}, "environment"),

@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from memfold.errors import InputError
 from memfold.file_models import check
 from memfold.files import open_regular, parse_json
-from memfold.reporting.records import Comparison, Problem, Run
+from memfold.reporting.metrics import columns
+from memfold.reporting.records import Comparison, Problem, Run, Setting, value_types
+from memfold.runs.primary import ACCURACY
 
 __all__ = ["RUN_LINES", "read_run_lines", "to_run_lines"]
 
@@ -22,7 +24,7 @@ _Kind: Any = Literal["run", "problem"]
 
 def to_run_lines(comparison: Comparison) -> str:
     """Write all runs and problems, without loss; published curves have a file of their own."""
-    objects = [{_KIND: _RUN, **dataclasses.asdict(run)} for run in comparison.runs]
+    objects = [{_KIND: _RUN, **_named(run)} for run in comparison.runs]
     objects += [{_KIND: _PROBLEM, **dataclasses.asdict(p)} for p in comparison.problems]
     return "".join(json.dumps(value, separators=(",", ":")) + "\n" for value in objects)
 
@@ -47,12 +49,34 @@ def read_run_lines(path: Path, name: str) -> tuple[list[Run], list[Problem]]:
         try:
             content = check(dict[str, Any], _load(line), "a line")
             if check(_Kind, content.get(_KIND), _KIND) == _RUN:
-                runs.append(check(Run, content))
+                runs.append(_parse(content))
             else:
                 problems.append(check(Problem, content))
         except InputError as error:
             problems.append(Problem(f"{name} line {number}", str(error)))
     return runs, problems
+
+
+def _named(run: Run) -> dict[str, Any]:
+    """Return the fields of a run, with its values under the name of their metric."""
+    content = dataclasses.asdict(run)
+    if run.setting.primary == ACCURACY:  # as before there were others
+        del content["setting"]["primary"]
+    test, val = columns(run.setting.primary)
+    names = {"test": test, "val": val}
+    return {names.get(key, key): value for key, value in content.items()}
+
+
+def _parse(content: Mapping[str, Any]) -> Run:
+    """Undo `_named`.
+
+    Raises:
+        InputError: A value is missing or cannot be right.
+    """
+    primary = check(Setting, content.get("setting"), "setting").primary
+    named = zip(("test", "val"), columns(primary), value_types(primary), strict=True)
+    values = {field: check(kind, content.get(name), name) for field, name, kind in named}
+    return check(Run, {**content, **values})
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -7,16 +7,16 @@ spread over seeds is pooled over both (see `is_tie`).
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from memfold.reporting.metrics import is_share
 from memfold.reporting.records import Curve, Run, Setting
 
 __all__ = [
     "AXES",
-    "NEAR",
     "NEGLIGIBLE_COST",
     "TIE_ERRORS",
     "Axis",
@@ -26,10 +26,12 @@ __all__ = [
     "WinMatrix",
     "at_best_bits",
     "at_most_bits",
+    "best",
     "common_request",
     "has_collapsed",
     "is_tie",
     "mean_curve",
+    "near",
     "num_trainings",
     "pareto_front",
     "points",
@@ -39,15 +41,14 @@ __all__ = [
 TIE_ERRORS = 2.0
 NEGLIGIBLE_COST = 0.01
 """Relative difference in cost that saves nothing: some bytes of metadata, the noise of a clock."""
-NEAR = 0.1
-"""Of accuracy below the best: what is shown enlarged where the rest is far below."""
-_FAR = 0.25
-_ROUNDING = 1e-9  # of accuracies that were averaged in another order
+_NEAR = 0.1
+_FAR = 2.5  # times what is near
+_ROUNDING = 1e-9  # relative, of values that were averaged in another order
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What accuracy is drawn over."""
+    """What the metric is drawn over."""
 
     key: str
     title: str
@@ -71,10 +72,15 @@ class Point:
     """Mean on the axis."""
     x_std: float | None
     y: float
-    """Mean test accuracy, in [0, 1]."""
+    """Mean of the setting's metric on the test split."""
     y_std: float | None
     """Sample standard deviation over seeds; `None` for one seed."""
     runs: tuple[Run, ...]
+
+    @property
+    def quality(self) -> float:
+        """Its mean, or that with a minus where less is better: more is always better."""
+        return self.setting.primary.sign * self.y
 
 
 @dataclass(frozen=True)
@@ -154,10 +160,10 @@ def points(runs: Iterable[Run], axis: Axis) -> list[Point]:
 def pareto_front(points: Iterable[Point]) -> list[Point]:
     """Return the points of each setting that no other one beats, sorted by x.
 
-    One beats another when neither its x is higher, but for `NEGLIGIBLE_COST`, nor its accuracy
-    lower, and one of them is better.
+    One beats another when neither its x is higher, but for `NEGLIGIBLE_COST`, nor its mean worse,
+    and one of them is better.
     """
-    points = sorted(points, key=lambda p: (p.x, -p.y))
+    points = sorted(points, key=lambda p: (p.x, -p.quality))
     return [point for point in points if not any(_beats(other, point) for other in points)]
 
 
@@ -167,13 +173,30 @@ def at_best_bits(points: Iterable[Point]) -> list[Point]:
     for point in points:
         methods[point.setting, point.method].append(point)
     fronts = [point for own in methods.values() for point in pareto_front(own)]
-    return sorted(fronts, key=lambda p: (p.x, -p.y))
+    return sorted(fronts, key=lambda p: (p.x, -p.quality))
 
 
-def has_collapsed(points: Iterable[Point]) -> bool:
-    """Return whether some accuracies are so far below the best that the others cannot be told."""
-    accuracies = [point.y for point in points]
-    return min(accuracies) < max(accuracies) - _FAR
+def best(points: Iterable[Point]) -> Point:
+    """Return the point of a setting with the best mean."""
+    return max(points, key=lambda point: point.quality)
+
+
+def near(points: Sequence[Point]) -> float:
+    """Return how much worse than the best mean of a setting is still near it.
+
+    A tenth: of all there is for shares, of the best itself for other metrics. What is near is shown
+    enlarged where the rest is far away.
+    """
+    top = best(points)
+    if is_share(top.setting.primary):
+        return _NEAR
+    return _NEAR * (abs(top.y) or max(abs(point.y) for point in points) or 1.0)
+
+
+def has_collapsed(points: Sequence[Point]) -> bool:
+    """Return whether some means are so far from the best that the others cannot be told."""
+    worst = min(point.quality for point in points)
+    return worst < best(points).quality - _FAR * near(points)
 
 
 def at_most_bits(runs: Iterable[Run]) -> list[Run]:
@@ -230,24 +253,25 @@ def mean_curve(runs: Iterable[Run], name: str) -> Curve | None:
 
 
 def is_tie(one: Point, other: Point) -> bool:
-    """Return whether the difference of two mean accuracies is lost in the noise of the seeds.
+    """Return whether the difference of two means is lost in the noise of the seeds.
 
     With the sample variances pooled over both, s^2, the standard error of the difference is
     s sqrt(1/n + 1/m) for n and m seeds (Welch's, where n = m). It is a tie up to `TIE_ERRORS` of
     them. That is a mild test: of two methods that are equally good, with three seeds each, one
-    "wins" in about every eighth cell. With one seed each, only equal accuracies tie.
+    "wins" in about every eighth cell. With one seed each, only equal values tie.
     """
     difference = abs(one.y - other.y)
+    rounding = _ROUNDING * max(abs(one.y), abs(other.y))
     n, m = len(one.runs), len(other.runs)
     if n + m == 2:
-        return difference <= _ROUNDING
+        return difference <= rounding
     squares = (n - 1) * (one.y_std or 0.0) ** 2 + (m - 1) * (other.y_std or 0.0) ** 2
     error = math.sqrt(squares / (n + m - 2) * (1 / n + 1 / m))
-    return difference <= TIE_ERRORS * error + _ROUNDING
+    return difference <= TIE_ERRORS * error + rounding
 
 
 def win_matrix(runs: Iterable[Run]) -> list[WinMatrix]:
-    """Compare the mean accuracies of all methods wherever the same was asked of them.
+    """Compare the means of all methods wherever the same was asked of them.
 
     Equal ratios are equal numbers of learned values, not of bytes: sparse methods store indices
     besides. Only runs of which bytes were asked (`budget_bytes`) compare at equal stored bytes.
@@ -275,7 +299,7 @@ def _average(group: list[tuple[float, Run]]) -> Point:
     group = sorted(group, key=lambda item: (item[1].seed, item[1].folder))
     runs = tuple(run for _, run in group)
     x, x_std = _mean_and_std([x for x, _ in group])
-    y, y_std = _mean_and_std([run.accuracy for run in runs])
+    y, y_std = _mean_and_std([run.test for run in runs])
     first = runs[0]
     return Point(
         first.setting,
@@ -302,13 +326,13 @@ def _beats(one: Point, other: Point) -> bool:
     return (
         one.setting == other.setting
         and one.x <= other.x * (1 + NEGLIGIBLE_COST)
-        and one.y >= other.y
-        and (one.x < other.x or one.y > other.y)
+        and one.quality >= other.quality
+        and (one.x < other.x or one.quality > other.quality)
     )
 
 
 def _cell(group: list[Point]) -> Cell:
-    ranked = sorted(group, key=lambda p: (-p.y, p.method))
+    ranked = sorted(group, key=lambda p: (-p.quality, p.method))
     winners = tuple(p.method for p in ranked if p is ranked[0] or is_tie(ranked[0], p))
     return Cell(ranked[0].requested_ratio, ranked[0].budget_bytes, tuple(ranked), winners)
 
@@ -319,7 +343,7 @@ def _duels(cells: Iterable[Cell]) -> dict[tuple[str, str], Duel]:
         for one in cell.points:
             for other in cell.points:
                 if one is not other:
-                    outcome = 1 if is_tie(one, other) else 0 if one.y > other.y else 2
+                    outcome = 1 if is_tie(one, other) else 0 if one.quality > other.quality else 2
                     counts[one.method, other.method][outcome] += 1
     return {pair: Duel(*numbers) for pair, numbers in sorted(counts.items())}
 

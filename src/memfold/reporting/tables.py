@@ -5,8 +5,9 @@ import io
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
+from memfold.reporting.metrics import axis_title, columns, unit_mark, write
 from memfold.reporting.recipes import short_recipe
-from memfold.reporting.records import Comparison, Problem, Reference, Run, Setting
+from memfold.reporting.records import Comparison, Problem, Reference, Run
 from memfold.reporting.statistics import (
     AXES,
     Cell,
@@ -16,6 +17,7 @@ from memfold.reporting.statistics import (
     points,
     win_matrix,
 )
+from memfold.runs.primary import ACCURACY
 
 __all__ = ["to_csv", "to_markdown"]
 
@@ -24,13 +26,11 @@ _TIE = """\
 A tie: two means differ by at most two standard errors of their difference, from the spread over
 seeds pooled over both. With three seeds, one of about eight cells between equally good methods is
 not a tie by this rule. With one seed each, nothing is known of the spread, and only equal
-accuracies tie. Equal ratios are equal numbers of learned values, not equal bytes: sparse methods
+{values} tie. Equal ratios are equal numbers of learned values, not equal bytes: sparse methods
 store indices besides."""
 
 _Value = Callable[[Run], float | None]
 _NUMBERS: tuple[tuple[str, _Value], ...] = (
-    ("ratio", lambda run: run.ratio),
-    ("val_accuracy", lambda run: run.val_accuracy),
     ("stored_bytes", lambda run: run.stored_bytes),
     ("stored_ratio", lambda run: run.stored_ratio),
     ("index_bytes", lambda run: run.index_bytes),
@@ -41,12 +41,8 @@ _NUMBERS: tuple[tuple[str, _Value], ...] = (
     ("epochs", lambda run: run.epochs),
     ("steps", lambda run: run.steps),
 )
-_HEADS = (
-    "method",
-    "bits",
-    "ratio",
-    "n",
-    "test accuracy, %",
+_ASKED = ("method", "bits", "ratio", "n")
+_COSTS = (
     "stored bytes",
     "of them indices",
     "train state, bytes",
@@ -57,30 +53,36 @@ _HEADS = (
 
 
 def to_csv(comparison: Comparison) -> str:
-    """Write a row for each method, bits and ratio of each setting: plain numbers, no rounding."""
-    heads = ("data", "backbone", "method", "strategy", "bits", "requested_ratio", "budget_bytes")
-    heads += ("num_seeds", "seeds", "accuracy", "accuracy_std", *(name for name, _ in _NUMBERS))
+    """Write a row for each method, bits and ratio of each setting: plain numbers, no rounding.
+
+    Every metric has columns of its own: of shares, such as accuracies, in [0, 1].
+    """
+    metrics = list(dict.fromkeys(columns(run.setting.primary) for run in comparison.runs))
+    heads = ["data", "backbone", "method", "strategy", "bits", "requested_ratio", "budget_bytes"]
+    heads += ["num_seeds", "seeds"]
+    heads += [name for test, _ in metrics for name in (test, f"{test}_std")]
+    heads += ["ratio", *(val for _, val in metrics), *(name for name, _ in _NUMBERS)]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(heads)
+    writer = csv.DictWriter(text, heads, lineterminator="\n")
+    writer.writeheader()
     for point in _rows(comparison.runs):
-        seeds = " ".join(str(run.seed) for run in point.runs)
-        writer.writerow(
-            [
-                point.setting.data,
-                point.setting.backbone,
-                point.method,
-                point.strategy,
-                point.bits,
-                point.requested_ratio,
-                point.budget_bytes,
-                len(point.runs),
-                seeds,
-                point.y,
-                point.y_std,
-                *(_mean(point, value) for _, value in _NUMBERS),
-            ]
-        )
+        test, val = columns(point.setting.primary)
+        row = {
+            "data": point.setting.data,
+            "backbone": point.setting.backbone,
+            "method": point.method,
+            "strategy": point.strategy,
+            "bits": point.bits,
+            "requested_ratio": point.requested_ratio,
+            "budget_bytes": point.budget_bytes,
+            "num_seeds": len(point.runs),
+            "seeds": " ".join(str(run.seed) for run in point.runs),
+            test: point.y,
+            f"{test}_std": point.y_std,
+            "ratio": _mean(point, lambda run: run.ratio),
+            val: _mean(point, lambda run: run.val),
+        }
+        writer.writerow(row | {name: _mean(point, value) for name, value in _NUMBERS})
     return text.getvalue()
 
 
@@ -100,16 +102,19 @@ def to_markdown(comparison: Comparison, title: str) -> str:
     matrices = win_matrix(comparison.runs)
     for setting in sorted({run.setting for run in comparison.runs}):
         rows = [p for p in _rows(comparison.runs) if p.setting == setting]
-        lines += ["", f"## {_escape(_name(setting))}", ""]
+        lines += ["", f"## {_escape(', '.join(setting.parts))}", ""]
         training = short_recipe([run for run in comparison.runs if run.setting == setting])
         lines += [f"Training: {_escape(training)}.", ""] if training else []
-        lines += _table(_HEADS, map(_cells, rows))
+        heads = (*_ASKED, _escape(axis_title(setting.primary)), *_COSTS)
+        lines += _table(heads, map(_cells, rows))
         for matrix in matrices:
             if matrix.setting == setting:
                 lines += _matrix(matrix)
         lines += _published([r for r in comparison.references if r.setting == setting])
     if matrices:
-        lines += ["", "## What is a tie", "", *_TIE.splitlines()]
+        are_accuracies = all(matrix.setting.primary == ACCURACY for matrix in matrices)
+        tie = _TIE.format(values="accuracies" if are_accuracies else "values")
+        lines += ["", "## What is a tie", "", *tie.splitlines()]
     return "\n".join([*lines, *_problems(comparison.problems)]) + "\n"
 
 
@@ -131,7 +136,7 @@ def _cells(point: Point) -> list[str]:
         str(point.bits),
         _request(point),
         str(len(point.runs)),
-        _accuracy(point),
+        _mean_and_spread(point),
         *(
             "-" if values[name] is None else f"{values[name]:,.0f}"
             for name in ("stored_bytes", "index_bytes", "train_state_bytes", "peak_bytes")
@@ -160,7 +165,8 @@ def _outcome(cell: Cell) -> list[str]:
     best = cell.points[0]
     ties = ", ".join(_escape(method) for method in cell.winners[1:])
     note = " (one seed each)" if cell.is_one_seed else ""
-    return [_request(best), f"{_escape(best.method)}: {_accuracy(best)} %{note}", ties or "-"]
+    value = f"{_mean_and_spread(best)}{unit_mark(best.setting.primary)}"
+    return [_request(best), f"{_escape(best.method)}: {value}{note}", ties or "-"]
 
 
 def _published(references: Sequence[Reference]) -> list[str]:
@@ -195,18 +201,17 @@ def _request(point: Point) -> str:
     return ratio if point.strategy == "dense" else f"~{ratio}"
 
 
-def _accuracy(point: Point) -> str:
-    mean = f"{100 * point.y:.2f}"
-    return mean if point.y_std is None else f"{mean} {_PLUS_MINUS} {100 * point.y_std:.2f}"
+def _mean_and_spread(point: Point) -> str:
+    primary = point.setting.primary
+    mean = write(point.y, primary)
+    if point.y_std is None:
+        return mean
+    return f"{mean} {_PLUS_MINUS} {write(point.y_std, primary, mean=point.y)}"
 
 
 def _mean(point: Point, value: _Value) -> float | None:
     known = [number for run in point.runs if (number := value(run)) is not None]
     return statistics.fmean(known) if known else None
-
-
-def _name(setting: Setting) -> str:
-    return f"{setting.data}, {setting.backbone}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from memfold.reporting.command_recipe import differences
+from memfold.reporting.metrics import name_of
 from memfold.reporting.records import Problem, Run, Setting
 
 __all__ = ["keep_first", "natural", "sort_problems", "warn_of_unequal_training"]
@@ -91,17 +92,18 @@ def _is_the_same_dense_model(one: Run, other: Run) -> bool:
     """Tell whether a sweep over ratios has trained the dense model, which has none, once more."""
     return (
         one.is_dense
-        and (one.accuracy, one.stored_bytes) == (other.accuracy, other.stored_bytes)
+        and (one.test, one.stored_bytes) == (other.test, other.stored_bytes)
         and one.command != other.command
         and not differences((one, other))
     )
 
 
 def _compare(kept: Run, other: Run) -> str:
-    if (kept.accuracy, kept.stored_bytes) == (other.accuracy, other.stored_bytes):
+    if (kept.test, kept.stored_bytes) == (other.test, other.stored_bytes):
         return f"repeats {kept.folder}, with the same result"
+    primary = kept.setting.primary
     told = [
-        f"test accuracy {other.accuracy:.4f} where that has {kept.accuracy:.4f}",
+        f"test {name_of(primary)} {other.test:.4f} where that has {kept.test:.4f}",
         *(
             f"{name} {second} where that has {first}"
             for name, (first, second) in differences((kept, other))
@@ -124,4 +126,4 @@ def _describe(run: Run) -> str:
 
 
 def _place(setting: Setting) -> str:
-    return f"{setting.data}, {setting.backbone}"
+    return ", ".join(setting.parts)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_NAME = "memfold: accuracy over stored bytes"
+_NAME = "memfold: what is kept over stored bytes"
 _FILE = Path("wandb_dashboard.json")
 _EXAMPLES = """examples:
   python scripts/wandb_dashboard.py --entity me --project memfold --group first_sweep
@@ -102,7 +102,7 @@ def _keep(workspace: "Workspace", options: argparse.Namespace, reason: str) -> i
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="wandb_dashboard.py",
-        description="Compare runs in Weights & Biases: accuracy over stored bytes, memory, curves.",
+        description="Compare runs in Weights & Biases: metric over stored bytes, memory, curves.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -15,12 +15,19 @@ from wandb_workspaces.workspaces.internal import View
 
 from memfold.errors import InputError
 from memfold.files import read_json
+from memfold.reporting.metrics import axis_title, name_of
 from memfold.reporting.styles import styles
+from memfold.runs.primary import ACCURACY, Primary
 
 __all__ = ["Selection", "build_workspace", "read_workspace", "write_workspace"]
 
+
 _STEP = "trainer/global_step"
-_ACCURACY = "accuracy"
+_METRICS = {  # of classification, language modelling and regression -> its summary value
+    ACCURACY: "accuracy",
+    Primary("val/bpb", "min", "bits per byte"): "bpb",
+    Primary("val/rmse", "min", "RMSE"): "rmse",
+}
 _MOST_RUNS = 500
 _PLANES = {  # summary value -> title of the axis
     "memory/stored_bytes": "stored bytes",
@@ -34,7 +41,7 @@ _MEMORY = {
     "memory/peak_bytes": "Peak memory of training, bytes",
     "memory/grad_sync_bytes": "Gradients that DDP sends in a step, bytes",
 }
-_CURVES = ("val/acc", "train/loss", "val/loss", "lr")
+_CURVES = ("train/loss", "val/loss", "lr")
 _COLUMNS = (
     "config:method.value",
     "config:backbone.value",
@@ -44,8 +51,11 @@ _COLUMNS = (
     "config:bits.value",
     "summary:memory/stored_bytes",
     "summary:memory/stored_ratio",
-    "summary:accuracy",
-    "summary:val/best_acc",
+    *(
+        f"summary:{key}"
+        for metric, value in _METRICS.items()
+        for key in (value, f"val/best_{metric.short}")
+    ),
     "summary:memory/train_state_bytes",
     "summary:memory/peak_bytes",
     "summary:time/fit_seconds",
@@ -93,11 +103,12 @@ def build_workspace(
     """
     from memfold.strategies import strategy_names  # only here: it imports PyTorch
 
+    kept = [_kept(metric, value) for metric, value in _METRICS.items()]
     return workspaces.Workspace(
         entity=entity,
         project=project,
         name=name,
-        sections=[_accuracy(), _memory(), _curves(), _differences()],
+        sections=[*kept, _memory(), _curves(), _differences()],
         settings=workspaces.WorkspaceSettings(x_axis=_STEP, max_runs=100),
         runset_settings=workspaces.RunsetSettings(
             filters=selection.to_filter(),
@@ -145,26 +156,32 @@ def read_workspace(path: Path, changes: Mapping[str, str]) -> workspaces.Workspa
         raise InputError(f"--from {path} is no workspace that this script has written") from error
 
 
-def _accuracy() -> workspaces.Section:
+def _kept(metric: Primary, value: str) -> workspaces.Section:
+    name, curve = name_of(metric), metric.name
     planes = [
         panels.ScatterPlot(
-            title=f"Test accuracy over {axis}",
+            title=f"Test {name} over {axis}",
             x=panels.SummaryMetric(key),
-            y=panels.SummaryMetric(_ACCURACY),
+            y=panels.SummaryMetric(value),
             log_x=True,
             legend_template="${config:setting}",
         )
         for key, axis in _PLANES.items()
     ]
     axes = {"strategy": panels.Config("strategy"), "bits": panels.Config("bits")}
-    axes |= {key: panels.SummaryMetric(key) for key in ("memory/stored_bytes", _ACCURACY)}
+    axes |= {key: panels.SummaryMetric(key) for key in ("memory/stored_bytes", value)}
     columns = [
         ParallelCoordinatesPlotColumn(metric, log=True if "bytes" in key else None)
         for key, metric in axes.items()
     ]
-    together = panels.ParallelCoordinatesPlot(title="From strategy to accuracy", columns=columns)
-    bars = _bars(_ACCURACY, "Test accuracy")
-    return _section("Accuracy kept", [*planes, bars, together], columns=2)
+    together = panels.ParallelCoordinatesPlot(title=f"From strategy to {name}", columns=columns)
+    bars = _bars(value, f"Test {name}")
+    lines = [
+        _line(curve, f"{curve} of each strategy: mean over ratios and seeds", "strategy"),
+        _line(curve, f"{curve}: mean over seeds", "setting"),
+    ]
+    title = axis_title(metric).removeprefix("test ")
+    return _section(f"Kept: {title}", [*planes, bars, together, *lines], columns=2)
 
 
 def _memory() -> workspaces.Section:
@@ -172,9 +189,8 @@ def _memory() -> workspaces.Section:
 
 
 def _curves() -> workspaces.Section:
-    overview = _line("val/acc", "val/acc of each strategy: mean over ratios and seeds", "strategy")
     lines = [_line(key, f"{key}: mean over seeds", "setting") for key in _CURVES]
-    return _section("Training curves", [overview, *lines], columns=2)
+    return _section("Training curves", lines, columns=2)
 
 
 def _line(key: str, title: str, group: str) -> panels.LinePlot:

@@ -88,7 +88,7 @@ def test_bytes_have_units_on_every_axis_also_when_zoomed(small_page):
 
 
 def test_the_dense_accuracy_is_a_line_with_its_number(small_page):
-    mean = fmean(run.accuracy for run in SMALL.runs if run.is_dense and run.bits == 32)
+    mean = fmean(run.test for run in SMALL.runs if run.is_dense and run.bits == 32)
     label = small_page.locator("#plane .annotation-text")
     assert label.text_content() == f"dense{100 * mean:.1f} %"  # on two lines
     toggle(small_page, "dense")
@@ -173,7 +173,7 @@ def test_pointing_at_a_mean_tells_its_runs(small_page):
         "ratio 0.01, 32 bits",
         f"accuracy {100 * point.y:.1f} \u00b1 {100 * point.y_std:.1f} % (3 seeds)",
         f"stored {point.runs[0].stored_bytes:,} bytes",
-        *(f"seed {r.seed}: {100 * r.accuracy:.1f} %, {r.folder}" for r in point.runs),
+        *(f"seed {r.seed}: {100 * r.test:.1f} %, {r.folder}" for r in point.runs),
     ):
         assert part in said
     assert "more" not in said

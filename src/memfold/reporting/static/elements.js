@@ -31,13 +31,23 @@ const MISSING = "\u2013";
 const PLUS_MINUS = "\u00b1";
 const LINE_LENGTH = 44;
 
-const percent = (value) => (100 * value).toFixed(1);
 const integer = (value) => Math.round(value).toLocaleString("en-US");
 const significant = (value) => String(Number(value.toPrecision(3)));
 const orMissing = (format) => (value) => (value === null ? MISSING : format(value));
 
-function spread(mean, std) {
-  return std === null ? percent(mean) : `${percent(mean)} ${PLUS_MINUS} ${percent(std)}`;
+/** A value of a metric as it stands on an axis: a share as percent. */
+const scaled = (metric, value) => (metric.isShare ? 100 * value : value);
+const percentMark = (metric) => (metric.isShare ? " %" : "");
+
+/** The same as text: one decimal of a percentage, four digits of others; `mean` is that of a spread. */
+function written(metric, value, mean = value) {
+  const decimals = mean ? 3 - Math.floor(Math.log10(Math.abs(mean))) : 3;
+  return scaled(metric, value).toFixed(metric.isShare ? 1 : Math.min(Math.max(decimals, 0), 100));
+}
+
+function spread(metric, mean, std) {
+  const text = written(metric, mean);
+  return std === null ? text : `${text} ${PLUS_MINUS} ${written(metric, std, mean)}`;
 }
 
 /** 20000 as 20 kB: on axes and in texts, as in the figures. */

@@ -87,38 +87,40 @@ function drawMemory(setting, choice) {
     "No run that is shown has measured memory here.");
 }
 
-function curveTrace(method, curve, factor) {
+function curveTrace(method, curve, ofMetric) {
   return {
     type: "scatter",
     mode: "lines+markers",
     meta: { role: "curve", method: method.name },
     x: curve.steps,
-    y: curve.values.map((value) => (value === null ? null : factor * value)),
+    y: curve.values.map((value) => (value === null ? null : ofMetric(value))),
     line: { color: method.colour, dash: method.dash, width: 1.8 },
     marker: { color: method.colour, symbol: method.symbol, size: 7, maxdisplayed: 7 },
     hoverinfo: "text",
     hovertext: curve.values.map((value, i) =>
       [
         `<b>${plain(method.name)}</b> (${plural(curve.seeds, "seed")})`,
-        `step ${integer(curve.steps[i])}: ${value === null ? MISSING : significant(factor * value)}`,
+        `step ${integer(curve.steps[i])}: ${value === null ? MISSING : significant(ofMetric(value))}`,
       ].join("<br>"),
     ),
   };
 }
 
 function drawCurves(setting, choice) {
-  const isAccuracy = choice.metric.endsWith("acc");
+  const { metric } = setting;
+  // Of any split, and the best so far.
+  const isPrimary = ["/", "_"].some((mark) => choice.metric.endsWith(mark + metric.short));
   const curves = setting.methods
     .filter((method) => choice.isShown(method.name))
     .map((method) => [method, setting.curves.find((curve) =>
       curve.method === method.name && curve.metric === choice.metric &&
       (method.isDense || curve.ratio === choice.ratio))])
     .filter(([, curve]) => curve?.steps.length);
-  const traces = curves.map(([method, curve]) => curveTrace(method, curve, isAccuracy ? 100 : 1));
+  const traces = curves.map(([method, curve]) => curveTrace(method, curve, (value) => (isPrimary ? scaled(metric, value) : value)));
   const layout = {
     ...baseLayout(isNarrow() ? 340 : 420),
     xaxis: { ...axisStyle, title: { text: "optimizer step", standoff: 8 }, rangemode: "tozero" },
-    yaxis: { ...axisStyle, title: { text: plain(choice.metric) + (isAccuracy ? ", %" : ""), standoff: 6 } },
+    yaxis: { ...axisStyle, title: { text: plain(isPrimary ? `${choice.metric}, ${metric.unit}` : choice.metric), standoff: 6 } },
   };
   draw("curves", traces, layout, `${choice.metric} over optimizer steps: ${plural(traces.length, "method")}.`,
     "No run that is shown has a curve of this metric at this ratio.");

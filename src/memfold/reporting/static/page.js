@@ -10,14 +10,14 @@ const choice = {
   isNear: false, // as the setting opens
   single: true,
   ratio: "",
-  metric: "val/acc",
-  sort: { key: "y", isDescending: true },
+  metric: "", // as the setting is judged
+  sort: { key: "y", isDescending: true }, // the best first, as the setting opens
 };
 
 const hiddenKey = (name, isPublished = false) => `${isPublished ? "published" : "method"} ${name}`;
 const isShown = (name, isPublished) => !hidden.has(hiddenKey(name, isPublished));
 const currentSetting = () => report.settings[choice.setting];
-const nameOf = (setting) => `${setting.data} \u00b7 ${setting.backbone}`;
+const nameOf = (setting) => setting.parts.join(" \u00b7 ");
 
 /** Let plotly draw each method's line and marker once, for the list and the tables. */
 async function drawSwatches(lines) {
@@ -87,14 +87,14 @@ function methodButton(name, isPublished) {
 }
 
 function drawMethods() {
-  const { methods, references } = currentSetting();
+  const { methods, references, metric } = currentSetting();
   byId("methods").replaceChildren(
     ...methods.map((method) => methodButton(method.name, false)),
     ...references.map((reference) => methodButton(reference.name, true)),
   );
   byId("key").textContent =
     "Lines join means over seeds, bars are \u00b1 one standard deviation, faint points single runs. " +
-    "A ring marks the Pareto front: no method that is shown has more accuracy for less (up to 1 % counts as equal)." +
+    `A ring marks the Pareto front: no method that is shown has ${metric.sign > 0 ? "more" : "lower"} ${metric.title} for less (up to 1 % counts as equal).` +
     (references.length ? " Published curves are dashed, with open markers." : "");
 }
 
@@ -125,18 +125,20 @@ function fillControls() {
   const wanted = ratios.includes(choice.ratio) ? choice.ratio : setting.opensAt;
   choice.ratio = fillSelect(byId("ratio"), ratios.map((ratio) => [ratio, ratio]), wanted);
   const metrics = [...new Set(setting.curves.map((curve) => curve.metric))].sort();
-  choice.metric = fillSelect(byId("metric"), metrics.map((metric) => [metric, metric]), choice.metric);
+  const kept = metrics.includes(choice.metric) ? choice.metric : setting.metric.name;
+  choice.metric = fillSelect(byId("metric"), metrics.map((metric) => [metric, metric]), kept);
 }
 
-function drawAccuracy() {
+function drawQuality() {
   const setting = currentSetting();
+  const { metric } = setting;
   const axis = report.axes.find((one) => one.key === choice.axis);
-  const { absent, below } = drawPlane(setting, axis, { ...choice, isShown });
+  const { absent, far } = drawPlane(setting, axis, { ...choice, isShown });
   byId("log").checked = choice.isLog;
   byId("near").checked = choice.isNear;
-  byId("plane-title").textContent = `Accuracy over ${axis.title.split(/[,:]/)[0]}`;
+  byId("plane-title").textContent = `${metric.title.replace(/^./u, (first) => first.toUpperCase())} over ${axis.title.split(/[,:]/)[0]}`;
   byId("plane-note").textContent = [
-    below.length ? `${plural(below.length, "point")} below ("near the best" is on): ${[...new Set(below.map((point) => point.method))].join(", ")}.` : "",
+    far.length ? `${plural(far.length, "point")} ${metric.sign > 0 ? "below" : "above"} ("near the best" is on): ${[...new Set(far.map((point) => point.method))].join(", ")}.` : "",
     choice.bits === "best" ? "Of each method, at any number of bits, the points that none of its own beats." : "",
     absent.length ? `Without a value here: ${absent.join(", ")}.` : "",
     setting.references.length && axis.key !== "ratio" ? "Published curves are known over the ratio only." : "",
@@ -148,10 +150,11 @@ function drawAccuracy() {
   byId("table-note").textContent = choice.bits === "best"
     ? "Means over n seeds, \u00b1 one standard deviation, at the bits that are best over stored bytes."
     : `Means over n seeds, \u00b1 one standard deviation, at ${choice.bits} bits.`;
-  drawTable(chosen, choice.sort, swatch, (key) => {
-    const isDescending = choice.sort.key === key ? !choice.sort.isDescending : key !== "method";
+  drawTable(chosen, choice.sort, metric, swatch, (key) => {
+    const opensDescending = key === "y" ? metric.sign > 0 : key !== "method";
+    const isDescending = choice.sort.key === key ? !choice.sort.isDescending : opensDescending;
     choice.sort = { key, isDescending };
-    drawAccuracy();
+    drawQuality();
   });
   drawWins(setting, choice.bits, swatch, isShown);
 }
@@ -167,13 +170,14 @@ function drawAll() {
   const { methods } = currentSetting();
   const count = methods.filter((method) => isShown(method.name)).length;
   byId("shown").textContent = `(${count} of ${methods.length} shown)`;
-  drawAccuracy();
+  drawQuality();
   drawAtRatio();
 }
 
 function openSetting(number) {
   choice.setting = number;
   choice.isNear = currentSetting().opensNear;
+  if (choice.sort.key === "y") choice.sort.isDescending = currentSetting().metric.sign > 0;
   for (const [i, tab] of [...byId("settings").children].entries()) {
     tab.setAttribute("aria-selected", String(i === number));
     tab.tabIndex = i === number ? 0 : -1;
@@ -219,12 +223,12 @@ function listen() {
   byId("axis").onchange = (event) => {
     choice.axis = event.target.value;
     choice.isLog = report.axes.find((axis) => axis.key === choice.axis).isLog;
-    drawAccuracy();
+    drawQuality();
   };
-  byId("bits").onchange = (event) => { choice.bits = event.target.value; drawAccuracy(); };
-  byId("log").onchange = (event) => { choice.isLog = event.target.checked; drawAccuracy(); };
-  byId("near").onchange = (event) => { choice.isNear = event.target.checked; drawAccuracy(); };
-  byId("single").onchange = (event) => { choice.single = event.target.checked; drawAccuracy(); };
+  byId("bits").onchange = (event) => { choice.bits = event.target.value; drawQuality(); };
+  byId("log").onchange = (event) => { choice.isLog = event.target.checked; drawQuality(); };
+  byId("near").onchange = (event) => { choice.isNear = event.target.checked; drawQuality(); };
+  byId("single").onchange = (event) => { choice.single = event.target.checked; drawQuality(); };
   byId("ratio").onchange = (event) => { choice.ratio = event.target.value; drawAtRatio(); };
   byId("metric").onchange = (event) => { choice.metric = event.target.value; drawAtRatio(); };
   byId("methods-box").addEventListener("toggle", (event) => {

@@ -1,4 +1,4 @@
-// The plane: accuracy over bytes, ratio, memory or time.
+// The plane: what is kept over bytes, ratio, memory or time.
 
 const INK = "#1b1f24";
 const REFERENCE = "#57606a";
@@ -18,7 +18,7 @@ function describeRun(run, lines = []) {
 }
 
 /** What a mean says when it is pointed at: the mean, then its runs. */
-function describePoint(point, runs) {
+function describePoint(point, { runs, metric }) {
   const members = point.runs.map((number) => runs[number]);
   const mean = (key) => {
     const known = members.map((run) => run.x[key]).filter((value) => value !== null);
@@ -28,39 +28,41 @@ function describePoint(point, runs) {
   return [
     `<b>${plain(point.method)}</b>`,
     `ratio ${point.ratio}, ${point.bits} bits`,
-    `accuracy ${spread(point.y, point.yStd)} % (${plural(members.length, "seed")})`,
+    `${plain(metric.title)} ${spread(metric, point.y, point.yStd)}${percentMark(metric)} (${plural(members.length, "seed")})`,
     `stored ${integer(mean("stored_bytes"))} bytes`,
     `peak of training ${orMissing(bytes)(mean("peak_bytes"))}, time ${time === null ? MISSING : `${significant(time)} s`}`,
     ...members
       .slice(0, MOST_LISTED)
-      .map((run) => `seed ${run.seed}: ${percent(run.y)} %, ${plain(run.folder)}`),
+      .map((run) => `seed ${run.seed}: ${written(metric, run.y)}${percentMark(metric)}, ${plain(run.folder)}`),
     ...(members.length > MOST_LISTED ? [`and ${members.length - MOST_LISTED} more`] : []),
   ].join("<br>");
 }
 
 /**
- * Of all points, those that none beats: its x no higher, but for a negligible part, its accuracy no
- * lower, and one of them better.
+ * Of all points, those that none beats: its x no higher, but for a negligible part, its y no worse,
+ * and one of them better.
  */
-function paretoFront(points, negligible) {
+function paretoFront(points, negligible, { sign }) {
+  const gain = (one, other) => sign * (one.y - other.y);
   const beats = (one, other) =>
-    one.x <= other.x * (1 + negligible) && one.y >= other.y && (one.x < other.x || one.y > other.y);
+    one.x <= other.x * (1 + negligible) && gain(one, other) >= 0 && (one.x < other.x || gain(one, other) > 0);
   return [...points]
-    .sort((a, b) => a.x - b.x || b.y - a.y)
+    .sort((a, b) => a.x - b.x || gain(b, a))
     .filter((point) => !points.some((other) => beats(other, point)));
 }
 
-function methodTrace(method, points, runs) {
+function methodTrace(method, points, setting) {
+  const ofMetric = (value) => scaled(setting.metric, value);
   return {
     type: "scatter",
     mode: "lines+markers",
     name: plain(method.name),
     meta: { role: "method", method: method.name },
     x: points.map((point) => point.x),
-    y: points.map((point) => 100 * point.y),
+    y: points.map((point) => ofMetric(point.y)),
     error_y: {
       type: "data",
-      array: points.map((point) => 100 * (point.yStd ?? 0)),
+      array: points.map((point) => ofMetric(point.yStd ?? 0)),
       visible: points.some((point) => point.yStd !== null),
       color: method.colour,
       thickness: 1.2,
@@ -69,11 +71,11 @@ function methodTrace(method, points, runs) {
     line: { color: method.colour, dash: method.dash, width: 2 },
     marker: { color: method.colour, symbol: method.symbol, size: 9 },
     hoverinfo: "skip", // its targets answer
-    hovertext: points.map((point) => describePoint(point, runs)),
+    hovertext: points.map((point) => describePoint(point, setting)),
   };
 }
 
-function singleRunsTrace(method, points, runs, axis) {
+function singleRunsTrace(method, points, { runs, metric }, axis) {
   const members = points.flatMap((point) => (point.runs.length > 1 ? point.runs : []));
   const shown = members.map((number) => runs[number]);
   return {
@@ -81,41 +83,44 @@ function singleRunsTrace(method, points, runs, axis) {
     mode: "markers",
     meta: { role: "runs", method: method.name },
     x: shown.map((run) => run.x[axis.key]),
-    y: shown.map((run) => 100 * run.y),
+    y: shown.map((run) => scaled(metric, run.y)),
     marker: { color: method.colour, symbol: method.symbol, size: SINGLE_SIZE },
     opacity: 0.4,
     hoverinfo: "text",
     hovertext: shown.map((run) =>
-      describeRun(run, [`<b>${plain(method.name)}</b>, one run`, `accuracy ${percent(run.y)} %`]),
+      describeRun(run, [
+        `<b>${plain(method.name)}</b>, one run`,
+        `${plain(metric.title)} ${written(metric, run.y)}${percentMark(metric)}`,
+      ]),
     ),
   };
 }
 
-function frontTrace(points) {
+function frontTrace(points, metric) {
   return {
     type: "scatter",
     mode: "markers",
     meta: { role: "front" },
     x: points.map((point) => point.x),
-    y: points.map((point) => 100 * point.y),
+    y: points.map((point) => scaled(metric, point.y)),
     marker: { symbol: "circle-open", size: 17, color: INK, line: { width: 1.6 } },
     hoverinfo: "skip",
   };
 }
 
-function publishedTrace(reference) {
+function publishedTrace(reference, metric) {
   return {
     type: "scatter",
     mode: "lines+markers",
     meta: { role: "published", method: reference.name },
     x: reference.x,
-    y: reference.y.map((value) => 100 * value),
+    y: reference.y.map((value) => scaled(metric, value)),
     line: { color: reference.colour, dash: "dash", width: 1.5 },
     marker: { color: reference.colour, symbol: `${reference.symbol}-open`, size: 8 },
     hoverinfo: "skip", // its targets answer
     hovertext: reference.x.map(
       (ratio, i) =>
-        `<b>${plain(reference.name)}</b>, published<br>ratio ${significant(ratio)}<br>accuracy ${percent(reference.y[i])} %`,
+        `<b>${plain(reference.name)}</b>, published<br>ratio ${significant(ratio)}<br>${plain(metric.title)} ${written(metric, reference.y[i])}${percentMark(metric)}`,
     ),
   };
 }
@@ -141,35 +146,35 @@ function targetsTrace(traces) {
   };
 }
 
-/** The dense model's accuracy, with its values at the most bits shown: what there is to lose. */
-function denseAccuracy(setting, bits, isShown) {
+/** The dense model's mean, with its values at the most bits shown: what there is to lose. */
+function denseMean(setting, bits, isShown) {
   const dense = setting.methods.filter((method) => method.isDense && isShown(method.name));
   const rows = setting.rows.filter((row) => dense.some((method) => method.name === row.method));
   const chosen = rows.filter((row) => String(row.bits) === bits);
   return (chosen.length ? chosen : rows).sort((a, b) => b.bits - a.bits)[0] ?? null;
 }
 
-function denseLine(row) {
+function denseLine(row, metric) {
   return {
     type: "line",
     xref: "paper",
     x0: 0,
     x1: 1,
-    y0: 100 * row.y,
-    y1: 100 * row.y,
+    y0: scaled(metric, row.y),
+    y1: scaled(metric, row.y),
     line: { color: REFERENCE, width: 1.2, dash: "dash" },
     layer: "below",
   };
 }
 
 /** The line's name stands in the margin: anywhere inside there may be points. */
-function denseLabel(row) {
+function denseLabel(row, metric) {
   return {
-    text: `${plain(row.method, LABEL_LENGTH)}<br>${percent(row.y)} %`,
+    text: `${plain(row.method, LABEL_LENGTH)}<br>${written(metric, row.y)}${percentMark(metric)}`,
     xref: "paper",
     x: 1,
     xanchor: "left",
-    y: 100 * row.y,
+    y: scaled(metric, row.y),
     align: "left",
     showarrow: false,
     font: { size: 12, color: REFERENCE },
@@ -192,23 +197,26 @@ function planeAxis(axis, isLog, points) {
   return { ...style, ...logTicks(values, significant) };
 }
 
-/** The accuracies near the best of `points`. */
-function nearRange(points) {
-  const best = Math.max(...points.map((point) => point.y));
-  return [100 * (best - report.near), 100 * (best + report.near / 10)];
+/** What is near the best of `points`, between the worst of it and what is a little better than all. */
+function nearRange(points, { sign, near }) {
+  const best = sign * Math.max(...points.map((point) => sign * point.y));
+  return [best - sign * near, best + (sign * near) / 10];
 }
 
-/** All accuracies, or those near the best where others have collapsed. */
-function accuracyAxis(points, isNear) {
-  const style = { ...axisStyle, title: { text: "test accuracy, %", standoff: 6 } };
-  if (isNear && points.length) return { ...style, range: nearRange(points) };
-  // The spread over seeds may reach beyond all and nothing; accuracies do not.
-  return { ...style, autorangeoptions: { clipmin: -2, clipmax: 102 } };
+/** All values, or those near the best where others have collapsed. */
+function metricAxis(points, isNear, metric) {
+  const style = { ...axisStyle, title: { text: plain(metric.axis), standoff: 6 } };
+  if (isNear && points.length) {
+    const range = nearRange(points, metric).map((value) => scaled(metric, value));
+    return { ...style, range: range.sort((a, b) => a - b) };
+  }
+  // The spread over seeds may reach beyond all and nothing; shares do not.
+  return metric.isShare ? { ...style, autorangeoptions: { clipmin: -2, clipmax: 102 } } : style;
 }
 
 /** Draw the plane of one setting; return what a reader must know besides. */
 function drawPlane(setting, axis, choice) {
-  const runs = setting.runs;
+  const { metric } = setting;
   const points = (setting.planes[axis.key][choice.bits] ?? []).filter(
     (p) => choice.isShown(p.method) && (p.x > 0 || !choice.isLog), // a logarithm has no place for 0
   );
@@ -218,32 +226,32 @@ function drawPlane(setting, axis, choice) {
     .filter(([, own]) => own.length);
   const published =
     axis.key === "ratio" ? setting.references.filter((r) => choice.isShown(r.name, true)) : [];
-  const front = paretoFront(points, report.negligibleCost);
+  const front = paretoFront(points, report.negligibleCost, metric);
   const means = [
-    ...published.map(publishedTrace),
-    ...drawn.map(([method, own]) => methodTrace(method, own, runs)),
+    ...published.map((reference) => publishedTrace(reference, metric)),
+    ...drawn.map(([method, own]) => methodTrace(method, own, setting)),
   ];
   const traces = [
-    ...(choice.single ? drawn.map(([method, own]) => singleRunsTrace(method, own, runs, axis)) : []),
+    ...(choice.single ? drawn.map(([method, own]) => singleRunsTrace(method, own, setting, axis)) : []),
     ...means,
-    ...(front.length ? [frontTrace(front)] : []),
+    ...(front.length ? [frontTrace(front, metric)] : []),
     ...(means.length ? [targetsTrace(means)] : []),
   ];
-  const dense = denseAccuracy(setting, choice.bits, choice.isShown);
+  const dense = denseMean(setting, choice.bits, choice.isShown);
   const shared = baseLayout(isNarrow() ? 400 : 520);
   const hasLongName = dense && dense.method.length > LABEL_LENGTH - 2;
   const layout = {
     ...shared,
     margin: dense ? { ...shared.margin, r: hasLongName ? 72 : 52 } : shared.margin,
     xaxis: planeAxis(axis, choice.isLog, points),
-    yaxis: accuracyAxis(points, choice.isNear),
-    shapes: dense ? [denseLine(dense)] : [],
-    annotations: dense ? [denseLabel(dense)] : [],
+    yaxis: metricAxis(points, choice.isNear, metric),
+    shapes: dense ? [denseLine(dense, metric)] : [],
+    annotations: dense ? [denseLabel(dense, metric)] : [],
   };
-  const label = `Test accuracy over ${axis.title}: ${plural(drawn.length, "method")}. The numbers are in the table below.`;
+  const label = `Test ${metric.title} over ${axis.title}: ${plural(drawn.length, "method")}. The numbers are in the table below.`;
   draw("plane", traces, layout, label, "No method that is shown has a point here.",
     isOfBytes(axis) ? tickBytes : undefined);
   const absent = methods.filter((method) => !drawn.some(([other]) => other === method));
-  const below = choice.isNear ? points.filter((point) => 100 * point.y < nearRange(points)[0]) : [];
-  return { absent: absent.map((method) => method.name), below };
+  const isFar = (point) => metric.sign * point.y < metric.sign * nearRange(points, metric)[0];
+  return { absent: absent.map((method) => method.name), far: choice.isNear ? points.filter(isFar) : [] };
 }

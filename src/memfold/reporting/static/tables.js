@@ -2,7 +2,7 @@
 
 const COLUMNS = [
   { key: "method", title: "method" },
-  { key: "y", title: "accuracy, %", format: (value, row) => spread(value, row.yStd) },
+  { key: "y", format: (value, row, metric) => spread(metric, value, row.yStd) },
   { key: "stored_bytes", title: "stored bytes", format: integer },
   { key: "order", title: "ratio", format: (_, row) => row.ratio },
   { key: "bits", title: "bits", format: integer },
@@ -14,6 +14,7 @@ const COLUMNS = [
   { key: "fit_seconds", title: "time, s", format: significant },
 ];
 
+const metricHead = (metric) => metric.title + (metric.isShare ? ", %" : "");
 const valueOf = (column, row) => (column.value ? column.value(row) : row[column.key]);
 
 /** Order rows; what is missing comes last in both directions. */
@@ -27,10 +28,10 @@ function sortedRows(rows, { key, isDescending }) {
   });
 }
 
-function sortableHeader(column, sort, onSort) {
+function sortableHeader(column, sort, metric, onSort) {
   const isCurrent = column.key === sort.key;
   const direction = sort.isDescending ? "descending" : "ascending";
-  const button = element("button", { type: "button", onclick: () => onSort(column.key) }, column.title);
+  const button = element("button", { type: "button", onclick: () => onSort(column.key) }, column.title ?? metricHead(metric));
   return element("th", {
     scope: "col",
     className: `sortable ${column.format ? "number" : "corner"}`,
@@ -39,17 +40,17 @@ function sortableHeader(column, sort, onSort) {
   }, button);
 }
 
-function tableCell(column, row, swatch) {
+function tableCell(column, row, metric, swatch) {
   const value = valueOf(column, row);
   if (!column.format) return element("th", { scope: "row" }, swatch(value), breakable(value));
-  return element("td", { className: "number" }, value === null ? MISSING : column.format(value, row));
+  return element("td", { className: "number" }, value === null ? MISSING : column.format(value, row, metric));
 }
 
-function drawTable(rows, sort, swatch, onSort) {
+function drawTable(rows, sort, metric, swatch, onSort) {
   const focused = document.activeElement?.closest("#table th")?.getAttribute("data-key");
-  const head = COLUMNS.map((column) => sortableHeader(column, sort, onSort));
+  const head = COLUMNS.map((column) => sortableHeader(column, sort, metric, onSort));
   const body = sortedRows(rows, sort).map((row) =>
-    element("tr", {}, ...COLUMNS.map((column) => tableCell(column, row, swatch))));
+    element("tr", {}, ...COLUMNS.map((column) => tableCell(column, row, metric, swatch))));
   byId("table").replaceChildren(
     element("thead", {}, element("tr", {}, ...head)),
     element("tbody", {}, ...body),
@@ -81,13 +82,13 @@ function scrollBox(label, table) {
 }
 
 /** For each thing asked: the best mean, and what cannot be told from it. */
-function bestTable(matrix, swatch, isShown) {
+function bestTable(matrix, metric, swatch, isShown) {
   const rows = matrix.cells.map((cell) => {
     const shown = cell.points.filter((point) => isShown(point.method));
     const names = cell.winners.filter((method) => isShown(method));
     const listed = names.map((name) => {
       const point = shown.find((one) => one.method === name);
-      return element("div", {}, swatch(name), breakable(name), ` ${spread(point.y, point.yStd)}`);
+      return element("div", {}, swatch(name), breakable(name), ` ${spread(metric, point.y, point.yStd)}`);
     });
     const isTied = cell.winners.length > 1;
     const hidden = cell.winners.length - names.length;
@@ -98,7 +99,7 @@ function bestTable(matrix, swatch, isShown) {
       element("td", {}, String(cell.points.length)),
       element("td", { className: "long" }, ...listed));
   });
-  const titles = ["asked", "outcome", "methods", "best accuracy, %"];
+  const titles = ["asked", "outcome", "methods", `best ${metricHead(metric)}`];
   return element("table", { className: "best" }, headRow(titles), element("tbody", {}, ...rows));
 }
 
@@ -129,11 +130,11 @@ function drawWins(setting, bits, swatch, isShown) {
     return;
   }
   byId("wins-note").textContent =
-    `Mean accuracies at ${matrix.bits} bits, wherever the same was asked of two methods. A tie: they differ by no more than ` +
+    `Mean ${setting.metric.title} at ${matrix.bits} bits, wherever the same was asked of two methods. A tie: they differ by no more than ` +
     `${report.tieErrors} standard errors of the difference, from the spread of the seeds; with one seed each, only equal ` +
-    "accuracies tie. Of two equally good methods with three seeds each, one still wins in about every eighth cell. Equal ratios are equal numbers of learned values, not of bytes: indices come on top.";
+    "values tie. Of two equally good methods with three seeds each, one still wins in about every eighth cell. Equal ratios are equal numbers of learned values, not of bytes: indices come on top.";
   byId("wins").append(
-    scrollBox("Best method of each ratio", bestTable(matrix, swatch, isShown)),
+    scrollBox("Best method of each ratio", bestTable(matrix, setting.metric, swatch, isShown)),
     element("h3", {}, "Method against method"),
     scrollBox("Method against method", duelTable(matrix, swatch, isShown)),
   );
