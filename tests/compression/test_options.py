@@ -175,6 +175,15 @@ def test_every_strategy_has_its_files_and_they_agree(name):
     assert (ROOT / "docs" / "strategies" / f"{name}.md").is_file()
 
 
+def test_only_strategies_get_the_ratio_and_the_bits_of_the_run(tmp_path, monkeypatch):
+    (tmp_path / "own_net.py").write_text("def net(width, *, ratio=4, bits=2, seed=0): ...\n")
+    (tmp_path / "net.yaml").write_text("defaults: [/options_of/own_net.net@_here_]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        options = OmegaConf.to_container(compose("net"), resolve=False)
+    assert options == {"_target_": "own_net.net", "ratio": 4, "bits": 2, "seed": "${seed}"}
+
+
 def test_strategies_are_only_imported_for_their_own_configurations(tmp_path):
     (tmp_path / "other.yaml").write_text("lr: 1")
     code = (

@@ -16,11 +16,11 @@ from omegaconf import OmegaConf
 __all__ = ["OptionsOf", "OptionsOfPath"]
 
 _PREFIX = "options_of/"
-_TOP_LEVEL = {
+_OF_THE_RUN = {"seed": "${seed}"}
+_OF_A_STRATEGY = {
     "ratio": "${ratio}",
     "budget_bytes": "${budget_bytes}",
     "bits": "${artifact.bits}",
-    "seed": "${seed}",
 }
 
 
@@ -37,11 +37,16 @@ class OptionsOf(ConfigSource):
 
     def load_config(self, config_path: str) -> ConfigResult:
         """Look at a signature; options without a default are left out."""
+        from memfold.compression import Strategy  # other programs that use Hydra need no PyTorch
+
         name = config_path.removeprefix(_PREFIX)
-        parameters = inspect.signature(get_object(name)).parameters.values()
+        described = get_object(name)
+        parameters = inspect.signature(described).parameters.values()
+        is_strategy = isinstance(described, type) and issubclass(described, Strategy)
+        top_level = _OF_THE_RUN | (_OF_A_STRATEGY if is_strategy else {})
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         options = {
-            key: list(value) if isinstance(value, tuple) else _TOP_LEVEL.get(key, value)
+            key: list(value) if isinstance(value, tuple) else top_level.get(key, value)
             for key, value in defaults.items()
         }
         config = OmegaConf.create({"_target_": name, **options})
