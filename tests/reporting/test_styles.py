@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from memfold.reporting.records import Comparison, Reference
-from memfold.reporting.styles import comparison_styles, styles
-from memfold.strategies import strategy_names
+from memfold.reporting.styles import _KNOWN, comparison_styles, styles
 from reporting.page.comparisons import one_run
 
 
@@ -16,8 +15,8 @@ def contrast_to_white(colour):
     return 1.05 / (luminance + 0.05)
 
 
-def test_every_strategy_has_a_colour_and_a_marker_of_its_own():
-    found = styles(strategy_names())
+def test_every_chosen_style_has_a_colour_and_a_marker_of_its_own():
+    found = styles(_KNOWN)
     assert len({style.colour for style in found.values()}) == len(found)
     assert len({style.marker for style in found.values()}) == len(found)
     assert len({style.symbol for style in found.values()}) == len(found)
@@ -68,27 +67,27 @@ def difference(one, other, vision):
 
 @pytest.mark.parametrize("vision", VISIONS)
 def test_strategies_are_told_apart_with_any_cones(vision):
-    for one, other in combinations(styles(strategy_names()).values(), 2):
+    for one, other in combinations(styles(_KNOWN).values(), 2):
         least = 0.03 if one.dash != other.dash else 0.08
         assert difference(one, other, vision) > (0.11 if vision == "all cones" else least)
 
 
 @pytest.mark.parametrize("vision", VISIONS)
 def test_what_shares_dash_and_marker_has_another_colour(vision):
-    names = [f"{name} ({option})" for name in strategy_names() for option in ("a=1", "a=2", "a=3")]
+    names = [f"{name} ({option})" for name in _KNOWN for option in ("a=1", "a=2", "a=3")]
     for one, other in combinations(styles(names).values(), 2):
         is_alike = (one.dash, one.marker) == (other.dash, other.marker)
         assert not is_alike or difference(one, other, vision) > 0.03
 
 
 def test_colours_can_be_seen_on_white():
-    names = [*strategy_names(), *(f"own_{number}" for number in range(500))]
+    names = [*_KNOWN, *(f"own_{number}" for number in range(500))]
     assert min(contrast_to_white(style.colour) for style in styles(names).values()) >= 3
 
 
 def test_a_style_does_not_depend_on_the_other_methods():
     alone = styles(["rigl"])["rigl"]
-    assert styles([*strategy_names(), "my_own", "rigl"])["rigl"] == alone
+    assert styles([*_KNOWN, "my_own", "rigl"])["rigl"] == alone
 
 
 def test_variants_share_the_colour_and_differ_in_dash_and_marker():
