@@ -79,6 +79,19 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
 }
 
 
+def test_the_picture_of_the_house_has_every_room_below_those_that_it_imports():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    (picture,) = re.findall(r"^src/memfold/\n(.*?)^scripts/", page, re.MULTILINE | re.DOTALL)
+    rooms = [
+        room.removesuffix("/").removesuffix(".py")
+        for line in picture.splitlines()
+        for room in line.strip().partition("  ")[0].split()
+    ]
+    assert sorted(rooms) == sorted(ROOMS.keys() - {"__init__"})
+    for number, room in enumerate(rooms):
+        assert ROOMS[room][0] <= {*rooms[:number]}, room
+
+
 def imported_modules(path):
     """Yield the dotted names of all modules, or names in packages, that a file imports."""
     for node in ast.walk(ast.parse(path.read_text())):
