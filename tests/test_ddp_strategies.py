@@ -1,5 +1,6 @@
 """Two processes with half of each batch train what one does with the whole, by every strategy."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from memfold.backbones.mlp import MLP
 from memfold.compression import compression_of
 from memfold.compression.rounds import Begin, rounds_of
 from strategies.cases import STRATEGIES, options_of
-from training.launching import clean_environment, finish, start
+from training.rank_jobs import run_two_ranks
 
 NUM_STEPS = 12  # two changes of structure every five steps
 Batch = tuple[Tensor, Tensor]
@@ -78,14 +79,7 @@ def main(rank: int, folder: Path) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, dict]]]:
     """Return the results of both ranks: by strategy, what, and name."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = clean_environment(GLOO_SOCKET_IFNAME="lo")
-    processes = [
-        start(folder, sys.executable, __file__, str(rank), str(folder), environment=environment)
-        for rank in range(2)
-    ]
-    for process in processes:
-        status, _, err = finish(process)
-        assert status == 0, err
+    run_two_ranks([__file__, str(folder)], folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -109,4 +103,4 @@ def test_two_processes_are_one(name: str, ranks: list[dict[str, dict[str, dict]]
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(os.environ["RANK"]), Path(sys.argv[1]))

@@ -87,16 +87,22 @@ def test_state_dict_and_artifact_carry_the_function(strategy, model_name, tmp_pa
     torch.testing.assert_close(outputs(loaded, model_name), expected, rtol=0, atol=0)
 
 
-def living_tensors():
-    gc.collect()
-    # Not isinstance: it asks proxies of other libraries for their class, and they warn.
-    return [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+@pytest.fixture
+def new_tensors():
+    """Return the living tensors that were not there before the test."""
+
+    def living():
+        gc.collect()
+        # Not isinstance: it asks proxies of other libraries for their class, and they warn.
+        return [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+
+    gc.freeze()  # `gc.get_objects` leaves out all that there is now
+    yield living
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize("strategy", SHARING)
-def test_nothing_of_the_size_of_a_weight_stays(strategy, model_name):
-    others = living_tensors()
-    known = {id(tensor) for tensor in others}  # `others` keeps their ids from being used again
+def test_nothing_of_the_size_of_a_weight_stays(strategy, model_name, new_tensors):
     model = compressed_or_skipped(strategy, model_name, ratio=0.2)
     optimizer = torch.optim.AdamW(model.parameters())
     model.train()(make_input(model_name)).square().sum().backward()
@@ -104,7 +110,7 @@ def test_nothing_of_the_size_of_a_weight_stays(strategy, model_name):
     with torch.no_grad():
         model(make_input(model_name))
     optimizer.zero_grad()
-    resident = [tensor for tensor in living_tensors() if id(tensor) not in known]
+    resident = new_tensors()
     # Values and Adam's two moments have m elements; everything else belongs to the untouched.
     m = memfold.footprint(model).num_values
     untouched = {t.numel() for n, t in model.named_parameters() if n != "shared_values"}

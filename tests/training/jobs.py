@@ -1,8 +1,6 @@
 """Compose and run jobs: in this process, or as a user does."""
 
 import os
-import resource
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,6 +10,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
+
+from training.forked import Script
 
 REPOSITORY = Path(__file__).parents[2]
 TESTS = REPOSITORY / "tests"
@@ -47,35 +47,36 @@ def compose_job(
     return task
 
 
-def start_training(*arguments: str, largest_file: int | None = None) -> subprocess.Popen[str]:
-    """Start `train.py` in a process of its own, which can write `largest_file` bytes to a file."""
+def training_environment() -> dict[str, str]:
+    """Return the variables for a run, without those of launchers and of W&B."""
+    of_launchers = ("WANDB_", "MASTER_")
+    of_ranks = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "PL_GLOBAL_SEED")
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(of_launchers) and name not in of_ranks
+    }
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
 
-    def limit() -> None:
-        if largest_file is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
 
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "MASTER_"))}
-    for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "PL_GLOBAL_SEED"):
-        environment.pop(name, None)
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
+def start_training(*arguments: str) -> subprocess.Popen[str]:
+    """Start `train.py` in a new Python."""
     return subprocess.Popen(
         [sys.executable, str(REPOSITORY / "train.py"), *arguments],
         cwd=REPOSITORY,
-        env=environment,
+        env=training_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=limit,
         start_new_session=True,
     )
 
 
 def train(*arguments: str, largest_file: int | None = None) -> tuple[int, str, str]:
-    """Run `train.py`; return its exit status, stdout and stderr."""
-    process = start_training(*arguments, largest_file=largest_file)
-    try:
-        out, err = process.communicate(timeout=200)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # the other ranks, too
-        raise
-    return process.returncode, out, err
+    """Run `train.py`, which can write `largest_file` bytes to a file.
+
+    Returns:
+        Its exit status, stdout and stderr.
+    """
+    command = [str(REPOSITORY / "train.py"), *arguments]
+    return Script(command, REPOSITORY, training_environment(), largest_file).finish()

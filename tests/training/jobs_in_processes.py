@@ -1,16 +1,12 @@
 """Jobs in processes of their own that a test may kill, without the seconds of the imports."""
 
-import multiprocessing
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["memfold.training.job", "memfold.backbones", "memfold.data.digits"]
-)
+from training.forked import CONTEXT
 
 
 def run_job(folder: Path, *overrides: str, as_nobody: bool = False) -> int:
@@ -25,7 +21,7 @@ def run_job(folder: Path, *overrides: str, as_nobody: bool = False) -> int:
         The exit status, or minus the signal that killed the job.
     """
     output = folder.with_name(f"{folder.name}.txt")
-    job = _CONTEXT.Process(target=_run, args=(folder, overrides, output, as_nobody), daemon=True)
+    job = CONTEXT.Process(target=_run, args=(folder, overrides, output, as_nobody), daemon=True)
     job.start()
     job.join(120)
     if job.exitcode is None:

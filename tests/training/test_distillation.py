@@ -12,7 +12,8 @@ import yaml
 
 from memfold.errors import InputError
 from memfold.training import run
-from training.jobs import SMALL, compose_job, train
+from training.jobs import SMALL, compose_job
+from training.rank_jobs import train_in_two_ranks
 
 STUDENT = ("compression=stable_rps", "ratio=0.02", "trainer.max_epochs=2")
 
@@ -195,14 +196,8 @@ def test_wrong_options_are_named(tmp_path: Path, override: str, message: str) ->
 def test_two_processes_learn_what_one_does(teacher: Path, tmp_path: Path) -> None:
     options = (*STUDENT, f"distill.teacher={teacher}")
     one = run_small(tmp_path / "one", *options, "data.batch_size=100")
-    status, _, err = train(
-        *(text for text in SMALL if text != "trainer=cpu"),
-        *options,
-        "trainer=ddp_cpu",
-        "data.batch_size=50",
-        f"hydra.run.dir={tmp_path / 'two'}",
-    )
-    assert status == 0, err
+    two_ranks = (*SMALL, *options, "trainer=ddp_cpu", "data.batch_size=50")
+    train_in_two_ranks(tmp_path, {"two": [text for text in two_ranks if text != "trainer=cpu"]})
     two = json.loads((tmp_path / "two" / "result.json").read_text())
     assert two["environment"]["world_size"] == 2
     assert two["distill"] == one["distill"]
