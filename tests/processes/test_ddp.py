@@ -16,7 +16,7 @@ from memfold.errors import InputError
 from memfold.tasks import Classification
 from memfold.training import run
 from strategies.cases import STRATEGIES, options_of
-from training.jobs import SMALL, compose_job, train
+from training.jobs import SMALL, compose_job, train_forked
 from training.launching import finish, start_torchrun
 
 EVALUATED = ("optimizer.lr=0", "data.batch_size=20", "data.val_fraction=0.101")
@@ -28,7 +28,7 @@ def test_two_processes_with_half_the_batch_are_one(tmp_path: Path) -> None:
     common = [*SMALL, "compression=stable_rps", "ratio=0.05", "trainer.max_epochs=3"]
     one = run(compose_job(tmp_path / "one", *common, "data.batch_size=100"))
     folder = tmp_path / "two"
-    status, _, err = train(
+    status, _, err = train_forked(
         *(text for text in common if text != "trainer=cpu"),
         "trainer=ddp_cpu",
         "data.batch_size=50",
@@ -57,7 +57,7 @@ def test_two_processes_with_half_the_batch_are_one(tmp_path: Path) -> None:
 @pytest.mark.ddp
 def test_divergence_on_one_rank_ends_all_with_one_line(tmp_path: Path) -> None:
     arguments = [text for text in SMALL if text not in ("trainer=cpu", "backbone=mlp")]
-    status, _, err = train(
+    status, _, err = train_forked(
         *arguments,
         "trainer=ddp_cpu",
         "backbone=custom",
@@ -73,7 +73,7 @@ def test_divergence_on_one_rank_ends_all_with_one_line(tmp_path: Path) -> None:
 @pytest.mark.ddp
 def test_dead_process_is_named(tmp_path: Path) -> None:
     arguments = [text for text in SMALL if text not in ("trainer=cpu", "backbone=mlp")]
-    status, _, err = train(
+    status, _, err = train_forked(
         *arguments,
         "trainer=ddp_cpu",
         "backbone=custom",

@@ -1,6 +1,7 @@
 """Compose and run jobs: in this process, or as a user does."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -72,11 +73,18 @@ def start_training(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def train(*arguments: str, largest_file: int | None = None) -> tuple[int, str, str]:
-    """Run `train.py`, which can write `largest_file` bytes to a file.
+def train(*arguments: str) -> tuple[int, str, str]:
+    """Run `train.py` in a new Python; return its exit status, stdout and stderr."""
+    process = start_training(*arguments)
+    try:
+        out, err = process.communicate(timeout=200)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # the other ranks, too
+        raise
+    return process.returncode, out, err
 
-    Returns:
-        Its exit status, stdout and stderr.
-    """
+
+def train_forked(*arguments: str, largest_file: int | None = None) -> tuple[int, str, str]:
+    """Run `train.py` without its imports; it can write `largest_file` bytes to a file."""
     command = [str(REPOSITORY / "train.py"), *arguments]
     return Script(command, REPOSITORY, training_environment(), largest_file).finish()

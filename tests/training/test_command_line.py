@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 import memfold
 from memfold import train_command
 from memfold.training.user_errors import describe_error, report_error
-from training.jobs import REPOSITORY, SMALL, start_training, train
+from training.jobs import REPOSITORY, SMALL, start_training, train_forked
 
 
 def composition_error(*overrides: str) -> str:
@@ -121,7 +121,7 @@ def test_help_is_quick() -> None:
 
 @pytest.mark.ddp
 def test_mistake_is_one_line_and_leaves_a_failed_result(tmp_path: Path) -> None:
-    status, _, err = train(
+    status, _, err = train_forked(
         *SMALL, "compression=stable_rps", "ratio=1.5", f"hydra.run.dir={tmp_path}"
     )
     assert status == 1
@@ -135,7 +135,7 @@ def test_mistake_is_one_line_and_leaves_a_failed_result(tmp_path: Path) -> None:
 
 @pytest.mark.ddp
 def test_debug_trace_shows_where(tmp_path: Path) -> None:
-    status, _, err = train(*SMALL, "seed=-1", "debug=trace", f"hydra.run.dir={tmp_path}")
+    status, _, err = train_forked(*SMALL, "seed=-1", "debug=trace", f"hydra.run.dir={tmp_path}")
     assert status == 1
     assert err.startswith("Traceback")
     assert err.splitlines()[-1].startswith("error: seed must be")
@@ -144,7 +144,7 @@ def test_debug_trace_shows_where(tmp_path: Path) -> None:
 @pytest.mark.ddp
 def test_completed_run_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"status": "completed"}')
-    status, _, err = train(*SMALL, f"hydra.run.dir={tmp_path}")
+    status, _, err = train_forked(*SMALL, f"hydra.run.dir={tmp_path}")
     assert status == 1
     assert err.startswith(f"error: hydra.run.dir={tmp_path} holds a completed run")
     assert err.count("\n") == 1
@@ -177,17 +177,17 @@ def test_interrupted_run_says_so_and_can_be_resumed(tmp_path: Path) -> None:
 def test_unwritable_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / "run"
-    status, _, err = train(*SMALL, f"hydra.run.dir={folder}")
+    status, _, err = train_forked(*SMALL, f"hydra.run.dir={folder}")
     assert (status, err) == (1, f"error: cannot write {folder}: Not a directory\n")
 
 
 @pytest.mark.ddp
 def test_full_disk_is_one_line_and_keeps_the_earlier_checkpoint(tmp_path: Path) -> None:
-    status, _, err = train(*SMALL, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}")
+    status, _, err = train_forked(*SMALL, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}")
     assert status == 0, err
     files = [tmp_path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
     before = [file.read_bytes() for file in files]
-    status, _, err = train(
+    status, _, err = train_forked(
         f"resume={tmp_path}", "trainer.max_epochs=2", largest_file=len(before[0]) // 2
     )
     assert status == 1

@@ -12,7 +12,7 @@ from memfold.errors import InputError
 from memfold.runs.folder import refuse_used_folder
 from memfold.tasks import Classification
 from memfold.training.round_tracker import RoundFolder
-from training.jobs import train
+from training.jobs import train_forked
 from training.ticket_runs import (
     NAMES,
     NETWORK,
@@ -172,11 +172,11 @@ def test_two_processes_repeat_a_round_in_which_they_were_killed(tmp_path: Path) 
         "+callbacks.killer._target_=training.networks.KillInRound",
         "+callbacks.killer.step=25",
     )
-    status, _, _ = train(*arguments, *killer, f"hydra.run.dir={tmp_path}")
+    status, _, _ = train_forked(*arguments, *killer, f"hydra.run.dir={tmp_path}")
     assert status != 0
     assert RoundFolder(tmp_path).number == 1
     named = (NETWORK[1], killer[0])
-    status, _, err = train(f"resume={tmp_path}", *named, "~callbacks.killer")
+    status, _, err = train_forked(f"resume={tmp_path}", *named, "~callbacks.killer")
     assert status == 0, err
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["environment"]["world_size"] == 2
