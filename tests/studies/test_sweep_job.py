@@ -3,6 +3,9 @@
 import json
 import math
 import os
+import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, read_write
 
 from memfold.errors import InputError
+from memfold.studies.executor import StopSignal
 from memfold.studies.process import job_environment
+from memfold.studies.runner import Runner
+from memfold.studies.sweep_job import SweepJob
 from memfold.studies.sweep_tasks import run_sweep_job
 from training.jobs import REPOSITORY, SMALL, compose_job, train
 
@@ -136,6 +142,27 @@ time.sleep(60)
     with pytest.raises(KeyboardInterrupt):
         run_program(job, body)
     assert (Path(HydraConfig.get().runtime.output_dir) / "stopped").read_text() == "yes"
+
+
+def test_job_that_is_stopped_before_it_can_say_so_is_no_riddle(job: DictConfig) -> None:
+    body = """
+import time
+signal.signal(signal.SIGINT, lambda *_: sys.exit(1))
+(folder / "is_ready").touch()
+time.sleep(60)
+"""
+    folder, stop = Path(HydraConfig.get().runtime.output_dir), StopSignal(lets_save=False)
+
+    def interrupt() -> None:
+        while not (folder / "is_ready").exists():
+            time.sleep(0.01)
+        stop.note(signal.SIGINT)
+
+    script = folder / "program.py"
+    script.write_text(PROGRAM.replace("BODY", body))
+    threading.Thread(target=interrupt).start()
+    SweepJob.of(job, script).bring_to_end(Runner(script, stop))
+    assert result(folder)["error"] == "the job's process was stopped by SIGINT"
 
 
 def test_completed_job_is_not_run_again(job: DictConfig) -> None:

@@ -1,6 +1,7 @@
 """One job of a sweep: what it is started with, and what the sweep keeps of it."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -94,7 +95,7 @@ class SweepJob:
             status, _ = own.go_on(
                 self.command, self.folder, self.folder / name, may_replace=not is_shared
             )
-            self._explain(status)
+            self._explain(status, own.stop.wanted())
 
     def run_here(self) -> None:
         """Do the same in this process, as `extras.isolate_jobs=false` wants it."""
@@ -137,7 +138,7 @@ class SweepJob:
                 seconds = time.monotonic() - start
                 self.note.model_copy(update={"seconds": seconds}).note(self.sweep)
 
-    def _explain(self, status: int) -> None:
+    def _explain(self, status: int, stop: signal.Signals | None) -> None:
         """Write down how the job ended if it could not do so itself."""
         result = read_result(self.folder)
         is_explained = result.get("status") == "failed" and result.get("error") != UNFINISHED
@@ -145,7 +146,10 @@ class SweepJob:
             with meaning(self.hydra):
                 facts = describe_job(self.cfg)
             known = {key: value for key, value in result.items() if key not in ("status", "error")}
-            reason = f"the job's process {ended(status)}"
+            # A library may make an exception of its own of Ctrl-C while it is imported.
+            own_exit = status > 0 and stop
+            how = f"was stopped by {own_exit.name}" if own_exit else ended(status)
+            reason = f"the job's process {how}"
             ResultFile(self.folder, {**facts, **known}).fail(reason)
 
 
