@@ -18,7 +18,7 @@ from memfold.reporting.statistics import (
     points,
 )
 from memfold.reporting.styles import styles
-from reporting.fabricated import packed, result, write_run
+from reporting.fabricated import language_result, packed, result, write_run
 from reporting.page.comparisons import one_run
 
 CURVE = {"val/acc": Curve((1, 2), (0.1, 0.2))}
@@ -36,7 +36,8 @@ def comparison(tmp_path_factory):
                 run = write_run(folder / f"{name}-{ratio}-{seed}", one, rows)
                 write_run(run / "packed" / "8", packed(one, 8, accuracy))
     write_run(folder / "dense", result("dense", accuracy=0.95))
-    write_run(folder / "other", result("dense", backbone="pkg.mod.Net", memory__peak_bytes=None))
+    other = language_result("dense", backbone="pkg.mod.Net", memory__peak_bytes=None)
+    write_run(folder / "other", other)
     runs, problems = read([folder])
     assert problems == []
     references = (Reference(Setting("digits", "mlp"), "snip", 0.1, 0.7),)
@@ -51,7 +52,7 @@ def test_every_setting_gets_the_figures_that_it_has_values_for(comparison, tmp_p
     figures += ("memory", "curves", "density")
     others = ("stored_bytes", "ratio", "fit_seconds", "memory")
     expected = [f"digits-mlp-{name}" for name in figures]
-    expected += [f"digits-pkg.mod.Net-{name}" for name in others]
+    expected += [f"shakespeare-pkg.mod.Net-bits_per_byte-{name}" for name in others]
     assert names == {f"{name}.{suffix}" for name in expected for suffix in ("png", "pdf")}
     assert {p.name for p in tmp_path.iterdir()} == names | {"mine.txt"}
     for file in tmp_path.glob("*.png"):

@@ -1,5 +1,6 @@
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,15 +12,21 @@ from memfold.reporting.statistics import (
     Duel,
     Point,
     at_best_bits,
+    best,
     common_request,
+    has_collapsed,
     is_tie,
     mean_curve,
+    near,
     pareto_front,
     points,
     win_matrix,
 )
+from memfold.runs.primary import Primary
 
 SETTING = Setting("digits", "mlp")
+BPB = Primary("val/bpb", "min", "bits per byte")
+LANGUAGE = Setting("shakespeare", "gpt", BPB)
 BYTES = AXES["stored_bytes"]
 
 
@@ -85,6 +92,58 @@ def test_the_front_is_what_no_point_beats(found):
 def test_best_bits_are_the_front_of_each_method(found):
     expected = [p for p in found if not any(q.method == p.method and beats(q, p) for q in found)]
     assert sorted(map(id, at_best_bits(found))) == sorted(map(id, expected))
+
+
+def mirrored(found):
+    """The same points, where less is better."""
+    return [replace(p, setting=replace(p.setting, primary=BPB), y=2 - p.y) for p in found]
+
+
+@given(st.lists(places, min_size=1, max_size=12))
+def test_where_less_is_better_the_same_points_win(found):
+    low = mirrored(found)
+    assert mirrored(pareto_front(found)) == pareto_front(low)
+    assert mirrored(at_best_bits(found)) == at_best_bits(low)
+    assert mirrored([best(found)]) == [best(low)]
+
+
+def test_who_wins_goes_by_the_direction():
+    values = {"a": (2.4, 2.41), "b": (2.6, 2.61), "c": (2.605, 2.606)}
+    runs = [
+        r for method, own in values.items() for r in seeds(*own, method=method, setting=LANGUAGE)
+    ]
+    (matrix,) = win_matrix(runs)
+    assert [p.method for p in matrix.cells[0].points] == ["a", "b", "c"]
+    assert matrix.cells[0].winners == ("a",)
+    assert matrix.duels["a", "b"] == Duel(wins=1, ties=0, losses=0)
+    assert matrix.duels["b", "c"] == Duel(wins=0, ties=1, losses=0)
+    assert matrix.duels["c", "a"] == Duel(wins=0, ties=0, losses=1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "values", "width", "collapsed"),
+    [
+        (SETTING, (0.9, 0.65), 0.1, False),
+        (SETTING, (0.9, 0.64), 0.1, True),
+        (LANGUAGE, (2.0, 2.5), 0.2, False),
+        (LANGUAGE, (2.0, 2.51), 0.2, True),
+        (LANGUAGE, (0.0, 4.0), 0.4, True),
+        (LANGUAGE, (0.0,), 0.1, False),
+    ],
+)
+def test_what_is_near_the_best_goes_by_the_scale_of_the_metric(setting, values, width, collapsed):
+    found = [point(1, value, setting) for value in values]
+    assert best(found).y == values[0]
+    assert near(found) == pytest.approx(width)
+    assert has_collapsed(found) == collapsed
+
+
+def test_runs_of_two_metrics_are_never_compared():
+    runs = [run("a"), run("b", setting=replace(SETTING, primary=BPB))]
+    assert win_matrix(runs) == []
+    found = points(runs, BYTES)
+    assert len({p.setting for p in found}) == 2
+    assert len(pareto_front(found)) == 2
 
 
 def test_points_average_over_seeds_only():

@@ -4,9 +4,11 @@ import math
 import random
 
 from memfold.reporting.records import Comparison, Curve, Problem, Reference, Run, Setting
+from memfold.runs.primary import Primary
 
 FASHION = Setting("fashion_mnist", "cnn")
 DIGITS = Setting("digits", "resnet20")
+LANGUAGE = Setting("shakespeare", "gpt", Primary("val/bpb", "min", "bits per byte"))
 TENSORS = ("features.0.weight", "features.4.weight", "features.8.weight", "head.weight")
 PRUNED = ("rand", "mag", "snip", "grasp", "synflow", "ltr", "set", "rigl")
 METHODS = (
@@ -140,3 +142,28 @@ SMALL = Comparison(
     ).runs
 )
 NAMES = {"dense", "stable_rps", "hashednet", "snip"}
+
+
+def _two_tasks():
+    """Language models, of which one method has collapsed, and fewer runs of a classification."""
+    curves = {"val/bpb": Curve((10, 20), (4.0, 2.5)), "train/loss": Curve((10, 20), (3.0, 2.0))}
+    curves |= {"val/acc": Curve((10, 20), (0.3, 0.5))}
+    runs = [one_run("mag", ratio=0.1, seed=seed, accuracy=0.8) for seed in (1, 2)]
+    runs += [one_run(seed=seed, accuracy=2.2, setting=LANGUAGE) for seed in (1, 2)]
+    for method, mean in (("stable_rps", 2.4), ("mag", 2.45), ("snip", 5.0)):
+        for ratio, more in ((0.1, 0.0), (0.01, 0.1)):
+            runs += [
+                one_run(
+                    method,
+                    ratio=ratio,
+                    seed=seed,
+                    accuracy=mean + more + spread,
+                    setting=LANGUAGE,
+                    curves=curves,
+                )
+                for seed, spread in ((1, -0.004), (3, 0.004))
+            ]
+    return Comparison(tuple(runs))
+
+
+TWO_TASKS = _two_tasks()

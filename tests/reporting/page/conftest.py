@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from memfold.reporting.page import write_page
-from reporting.page.comparisons import SMALL
+from reporting.page.comparisons import SMALL, TWO_TASKS
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -82,3 +82,19 @@ def small_page(small_visit):
     page.check("#single")
     yield page
     small_visit.check()
+
+
+@pytest.fixture(scope="package")
+def tasks_visit(browser, tmp_path_factory):
+    visit = Visit(browser, tmp_path_factory.mktemp("tasks"), TWO_TASKS)
+    yield visit
+    visit.context.close()
+
+
+@pytest.fixture
+def tasks_page(tasks_visit):
+    """The comparison `TWO_TASKS`, opened once, at its language models."""
+    for tab in tasks_visit.page.get_by_role("tab").all()[::-1]:
+        tab.click()
+    yield tasks_visit.page
+    tasks_visit.check()
