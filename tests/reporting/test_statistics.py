@@ -125,10 +125,10 @@ def test_who_wins_goes_by_the_direction():
     [
         (SETTING, (0.9, 0.65), 0.1, False),
         (SETTING, (0.9, 0.64), 0.1, True),
-        (LANGUAGE, (2.0, 2.5), 0.2, False),
-        (LANGUAGE, (2.0, 2.51), 0.2, True),
-        (LANGUAGE, (0.0, 4.0), 0.4, True),
-        (LANGUAGE, (0.0,), 0.1, False),
+        (LANGUAGE, (2.0, 3.0), 0.4, False),
+        (LANGUAGE, (2.0, 3.01), 0.4, True),
+        (LANGUAGE, (0.0, 4.0), 0.8, True),
+        (LANGUAGE, (0.0,), 0.2, False),
     ],
 )
 def test_what_is_near_the_best_goes_by_the_scale_of_the_metric(setting, values, width, collapsed):

@@ -41,7 +41,8 @@ __all__ = [
 TIE_ERRORS = 2.0
 NEGLIGIBLE_COST = 0.01
 """Relative difference in cost that saves nothing: some bytes of metadata, the noise of a clock."""
-_NEAR = 0.1
+_NEAR_SHARES = 0.1
+_NEAR_PART = 0.2  # of the best, for other metrics
 _FAR = 2.5  # times what is near
 _ROUNDING = 1e-9  # relative, of values that were averaged in another order
 
@@ -184,13 +185,13 @@ def best(points: Iterable[Point]) -> Point:
 def near(points: Sequence[Point]) -> float:
     """Return how much worse than the best mean of a setting is still near it.
 
-    A tenth: of all there is for shares, of the best itself for other metrics. What is near is shown
-    enlarged where the rest is far away.
+    Of shares 0.1, of other metrics a fifth of the best itself. What is near is shown enlarged where
+    the rest is far away.
     """
     top = best(points)
     if is_share(top.setting.primary):
-        return _NEAR
-    return _NEAR * (abs(top.y) or max(abs(point.y) for point in points) or 1.0)
+        return _NEAR_SHARES
+    return _NEAR_PART * (abs(top.y) or max(abs(point.y) for point in points) or 1.0)
 
 
 def has_collapsed(points: Sequence[Point]) -> bool:
