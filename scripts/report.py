@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Compare runs: accuracy over stored bytes, who wins where, and what it cost.
+"""Compare runs: the metric over stored bytes, who wins where, and what it cost.
 
 python scripts/report.py multirun/DATE/TIME --out report
 python scripts/report.py outputs multirun --out report --title "All of it"
