@@ -3,6 +3,7 @@ import pytest
 from memfold.errors import InputError
 from memfold.reporting.records import Problem, Reference, Setting
 from memfold.reporting.references import read_references
+from memfold.runs.primary import Primary
 
 HEAD = "method,dataset,model,ratio,accuracy\n"
 SETTINGS = {Setting("cifar10", "vgg11_bn")}
@@ -74,3 +75,11 @@ def test_a_bad_file_is_refused_with_its_line(tmp_path, text, message):
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.csv cannot be read"):
         read_references([tmp_path / "nowhere.csv"], SETTINGS)
+
+
+def test_published_accuracies_are_not_drawn_beside_another_metric(tmp_path):
+    (tmp_path / "p.csv").write_text(HEAD + "snip,shakespeare,gpt,0.1,0.9\n")
+    language = Setting("shakespeare", "gpt", Primary("val/bpb", "min", "bits per byte"))
+    references, (problem,) = read_references([tmp_path / "p.csv"], {language})
+    assert references == []
+    assert problem.reason.endswith("the runs are of shakespeare, gpt, bits per byte")
