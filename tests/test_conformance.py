@@ -29,7 +29,7 @@ from memfold.compression import compression_of
 from memfold.compression.rounds import rounds_of
 from memfold.data.digits import Digits
 from memfold.strategies import strategy_class
-from memfold.tasks import Classification
+from memfold.tasks import TaskModule
 from memfold.training import run
 from strategies import basis, fixed_ratio
 from strategies.cases import STRATEGIES, options_of
@@ -148,15 +148,15 @@ def test_a_run_that_broke_off_ends_with_the_same_bytes(
     completed: tuple[str, Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, folder, _ = completed
-    begin = Classification.on_train_epoch_start
+    begin = TaskModule.on_train_epoch_start
 
-    def break_off(task: Classification) -> None:
+    def break_off(task: TaskModule) -> None:
         if task.current_epoch == 1:
             raise RuntimeError("broken off")
         begin(task)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Classification, "on_train_epoch_start", break_off)
+        patched.setattr(TaskModule, "on_train_epoch_start", break_off)
         with pytest.raises(RuntimeError, match="broken off"):
             job(tmp_path, name)
     result = job(tmp_path, name, f"resume={tmp_path}")

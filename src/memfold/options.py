@@ -109,7 +109,7 @@ def fits(value: object, annotation: Any) -> bool:
     if annotation in (None, NoneType):
         return value is None
     kind = origin or annotation
-    if not isinstance(kind, type) or kind is object:
+    if not isinstance(kind, type) or kind in (object, Any):
         return True
     if kind in _SCALARS:
         allowed = (int, float) if kind is float else kind

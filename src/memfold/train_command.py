@@ -80,7 +80,7 @@ def run_task(cfg: DictConfig, script: Path) -> float | None:
         script: The program that a sweep starts again for each job.
 
     Returns:
-        The last validation accuracy for Hydra's sweepers; NaN when a job of a sweep failed.
+        The task's primary metric, for Hydra's sweepers; NaN when a job of a sweep failed.
 
     Raises:
         SystemExit: After a user's mistake, with status 1; outside sweeps.
@@ -90,7 +90,7 @@ def run_task(cfg: DictConfig, script: Path) -> float | None:
 
         return run_sweep_job(cfg, script)
     try:
-        metrics = run(cfg)["metrics"]
+        result = run(cfg)
     except KeyboardInterrupt:
         folder = Path(HydraConfig.get().runtime.output_dir)
         raise KeyboardInterrupt(_after_interrupt(folder)) from None
@@ -98,8 +98,7 @@ def run_task(cfg: DictConfig, script: Path) -> float | None:
         # An exception that passes through Hydra would add its own lines to ours.
         with_traceback = OmegaConf.select(cfg, "extras.traceback") is True
         raise SystemExit(report_error(error, with_traceback=with_traceback)) from None
-    assert isinstance(metrics, dict)
-    return metrics.get("val/acc")
+    return result["metrics"].get(result["primary"]["name"])
 
 
 def running_sweep() -> "RunningSweep":

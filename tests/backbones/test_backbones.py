@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import nn
 
 from memfold.backbones import CNN, MLP, VGG11BN, ResNet18, ResNet20
+from memfold.data.spec import Classes, DataSpec, Images
 from memfold.errors import InputError
+from memfold.training.networks import build_backbone
 
 BACKBONES = {
     "mlp": MLP,
@@ -219,7 +221,8 @@ def test_bad_options_name_the_key() -> None:
 def test_the_config_builds_the_default_network(name: str) -> None:
     with initialize_config_dir(str(CONF / "backbone"), version_base="1.3"):
         config = compose(name)
-    facts = {"in_channels": 1, "image_size": 8, "num_classes": 10}
-    from_config = instantiate(config, **facts)
+    options = OmegaConf.to_container(config)
+    assert isinstance(options, dict)
+    from_config = build_backbone(options, DataSpec(Images(1, 8, 8), Classes(10)))
     assert type(from_config) is BACKBONES[name]
-    assert count(from_config) == count(BACKBONES[name](**facts))
+    assert count(from_config) == count(BACKBONES[name](1, 8, 10))

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import nn
 
 from memfold.backbones import build_custom
+from memfold.data.spec import Classes, DataSpec, Images
 from memfold.errors import InputError
+from memfold.training.networks import build_backbone
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -54,8 +56,12 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "outside"
 
 
+def image_spec(channels: int, size: int, num_classes: int) -> DataSpec:
+    return DataSpec(Images(channels, size, size), Classes(num_classes))
+
+
 def build(target: object, args: dict[str, object] | None = None) -> nn.Module:
-    return build_custom(3, 32, 10, target=target, args=args)
+    return build_custom(image_spec(3, 32, 10), target=target, args=args)
 
 
 def test_passes_what_the_signature_names(package: str) -> None:
@@ -122,5 +128,7 @@ def test_a_missing_argument() -> None:
 def test_the_config(package: str) -> None:
     with initialize_config_dir(str(CONF / "backbone"), version_base="1.3"):
         config = compose("custom", overrides=[f"target={package}.nets.Net", "+args.depth=2"])
-    model = instantiate(config, in_channels=1, image_size=8, num_classes=10)
+    options = OmegaConf.to_container(config)
+    assert isinstance(options, dict)
+    model = build_backbone(options, image_spec(1, 8, 10))
     assert model.received == (1, 10, 2)

@@ -27,7 +27,7 @@ def test_strategies_are_a_list_of_names_with_options():
         ("stable_rps:colour=red", "colour is not an option of stable_rps"),
         ("stable_rps:sign", "options are written name:key=value"),
         ("stable_rps:ratio=0.1", "ratios are given by --ratios"),
-        ("stable_rps:sign=red", "sign must be column, run, weight"),
+        ("stable_rps:sign=red", "sign must be column, run or weight"),
     ],
 )
 def test_wrong_strategies_are_refused(text, message):

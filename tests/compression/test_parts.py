@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import memfold
 from memfold.compression import compression_of
+from memfold.data.spec import Classes, DataSpec, Images
 from memfold.errors import InputError
-from memfold.tasks import Classification
+from memfold.tasks import Classification, TaskModule
 from strategies import basis
 
 X = torch.randn(7, 12, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -139,7 +140,12 @@ def test_a_strategy_adds_a_term_to_the_loss_in_any_loop() -> None:
 
 def test_the_task_trains_with_that_term(monkeypatch: pytest.MonkeyPatch) -> None:
     net = compressed()
-    task = Classification(net, torch.optim.SGD, lambda *_, **__: None, 5, 0.0)  # type: ignore[arg-type]
+    task = TaskModule(
+        net,
+        Classification(DataSpec(Images(1, 1, 1), Classes(5)), label_smoothing=0.0),
+        torch.optim.SGD,
+        lambda *_, **__: None,
+    )  # type: ignore[arg-type]
     monkeypatch.setattr(task, "_step", lambda *_: torch.tensor(2.0))
     expected = 2 + memfold.extra_loss(net)
     assert torch.equal(task.training_step((X, torch.zeros(7)), 0), expected)

@@ -11,15 +11,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from memfold.data.batching import (
+    Chosen,
     EvaluationLoader,
     EvaluationSampler,
     TrainingLoader,
     TrainingSampler,
+)
+from memfold.data.images.augmentation import (
+    TrainingImages,
     augment,
     draw_augmentations,
     normalise,
 )
-from memfold.data.image_set import ImageSet
+from memfold.data.images.image_set import ImageSet
 from memfold.errors import InputError
 
 
@@ -153,8 +157,8 @@ def data() -> ImageSet:
 
 
 def make_loader(data: ImageSet, batch_size: int = 4) -> TrainingLoader:
-    samples = torch.arange(5, 30)  # 25 samples: 6 batches of 4
-    return TrainingLoader(data, samples, TrainingSampler(25, batch_size, seed=0), crop_padding=2)
+    samples = Chosen(TrainingImages(data, 2), torch.arange(5, 30))  # 25 samples: 6 batches of 4
+    return TrainingLoader(samples, TrainingSampler(25, batch_size, seed=0))
 
 
 def seen(batches: object) -> list[list[int]]:
@@ -173,7 +177,8 @@ def test_loaders_pair_images_labels_and_draws(data: ImageSet) -> None:
     assert len(loader) == 6
     assert len(set(numbers)) == 24
     assert min(numbers) >= 5
-    evaluation = EvaluationLoader(data, torch.tensor([7, 9, 29]), EvaluationSampler(3, 2))
+    three = Chosen(data, torch.tensor([7, 9, 29]))
+    evaluation = EvaluationLoader(three, EvaluationSampler(3, 2))
     assert seen(evaluation) == [[7, 9], [29]]
     assert [labels.tolist() for _, labels in evaluation] == [[1, 0], [2]]
 

@@ -11,7 +11,7 @@ import torch
 
 from data.writers import cycling_labels, idx_content, random_bytes, write_idx, write_idx_set
 from memfold.data.fashion_mnist import FashionMNIST
-from memfold.data.idx import IdxDataModule, read_idx
+from memfold.data.images.idx import IdxDataModule, read_idx
 from memfold.data.mnist import MNIST
 from memfold.errors import InputError
 
@@ -116,9 +116,9 @@ def test_bad_labels_give_one_line(labels: np.ndarray, reason: str, tmp_path: Pat
 def test_a_damaged_test_set_does_not_stop_training(tmp_path: Path) -> None:
     write_idx_set(tmp_path / "mnist")
     (tmp_path / "mnist" / "t10k-images-idx3-ubyte.gz").write_bytes(b"damaged")
-    module = MNIST(root=str(tmp_path))
+    module = MNIST(root=str(tmp_path), batch_size=8)
     module.setup("fit")
-    assert len(module.train_samples) == 36
+    assert len(module.train_dataloader().samples) == 36
     with pytest.raises(InputError, match="t10k-images"):
         module.setup("test")
 

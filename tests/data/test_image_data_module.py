@@ -14,10 +14,10 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from data.writers import write_cifar10, write_idx_set
-from memfold.data.base import ImageDataModule
 from memfold.data.cifar10 import CIFAR10
 from memfold.data.digits import Digits
-from memfold.data.image_set import ImageSet
+from memfold.data.images.data_module import ImageDataModule
+from memfold.data.images.image_set import ImageSet
 from memfold.data.mnist import MNIST
 from memfold.errors import InputError
 
@@ -49,6 +49,14 @@ def ready(**options: object) -> Numbered:
     return module
 
 
+def val_positions(module: Numbered) -> Tensor:
+    return module.val_dataloader().samples.positions
+
+
+def train_positions(module: Numbered) -> Tensor:
+    return module.train_dataloader().samples.positions
+
+
 def numbers(images: Tensor) -> list[int]:
     return images[:, 0, 0, 0].tolist()
 
@@ -77,26 +85,26 @@ def test_train_and_validation_part_the_training_file() -> None:
     val = [numbers(images)[0] for images, _ in module.val_dataloader()]
     assert sorted(train + val) == list(range(60))
     assert len(val) == 6
-    assert sorted(val) == module.val_samples.tolist()
+    assert sorted(val) == val_positions(module).tolist()
     counts = torch.bincount(torch.tensor(val) % 4, minlength=4)
     assert counts.min() >= 1
     assert counts.max() <= 2
 
 
 def test_the_split_depends_on_its_own_seed_alone() -> None:
-    split = ready().val_samples
-    assert torch.equal(split, ready(seed=9, batch_size=3, train_subset=5).val_samples)
-    assert not torch.equal(split, ready(split_seed=1).val_samples)
+    split = val_positions(ready())
+    assert torch.equal(split, val_positions(ready(seed=9, batch_size=3, train_subset=5)))
+    assert not torch.equal(split, val_positions(ready(split_seed=1)))
 
 
 def test_train_subset_is_stratified_and_nested() -> None:
-    module = ready()
-    small, large = ready(train_subset=8), ready(train_subset=20)
-    assert torch.bincount(small.train_samples % 4).tolist() == [2, 2, 2, 2]
-    chosen = set(small.train_samples.tolist())
-    assert chosen < set(large.train_samples.tolist()) < set(module.train_samples.tolist())
-    assert len(large.train_samples) == 20
-    assert len(ready(train_subset=54).train_samples) == 54
+    module = ready(batch_size=8)
+    small, large = (ready(train_subset=n, batch_size=8) for n in (8, 20))
+    assert torch.bincount(train_positions(small) % 4).tolist() == [2, 2, 2, 2]
+    chosen = set(train_positions(small).tolist())
+    assert chosen < set(train_positions(large).tolist()) < set(train_positions(module).tolist())
+    assert len(train_positions(large)) == 20
+    assert len(train_positions(ready(train_subset=54, batch_size=8))) == 54
     with pytest.raises(InputError, match=r"^data\.train_subset=55: must be at most 54"):
         ready(train_subset=55)
 
@@ -171,7 +179,7 @@ def test_two_ranks_share_the_validation_set() -> None:
         for rank in range(2)
         for images, _ in on_rank(rank, 2, batch_size=2).val_dataloader()
     ]
-    assert sorted(chain.from_iterable(val)) == ready().val_samples.tolist()
+    assert sorted(chain.from_iterable(val)) == val_positions(ready()).tolist()
 
 
 def test_the_same_seed_gives_the_same_images() -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from data.writers import one_colour, write_tiny_imagenet
-from memfold.data import image_folder, source_files
-from memfold.data.image_folder import ImageFile, cached_images
+from memfold.data import source_files
+from memfold.data.images import decoded_files
+from memfold.data.images.decoded_files import ImageFile, Layout, cached_images
 from memfold.data.tiny_imagenet import TinyImageNet
 from memfold.errors import InputError
 
@@ -27,13 +28,13 @@ def root(tmp_path: Path) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that were decoded."""
     names: list[str] = []
-    decode = image_folder._decode
+    decode = decoded_files._decode
 
     def counting(path: Path, image_size: int) -> object:
         names.append(path.name)
         return decode(path, image_size)
 
-    monkeypatch.setattr(image_folder, "_decode", counting)
+    monkeypatch.setattr(decoded_files, "_decode", counting)
     return names
 
 
@@ -115,7 +116,7 @@ def test_an_interruption_leaves_no_cache(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(image_folder, "move_into_place", interrupt)
+        patch.setattr(decoded_files, "move_into_place", interrupt)
         with pytest.raises(KeyboardInterrupt):
             module(root).load_train()
     assert [path.name for path in (root / "tiny_imagenet").iterdir()] == [FOLDER]
@@ -123,13 +124,13 @@ def test_an_interruption_leaves_no_cache(
 
 
 def test_two_processes_may_decode_at_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    move = image_folder.move_into_place
+    move = decoded_files.move_into_place
 
     def after_another(finished: Path, target: Path) -> None:
         shutil.copytree(finished, target)
         move(finished, target)
 
-    monkeypatch.setattr(image_folder, "move_into_place", after_another)
+    monkeypatch.setattr(decoded_files, "move_into_place", after_another)
     assert len(module(root).load_train()) == 18
 
 
@@ -279,7 +280,7 @@ def test_labels_and_sizes_are_part_of_the_fingerprint(tmp_path: Path) -> None:
     path = tmp_path / "x.JPEG"
     one_colour(9).save(path, format="JPEG")
     for label in (0, 1):
-        decoded = cached_images([ImageFile(path, label)], 64, tmp_path / "cache")
+        decoded = cached_images([ImageFile(path, label)], Layout(64), tmp_path / "cache")
         assert decoded.labels.tolist() == [label]
     with pytest.raises(InputError, match="64 x 64 pixels, expected 32 x 32"):
-        cached_images([ImageFile(path, 0)], 32, tmp_path / "cache")
+        cached_images([ImageFile(path, 0)], Layout(32), tmp_path / "cache")

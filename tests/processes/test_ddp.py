@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import memfold
 from memfold.backbones.resnet20 import ResNet20
 from memfold.errors import InputError
-from memfold.tasks import Classification
+from memfold.tasks import TaskModule
 from memfold.training import run
 from strategies.cases import STRATEGIES, options_of
 from training.jobs import SMALL, compose_job, train_forked
@@ -136,15 +136,15 @@ def test_resumed_run_remembers_when_it_improved(
     """At learning rate 0 nothing improves after the first epoch."""
     stops = ["callbacks=early_stopping", "callbacks.early_stopping.patience=3"]
     common = [*SMALL, *stops, "optimizer.lr=0", "data.batch_size=200"]
-    begin = Classification.on_train_epoch_start
+    begin = TaskModule.on_train_epoch_start
 
-    def break_off(task: Classification) -> None:
+    def break_off(task: TaskModule) -> None:
         if task.current_epoch == 2:
             raise RuntimeError("broken off")
         begin(task)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Classification, "on_train_epoch_start", break_off)
+        patched.setattr(TaskModule, "on_train_epoch_start", break_off)
         with pytest.raises(RuntimeError, match="broken off"):
             run(compose_job(tmp_path, *common))
     result = run(compose_job(tmp_path, *common, f"resume={tmp_path}"))

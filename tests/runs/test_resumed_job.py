@@ -17,7 +17,7 @@ from memfold.errors import InputError
 from memfold.runs.locks import locked
 from memfold.runs.recorded import read_config
 from memfold.runs.same_experiment import keep_settings, refuse_other_experiment
-from memfold.tasks import Classification
+from memfold.tasks import TaskModule
 from memfold.training import load_model, run
 from memfold.training.build import plain_config
 from training.jobs import SMALL, compose_job
@@ -66,7 +66,7 @@ def test_another_experiment_is_refused_and_nothing_changes(folder: Path) -> None
         ("data.train_subset=500", r": data\.train_subset is None in that run, not 500;"),
         ("data.batch_size=64", "num_nodes is 128 in that run, not 64;"),
         ("backbone.width=99", r": backbone\.width is 256 in that run, not 99;"),
-        ("backbone=cnn", r": backbone\._target_ is .*MLP in that run, not .*CNN;"),
+        ("backbone=cnn", r": backbone\._target_ is .*build_mlp in that run, not .*CNN;"),
         ("trainer.precision=bf16-mixed", r": trainer\.precision is 32-true in that run"),
         ("trainer.limit_train_batches=2", r": trainer\.limit_train_batches is 1\.0 in that run"),
         ("trainer.devices=2", "num_nodes is 128 in that run, not 256;"),
@@ -123,7 +123,7 @@ def test_overrides_are_recorded_once_the_checkpoint_is_restored(
         raise RuntimeError("while restoring")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Classification, "on_load_checkpoint", broken)
+        patch.setattr(TaskModule, "on_load_checkpoint", broken)
         with pytest.raises(RuntimeError, match="while restoring"):
             run_small(folder, f"resume={folder}", "trainer.max_epochs=2")
     assert contents(folder / ".hydra") == before

@@ -23,6 +23,7 @@ from memfold.runs.locks import locked
 from memfold.runs.recorded import is_setting, read_config, read_overrides
 from memfold.runs.resume import expand_arguments, resume_command
 from memfold.studies.sweep_arguments import expand_sweep_arguments, resume_arguments
+from memfold.tasks import Classification
 from memfold.training import load_model
 from memfold.training.instantiate import instantiate
 from memfold.training.load import fresh_network, read_data
@@ -94,18 +95,21 @@ def test_a_run_folder_names_no_code(read: Callable[[Path], object], place: str, 
     assert not (tmp_path / "ran").exists()
 
 
+TASK = Classification(Digits().spec, label_smoothing=0.0)
+
+
 @pytest.mark.parametrize("place", [place for place in PLACES if place.startswith("backbone")])
 def test_a_teacher_names_no_code(place: str, tmp_path: Path) -> None:
     config = student(tmp_path)
     hostile(tmp_path, place)
     with pytest.raises(InputError, match=r"no other code|may name no code"):
-        load_distillation(config, Digits())
+        load_distillation(config, TASK)
     assert not (tmp_path / "ran").exists()
 
 
 def student(teacher: Path, *overrides: str) -> dict[str, Any]:
     record(teacher, *SMALL)
-    (teacher / "result.json").write_text('{"status": "completed"}')
+    (teacher / "result.json").write_text('{"status": "completed", "task": "classification"}')
     distill = {"teacher": str(teacher), "temperature": 4.0, "weight": 0.9, "allow": []}
     return {**read_config(teacher, ("backbone", "compression", "data", "task")), "distill": distill}
 
@@ -148,14 +152,14 @@ def test_a_custom_backbone_is_named_again(tmp_path: Path) -> None:
     config = student(teacher)
     record(teacher, *SMALL[1:], *CUSTOM)
     with pytest.raises(InputError, match=rf"'distill\.allow=\[{name}\]'"):
-        load_distillation(config, Digits())
+        load_distillation(config, TASK)
     config["distill"]["allow"] = [name]
     with pytest.raises(InputError, match=r"artifact .* does not exist"):  # the next obstacle
-        load_distillation(config, Digits())
+        load_distillation(config, TASK)
     config["distill"]["allow"] = []
     config["backbone"]["target"] = name  # the student's own
     with pytest.raises(InputError, match=r"artifact .* does not exist"):
-        load_distillation(config, Digits())
+        load_distillation(config, TASK)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +193,7 @@ def test_references_that_runs_have_are_followed(
     config = read_config(tmp_path, ["data", "compression", "seed", "task._target_"])
     assert (config["data"]["root"], config["data"]["seed"], config["seed"]) == ("there", 5, 5)
     assert (config["compression"]["bits"], config["compression"]["ratio"]) == (8, 0.5)
-    assert config["task._target_"] == "memfold.tasks.Classification"
+    assert config["task._target_"] == "memfold.tasks.task_for"
     change(tmp_path, lambda c: c["data"].update(root=r"a\${seed} ${oc.env:HOME}/${ratio}"))
     expected = f"a${{seed}} {os.environ['HOME']}/0.5"
     assert read_config(tmp_path, ["data"])["data"]["root"] == expected

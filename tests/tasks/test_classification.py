@@ -10,9 +10,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import memfold
+from memfold.data.spec import Classes, DataSpec, Images
 from memfold.errors import InputError
 from memfold.logging.quiet import hush_libraries
-from memfold.tasks import Classification
+from memfold.tasks import Classification, TaskModule
 from memfold.training.schedules import Constant
 
 NUM_CLASSES = 3
@@ -25,13 +26,15 @@ def samples() -> tuple[Tensor, Tensor]:
     return torch.randn(10, 5, generator=generator), torch.randint(3, (10,), generator=generator)
 
 
-def task(net: nn.Module, rate: float = 0.0, label_smoothing: float = 0.0) -> Classification:
-    return Classification(
+SPEC = DataSpec(Images(1, 1, 5), Classes(NUM_CLASSES))
+
+
+def task(net: nn.Module, rate: float = 0.0, label_smoothing: float = 0.0) -> TaskModule:
+    return TaskModule(
         net,
+        Classification(SPEC, label_smoothing=label_smoothing),
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=rate),
         scheduler=Constant().attach,
-        num_classes=NUM_CLASSES,
-        label_smoothing=label_smoothing,
     )
 
 
@@ -100,12 +103,11 @@ def test_schedule_is_stepped_per_optimizer_step_and_knows_its_length(
         known.update(lengths)
         return Constant().attach(optimizer, **lengths)
 
-    module = Classification(
+    module = TaskModule(
         nn.Linear(5, NUM_CLASSES),
+        Classification(SPEC, label_smoothing=0.0),
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
         scheduler=scheduler,
-        num_classes=NUM_CLASSES,
-        label_smoothing=0.0,
     )
     hush_libraries()
     run = trainer(tmp_path)
@@ -114,13 +116,6 @@ def test_schedule_is_stepped_per_optimizer_step_and_knows_its_length(
     run.fit(module, loader(samples), loader(samples))
     assert known == {"total_steps": 10, "steps_per_epoch": 2}
     assert run.lr_scheduler_configs[0].scheduler.last_epoch == 10
-
-
-def test_hyperparameters_are_plain_values() -> None:
-    assert dict(task(nn.Linear(5, NUM_CLASSES)).hparams) == {
-        "num_classes": NUM_CLASSES,
-        "label_smoothing": 0.0,
-    }
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])

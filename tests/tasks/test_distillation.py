@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from memfold.data.spec import Classes, DataSpec, Images
 from memfold.logging.quiet import hush_libraries
-from memfold.tasks import Classification
+from memfold.tasks import Classification, TaskModule
 from memfold.tasks.distillation import Distillation, distillation_loss
 from memfold.training.schedules import Constant
 from reference import distillation as reference
@@ -102,14 +103,13 @@ def network(seed: int, *, dropout: float = 0.0) -> nn.Module:
 
 def fit(
     folder: Path, samples: tuple[Tensor, Tensor], distillation: Distillation | None, epochs: int = 3
-) -> tuple[Classification, Trainer]:
+) -> tuple[TaskModule, Trainer]:
     hush_libraries()
-    task = Classification(
+    task = TaskModule(
         network(0),
+        Classification(DataSpec(Images(1, 1, 1), Classes(CLASSES)), label_smoothing=0.0),
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
         scheduler=Constant().attach,
-        num_classes=CLASSES,
-        label_smoothing=0.0,
         distillation=distillation,
     )
     trainer = Trainer(

@@ -9,8 +9,9 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Timer
 from torch import nn
 
+from memfold.data.spec import Classes, DataSpec, Images
 from memfold.errors import InputError
-from memfold.tasks import Classification
+from memfold.tasks import Classification, TaskModule
 from memfold.tasks.distillation import Distillation
 from memfold.training.build import plain_config
 from memfold.training.config_rules import check_config
@@ -126,8 +127,11 @@ def test_callbacks_that_a_run_cannot_follow_are_refused(
     options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        build_callbacks(options)
-    assert build_callbacks({"x": None}) == []
+        build_callbacks(options, TASK)
+    assert build_callbacks({"x": None}, TASK) == []
+
+
+TASK = Classification(DataSpec(Images(1, 1, 1), Classes(2)), label_smoothing=0.0)
 
 
 class OfTheUser(Callback):
@@ -135,23 +139,25 @@ class OfTheUser(Callback):
 
 
 def test_monitors_must_be_metrics_and_have_their_direction() -> None:
-    def task(teacher: Distillation | None = None) -> Classification:
+    def directions(teacher: Distillation | None = None) -> dict[str, str]:
         net, schedule = nn.Linear(1, 2), Constant().attach
-        return Classification(net, lambda _: None, schedule, 2, 0.0, teacher)  # type: ignore
+        return TaskModule(net, TASK, lambda _: None, schedule, teacher).directions  # type: ignore
 
     def stop(monitor: str, mode: str) -> RunEarlyStopping:
         return RunEarlyStopping(monitor, mode=mode)
 
-    refuse_wrong_monitors([stop("val/loss", "min"), stop("train/acc", "max"), Timer()], task())
+    refuse_wrong_monitors(
+        [stop("val/loss", "min"), stop("train/acc", "max"), Timer()], directions()
+    )
     with pytest.raises(InputError, match=r"monitor=train/distill_loss, which is no metric"):
-        refuse_wrong_monitors([stop("train/distill_loss", "min")], task())
+        refuse_wrong_monitors([stop("train/distill_loss", "min")], directions())
     teacher = Distillation(nn.Linear(1, 2), temperature=4.0, weight=0.9)
-    refuse_wrong_monitors([stop("train/distill_loss", "min")], task(teacher))
-    refuse_wrong_monitors([stop("mine", "max"), OfTheUser()], task())
+    refuse_wrong_monitors([stop("train/distill_loss", "min")], directions(teacher))
+    refuse_wrong_monitors([stop("mine", "max"), OfTheUser()], directions())
     with pytest.raises(InputError, match=r"monitor=val/accuracy, which is no metric; .*val/acc"):
-        refuse_wrong_monitors([stop("val/accuracy", "max")], task())
+        refuse_wrong_monitors([stop("val/accuracy", "max")], directions())
     with pytest.raises(InputError, match="monitor=val/loss and mode=max; it needs mode=min"):
-        refuse_wrong_monitors([stop("val/loss", "max"), OfTheUser()], task())
+        refuse_wrong_monitors([stop("val/loss", "max"), OfTheUser()], directions())
 
 
 def test_custom_backbones_take_arguments_either_way(tmp_path: Path) -> None:

@@ -111,6 +111,11 @@ def _edit(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
     return edit
 
 
+def _learn_numbers(folder: Path) -> None:
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps({**result, "task": "regression"}))
+
+
 def _truncate(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
@@ -145,8 +150,8 @@ def _fail(folder: Path) -> None:
             r"is a teacher of another task: its data is memfold\.data\.mnist\.MNIST, .* run memf",
         ),
         (
-            _edit(lambda config: config["task"].update(_target_="somewhere.Regression")),
-            r"is a teacher of another task: its task is somewhere\.Regression",
+            _learn_numbers,
+            r"is a teacher of another task: its task is regression",
         ),
         (
             _edit(lambda config: config["backbone"].update(width=32)),

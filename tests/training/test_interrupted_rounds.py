@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 
 from memfold.errors import InputError
 from memfold.runs.folder import refuse_used_folder
-from memfold.tasks import Classification
+from memfold.tasks import TaskModule
 from memfold.training.round_tracker import RoundFolder
 from training.jobs import train_forked
 from training.ticket_runs import (
@@ -80,14 +80,14 @@ class Interruption(Exception):
 
 
 def stop_at_step(patch: pytest.MonkeyPatch, folder: Path, number: int, step: int) -> None:
-    original = Classification.training_step
+    original = TaskModule.training_step
 
-    def training_step(self: Classification, *arguments: Any) -> Any:
+    def training_step(self: TaskModule, *arguments: Any) -> Any:
         if RoundFolder(folder).number == number and self.trainer.global_step == step:
             raise Interruption
         return original(self, *arguments)
 
-    patch.setattr(Classification, "training_step", training_step)
+    patch.setattr(TaskModule, "training_step", training_step)
 
 
 def stop_in(patch: pytest.MonkeyPatch, owner: type, name: str) -> None:

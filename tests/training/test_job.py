@@ -227,7 +227,7 @@ def test_best_weights_are_tested_and_saved_on_request(tmp_path: Path) -> None:
         (("trainer.precision=8",), r"trainer\.precision must be 64, 32, 16, .* or null, got 8"),
         (("optimizer.nesterov=maybe",), r"optimizer\.nesterov must be true or false, got 'maybe'"),
         (("optimizer=adamw", "optimizer.betas=[0.9]"), r"optimizer\.betas must be a list of 2"),
-        (("data._target_=memfold.backbones.MLP",), r"data\._target_=.* gives memfold's Image"),
+        (("data._target_=memfold.backbones.MLP",), r"data\._target_=.* gives memfold's DataModule"),
         (("+trainer.val_check_interval=1000",), "trainer: .*val_check_interval"),
         (("+trainer.max_time=00:00:00:00",), "stopped the run before its first step"),
         (("optimizer.lr=-1",), r"optimizer\.lr must be a number of at least 0, got -1"),

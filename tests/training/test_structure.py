@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from memfold.errors import InputError
-from memfold.tasks import Classification
+from memfold.tasks import TaskModule
 from memfold.training import run
 from training.jobs import SMALL, compose_job
 
@@ -76,15 +76,15 @@ def test_changes_are_logged_and_a_resumed_run_repeats_none(
     whole = health(tmp_path / "whole")
     assert [row["step"] for row in whole] == steps
 
-    begin = Classification.on_train_epoch_start
+    begin = TaskModule.on_train_epoch_start
 
-    def break_off(task: Classification) -> None:
+    def break_off(task: TaskModule) -> None:
         if task.current_epoch == 1:
             raise RuntimeError("broken off")
         begin(task)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Classification, "on_train_epoch_start", break_off)
+        patched.setattr(TaskModule, "on_train_epoch_start", break_off)
         with pytest.raises(RuntimeError, match="broken off"):
             train(tmp_path / "broken", *options)
     train(tmp_path / "broken", *options, f"resume={tmp_path / 'broken'}")

@@ -1,15 +1,35 @@
-"""Networks that the data set sizes: any input channels, image size and number of classes.
+"""Networks for any data: a backbone is one file, and one `conf/backbone/NAME.yaml`.
 
-A backbone is a callable `(in_channels, image_size, num_classes, **options) -> nn.Module`. The
-first three come from the data set; the options, with their defaults, from
-`conf/backbone/NAME.yaml`.
+A backbone is a callable that gives an nn.Module. What it has to know of the data it asks for by the
+names of its parameters (`facts.py`); its options, with their defaults, stand in the YAML.
 """
 
 from memfold.backbones.cnn import CNN
 from memfold.backbones.custom import build_custom
-from memfold.backbones.mlp import MLP
+from memfold.backbones.gpt import GPT
+from memfold.backbones.hf import build_hf
+from memfold.backbones.lstm import LSTM
+from memfold.backbones.mlp import MLP, build_mlp
 from memfold.backbones.resnet18 import ResNet18
 from memfold.backbones.resnet20 import ResNet20
+from memfold.backbones.tables import TableMLP, TableTransformer
+from memfold.backbones.timm import build_timm
 from memfold.backbones.vgg11_bn import VGG11BN
+from memfold.backbones.vit import ViT
 
-__all__ = ["CNN", "MLP", "VGG11BN", "ResNet18", "ResNet20", "build_custom"]
+__all__ = [
+    "CNN",
+    "GPT",
+    "LSTM",
+    "MLP",
+    "VGG11BN",
+    "ResNet18",
+    "ResNet20",
+    "TableMLP",
+    "TableTransformer",
+    "ViT",
+    "build_custom",
+    "build_hf",
+    "build_mlp",
+    "build_timm",
+]

@@ -6,49 +6,38 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
+from memfold.backbones.facts import named_facts
+from memfold.data.spec import DataSpec
 from memfold.errors import InputError
 
 __all__ = ["build_custom"]
 
 
 def build_custom(
-    in_channels: int,
-    image_size: int,
-    num_classes: int,
-    *,
-    target: str | None,
-    args: Mapping[str, object] | None = None,
+    spec: DataSpec, *, target: str | None, args: Mapping[str, object] | None = None
 ) -> nn.Module:
     """Call the class or function at the dotted path `target` and return its module.
 
-    The three facts about the data are passed by keyword, each only when the target's signature
-    names it (a bare `**kwargs` does not count: most would forward an unknown keyword to a class
-    that refuses it) and `args` does not set it.
+    Facts about the data are passed by keyword, each when the target's signature names it and
+    `args` does not set it: see `memfold.backbones.facts`.
 
     Args:
-        in_channels: Channels of an image.
-        image_size: Height and width of an image, in pixels.
-        num_classes: Outputs.
+        spec: What the data are.
         target: For example "package.module.Class".
         args: Further keyword arguments of the target.
 
     Raises:
-        InputError: The path does not lead to a callable, its signature does not fit `args`, or
-            what it returned is no nn.Module.
+        InputError: The path does not lead to a callable, its signature does not fit `args` or the
+            data, or what it returned is no nn.Module.
     """
     build = _locate(target)
-    facts = {"in_channels": in_channels, "image_size": image_size, "num_classes": num_classes}
     given = dict(args or {})
+    arguments = named_facts(build, spec, f"backbone.target={target}") | given
     try:
         signature = inspect.signature(build)
     except ValueError:  # some builtins have none: they get what the user wrote and nothing else
         signature = None
-    if signature is None:
-        arguments = given
-    else:
-        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        named = {name for name, value in signature.parameters.items() if value.kind in kinds}
-        arguments = {name: fact for name, fact in facts.items() if name in named} | given
+    if signature is not None:
         try:
             signature.bind(**arguments)
         except TypeError as error:

@@ -1,13 +1,17 @@
-"""A multilayer perceptron on the flattened image."""
+"""A multilayer perceptron, on the flattened image or on the columns of a table."""
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, nn
 
+from memfold.backbones.facts import named_facts
 from memfold.backbones.initialisation import check_positive, check_widths, initialise
+from memfold.backbones.tables import TableMLP
+from memfold.data.spec import DataSpec, Table
 
-__all__ = ["MLP"]
+__all__ = ["MLP", "build_mlp"]
 
 
 class MLP(nn.Module):
@@ -57,3 +61,21 @@ class MLP(nn.Module):
     def with_widths(self, widths: Sequence[int]) -> "MLP":
         """Build a fresh network for the same data with these hidden `widths`."""
         return MLP(*self._facts, hidden_widths=widths)
+
+
+def build_mlp(
+    spec: DataSpec, *, width: int = 256, hidden_widths: Sequence[int] | None = None
+) -> nn.Module:
+    """Build a perceptron for images or for a table.
+
+    Args:
+        spec: What the data are.
+        width: Outputs of each of the two hidden layers, when `hidden_widths` is not given.
+        hidden_widths: Outputs of each hidden layer instead; empty for a linear model.
+
+    Raises:
+        InputError: A width is not an integer of at least 1, or the data are tokens.
+    """
+    kind = TableMLP if isinstance(spec.inputs, Table) else MLP
+    facts: dict[str, Any] = named_facts(kind, spec, "backbone=mlp")
+    return kind(**facts, width=width, hidden_widths=hidden_widths)

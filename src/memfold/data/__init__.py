@@ -1,6 +1,5 @@
-"""Image data sets that live as uint8 tensors, batched on the model's device.
+"""Data sets, one file each: a class and its facts, and one `conf/data/NAME.yaml`.
 
-`base.py` is the data module, `batching.py` the order and the augmentation of samples, `idx.py`,
-`cifar_binary.py` and `image_folder.py` the file formats. A data set is one file that names a
-class, its facts and its files, and one `conf/data/NAME.yaml`.
+`spec.py` says what a sample is, `data_module.py` serves samples, `batching.py` has their order;
+`images/` is what image data sets stand on.
 """

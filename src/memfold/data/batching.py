@@ -1,8 +1,8 @@
-"""The order in which samples are seen, and what happens to a batch on the model's device.
+"""The order in which samples are seen, and which process sees them.
 
 Everything random is a function of (seed, epoch, sample): neither the number of processes, nor the
-batch size, nor an interruption changes which crop a sample gets, and the processes of a run share
-every global batch without overlap.
+batch size, nor an interruption changes what a sample is made into, and the processes of a run
+share every global batch without overlap.
 
 The loaders here stand in for torch's DataLoader. With whole data sets in memory a batch is one
 indexing operation, so worker processes have nothing to do; and Lightning leaves a loader that is
@@ -10,24 +10,57 @@ no DataLoader alone, where it would replace the sampler of a DataLoader by one o
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from memfold.data.image_set import ImageSet
 from memfold.errors import InputError
 from memfold.seeding import derive_seed
 
 __all__ = [
+    "Chosen",
     "EvaluationLoader",
     "EvaluationSampler",
+    "Samples",
     "TrainingLoader",
     "TrainingSampler",
-    "augment",
-    "draw_augmentations",
-    "normalise",
 ]
+
+
+class Samples(Protocol):
+    """A set of samples in memory, or memory-mapped."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, positions: Tensor) -> tuple[Tensor, ...]:
+        """Return a batch (inputs, targets, ...) of the samples at int64 `positions` (B,)."""
+        ...
+
+    def at_epoch(self, seed: int, epoch: int) -> "Samples":
+        """Return what training sees in an epoch: augmented, or cut at other places."""
+        ...
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some samples of a set."""
+
+    samples: Samples
+    positions: Tensor
+    """(N,) int64, in `samples`."""
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, positions: Tensor) -> tuple[Tensor, ...]:
+        """Return the chosen samples at `positions`."""
+        return self.samples[self.positions[positions]]
+
+    def at_epoch(self, seed: int, epoch: int) -> "Chosen":
+        """Choose the same of what training sees: a split changes nothing of a sample."""
+        return Chosen(self.samples.at_epoch(seed, epoch), self.positions)
 
 
 class TrainingSampler:
@@ -119,31 +152,26 @@ class EvaluationSampler:
 
 
 class EvaluationLoader:
-    """Batches (images uint8 (B, C, H, W), labels int64 (B,)) in the order of a sampler."""
+    """Batches of samples, as they are, in the order of a sampler."""
 
     batch_sampler = None
     """Lightning asks whatever has a sampler for this too."""
 
-    def __init__(self, data: ImageSet, samples: Tensor, sampler: EvaluationSampler) -> None:
-        """Serve the samples numbered `samples` (M,) of `data`; the sampler counts to M."""
-        self.data = data
+    def __init__(self, samples: Samples, sampler: EvaluationSampler) -> None:
+        """Serve `samples`, to whose number the sampler counts."""
         self.samples = samples
         self.sampler = sampler
 
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         for positions in self.sampler:
-            chosen = self.samples[positions]
-            # index_select copies whole images: a third of the time of indexing by a tensor.
-            yield self.data.images.index_select(0, chosen), self.data.labels[chosen]
+            yield self.samples[positions]
 
 
 class TrainingLoader:
-    """Batches (images uint8 (B, C, H, W), labels int64 (B,), draws uint8 (B, 3)).
-
-    The draws are those of `draw_augmentations`, for `augment` to apply on the model's device.
+    """Batches of samples, as training sees them in an epoch, in the order of a sampler.
 
     The loader remembers its place in the epoch: Lightning saves it with a checkpoint, and a run
     resumed in mid-epoch goes on with the very next batch.
@@ -152,35 +180,27 @@ class TrainingLoader:
     batch_sampler = None
     """Lightning asks whatever has a sampler for this too."""
 
-    def __init__(
-        self, data: ImageSet, samples: Tensor, sampler: TrainingSampler, *, crop_padding: int
-    ) -> None:
-        """Serve the samples numbered `samples` (M,) of `data`; the sampler counts to M."""
-        self.data = data
+    def __init__(self, samples: Samples, sampler: TrainingSampler) -> None:
+        """Serve `samples`, to whose number the sampler counts."""
         self.samples = samples
         self.sampler = sampler
-        self.crop_padding = crop_padding
         self._place = {"epoch": 0, "next_batch": 0}
         self._resume_at: dict[str, int] | None = None
 
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         # A generator: the epoch is read when the first batch is asked for. On a resumed run
         # Lightning makes the iterator before it sets the epoch.
         epoch = self.sampler.epoch
         first_batch = self._take_resumed_place(epoch)
-        draws = draw_augmentations(
-            len(self.data), self.crop_padding, seed=self.sampler.seed, epoch=epoch
-        )
+        samples = self.samples.at_epoch(self.sampler.seed, epoch)
         for batch, positions in enumerate(self.sampler):
             if batch < first_batch:
                 continue
             self._place = {"epoch": epoch, "next_batch": batch + 1}
-            chosen = self.samples[positions]
-            images = self.data.images.index_select(0, chosen)
-            yield images, self.data.labels[chosen], draws[chosen]
+            yield samples[positions]
 
     def state_dict(self) -> dict[str, int]:
         """Return the epoch, the number of the next batch and the size of a global batch."""
@@ -202,61 +222,3 @@ class TrainingLoader:
                 f"be {state['global_batch_size']}, as before"
             )
         return state["next_batch"]
-
-
-def draw_augmentations(num_samples: int, crop_padding: int, *, seed: int, epoch: int) -> Tensor:
-    """Draw the augmentation of every sample for one epoch.
-
-    Args:
-        num_samples: Size of the whole training file, so that a split moves no sample's draws.
-        crop_padding: Pixels of padding on each side, at most 127.
-        seed: Of the run.
-        epoch: Counted from 0.
-
-    Returns:
-        (num_samples, 3) uint8: row offset and column offset in 0..2 * crop_padding, and 1 to
-        flip or 0.
-    """
-    generator = torch.Generator().manual_seed(derive_seed(seed, "augment", epoch))
-    limits = (2 * crop_padding + 1, 2 * crop_padding + 1, 2)
-    columns = [
-        torch.randint(limit, (num_samples,), generator=generator, dtype=torch.uint8)
-        for limit in limits
-    ]
-    return torch.stack(columns, dim=1)
-
-
-def augment(images: Tensor, draws: Tensor, *, crop_padding: int, horizontal_flip: bool) -> Tensor:
-    """Crop each image at its own offset out of its padded self, and flip it if drawn.
-
-    The padding is pixel value 0, black, put on before normalisation as in torchvision's
-    RandomCrop followed by Normalize.
-
-    Args:
-        images: (B, C, H, W), any dtype.
-        draws: (B, 3) of `draw_augmentations`, on the same device.
-        crop_padding: As the draws were made with.
-        horizontal_flip: False ignores the third draw.
-
-    Returns:
-        A new tensor like `images`.
-    """
-    num_images, num_channels, height, width = images.shape
-    padded = F.pad(images, (crop_padding,) * 4)
-    row_offsets, column_offsets, flips = draws.long().unbind(dim=1)
-    rows = row_offsets[:, None] + torch.arange(height, device=images.device)
-    columns = column_offsets[:, None] + torch.arange(width, device=images.device)
-    if horizontal_flip:
-        columns = torch.where(flips[:, None] == 1, columns.flip(1), columns)
-    # One gather over flattened pixels: on a CPU it takes a third of the time of indexing by
-    # rows and columns, and two thirds of that of indexing an unfolded view.
-    pixels = (rows[:, :, None] * padded.shape[3] + columns[:, None, :]).flatten(1)
-    pixels = pixels[:, None, :].expand(-1, num_channels, -1)
-    return padded.flatten(2).gather(2, pixels).view(num_images, num_channels, height, width)
-
-
-def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Scale uint8 images (B, C, H, W) to float32 in 0..1, then to `mean` and `std` (C,)."""
-    scale = 1 / (255 * std)
-    shift = -mean / std
-    return images.float().mul_(scale.view(-1, 1, 1)).add_(shift.view(-1, 1, 1))

@@ -1,6 +1,6 @@
 """CIFAR-10: 50,000 + 10,000 colour 32x32 images (Krizhevsky 2009)."""
 
-from memfold.data.cifar_binary import CifarDataModule
+from memfold.data.images.cifar_binary import CifarDataModule
 from memfold.data.source_files import Remote
 
 __all__ = ["CIFAR10"]

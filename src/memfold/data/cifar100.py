@@ -1,6 +1,6 @@
 """CIFAR-100 with its 100 fine labels: 50,000 + 10,000 colour 32x32 images (Krizhevsky 2009)."""
 
-from memfold.data.cifar_binary import CifarDataModule
+from memfold.data.images.cifar_binary import CifarDataModule
 from memfold.data.source_files import Remote
 
 __all__ = ["CIFAR100"]

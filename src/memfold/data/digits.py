@@ -7,8 +7,8 @@ Kaynak 1998). scikit-learn publishes no split: a fixed stratified fifth is the t
 import torch
 from sklearn.datasets import load_digits
 
-from memfold.data.base import ImageDataModule
-from memfold.data.image_set import ImageSet
+from memfold.data.images.data_module import ImageDataModule
+from memfold.data.images.image_set import ImageSet
 from memfold.data.splits import stratified_order
 
 __all__ = ["Digits"]

@@ -1,121 +1,242 @@
-"""Folders of image files, decoded once into a memory-mapped cache.
+"""Images of the user: a folder for each class."""
 
-The cache of a list of files is a folder whose name holds a fingerprint of that list: every
-path, size and time of change. It is made under another name and renamed when complete, so a
-cache that exists under its name is whole, and one of files that have changed since is not found.
-"""
-
-import hashlib
-import os
-import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
 
-from memfold.data.image_set import ImageSet
-from memfold.data.source_files import first_line, move_into_place, new_folder
+from memfold.data.batching import Chosen, Samples
+from memfold.data.images.augmentation import TrainingImages
+from memfold.data.images.data_module import ImageDataModule
+from memfold.data.images.decoded_files import ImageFile, Layout, cached_images
+from memfold.data.images.image_set import ImageSet
+from memfold.data.source_files import first_line, writable_folder
+from memfold.data.spec import DataSpec
+from memfold.data.splits import split_training
 from memfold.errors import InputError
-from memfold.files import open_regular
+from memfold.files import open_regular, read_text
+from memfold.options import Interval, check_arguments
+from memfold.seeding import derive_seed
 
-__all__ = ["ImageFile", "cached_images"]
+__all__ = ["ImageFolder"]
 
-_LAYOUT = "memfold-1"
-"""Part of the fingerprint: to be changed with what the cache holds."""
-
-_NUM_FILES_AT_A_TIME = 1024
-_FORMATS = ("JPEG", "PNG")
-
-
-@dataclass(frozen=True)
-class ImageFile:
-    """An encoded image and its class."""
-
-    path: Path
-    label: int
+FACTS = "data.json"
+"""In the folder of a run on such images: what they are like."""
+_ENDINGS = (".jpg", ".jpeg", ".png")
+_SPLITS = ("train", "val", "test")
+_AT_A_TIME = 4096  # images, for their statistics
 
 
-def cached_images(files: Sequence[ImageFile], image_size: int, parent: Path) -> ImageSet:
-    """Return the decoded files, from the cache in `parent` or, the first time, by decoding.
+class Facts(BaseModel):
+    """What a run keeps of the images."""
 
-    Args:
-        files: In the order in which their images are returned.
-        image_size: Height and width that every image must have, in pixels.
-        parent: Folder of the cache.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    class_names: tuple[str, ...]
+    image_size: int
+    channels: Literal[1, 3]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
-    Returns:
-        RGB images (N, 3, H, W), memory-mapped (writing to them changes no file), and labels.
 
-    Raises:
-        InputError: A file cannot be decoded or has another size.
+class ImageFolder(ImageDataModule):
+    """`train/CLASS/*.png`, with `val/` and `test/` or without; or `CLASS/*.png`.
+
+    What has no folder of its own is parted off: the validation split from the training images, and
+    where there is no `test/` the test split before that. Images are decoded once, into a cache
+    beside the data sets; mean and standard deviation are those of the training split.
     """
-    cache = parent / f"decoded-{_fingerprint(files, image_size)}"
-    expected_shape = (len(files), 3, image_size, image_size)
-    labels = torch.tensor([file.label for file in files], dtype=torch.int64)
-    if (found := _open_cache(cache, expected_shape)) is not None:
-        return ImageSet(found, labels)
-    shutil.rmtree(cache, ignore_errors=True)
-    with new_folder(parent) as unfinished:
-        images = np.lib.format.open_memmap(
-            unfinished / "images.npy", mode="w+", dtype=np.uint8, shape=expected_shape
+
+    name = "image_folder"
+
+    def __init__(
+        self,
+        *,
+        folder: str,
+        image_size: Annotated[int, Interval("[1, 4096]")] | None = None,
+        channels: Literal[1, 3] = 3,
+        test_fraction: Annotated[float, Interval("(0, 1)")] = 0.1,
+        skip_damaged: bool = False,
+        **options: Any,
+    ) -> None:
+        """Check the options; no file is touched.
+
+        Args:
+            folder: Of the images.
+            image_size: Height and width that images are scaled to, the shorter side, and cropped in
+                the middle, in pixels; null: they all have one size, that of the first.
+            channels: 3 for colour, 1 for grey.
+            test_fraction: Share of all images for the test where there is no `test/`, in (0, 1).
+            skip_damaged: Whether images that cannot be used are left out, and counted.
+            **options: See `ImageDataModule`.
+
+        Raises:
+            InputError: An option has the wrong type or is out of its range.
+        """
+        super().__init__(**options)
+        check_arguments(ImageFolder.__init__, locals(), "data.")
+        self.folder = Path(folder).expanduser()
+        self.test_fraction = test_fraction
+        self.skip_damaged = skip_damaged
+        self.num_channels = channels
+        self._wanted_size = image_size
+        self._parts: dict[str, tuple[ImageSet, Tensor]] = {}
+
+    @property
+    def spec(self) -> DataSpec:
+        """Images of one size, in the classes that the folders name."""
+        self._look()
+        return super().spec
+
+    def prepare_data(self) -> None:
+        """Decode what is not decoded yet."""
+        self._load()
+
+    def load_train(self) -> ImageSet:
+        """Return the images of the training folder, those for the test among them if it has any."""
+        return self._load()["train"][0]
+
+    def load_test(self) -> ImageSet:
+        """Return the images of the folder that has the test split."""
+        return self._load()["test"][0]
+
+    def read_train(self) -> tuple[Samples, Samples]:
+        """Choose the training and the validation images, and measure the former."""
+        parts = self._load()
+        images, train = parts["train"]
+        if "val" in parts:
+            val = Chosen(*parts["val"])
+        else:
+            inner, validation = split_training(
+                images.labels[train],
+                val_fraction=self.val_fraction,
+                train_subset=self.train_subset,
+                seed=self.split_seed,
+            )
+            train, val = train[inner], Chosen(images, train[validation])
+        self._measure(images.images, train)
+        return Chosen(TrainingImages(images, self.crop_padding), train), val
+
+    def read_test(self) -> Samples:
+        """Choose the test images."""
+        return Chosen(*self._load()["test"])
+
+    def write_facts(self, folder: Path) -> None:
+        """Keep with a run what was measured."""
+        facts = Facts(
+            class_names=self.class_names,
+            image_size=self.image_size,
+            channels=3 if self.num_channels == 3 else 1,
+            mean=self.mean,
+            std=self.std,
         )
-        with ThreadPoolExecutor() as pool, tqdm(total=len(files), desc="decoding images") as bar:
-            for start in range(0, len(files), _NUM_FILES_AT_A_TIME):
-                some = files[start : start + _NUM_FILES_AT_A_TIME]
-                decoded = pool.map(lambda file: _decode(file.path, image_size), some)
-                for number, image in enumerate(decoded, start):
-                    images[number] = image
-                bar.update(len(some))
-        images.flush()
-        move_into_place(unfinished, cache)
-    found = _open_cache(cache, expected_shape)
-    assert found is not None
-    return ImageSet(found, labels)
+        (folder / FACTS).write_text(facts.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
+    def read_facts(self, folder: Path) -> None:
+        """Take what a run has measured.
 
-def _open_cache(cache: Path, expected_shape: tuple[int, ...]) -> torch.Tensor | None:
-    """Map the images of a cache; None when there is none, or someone has cut it short."""
-    file = cache / "images.npy"
-    try:
-        # Copy-on-write: torch wants writable memory, the file must stay as it is.
-        images = np.load(file, mmap_mode="c", allow_pickle=False) if file.is_file() else None
-    except (OSError, ValueError, EOFError):
-        return None
-    if images is None or (images.shape, images.dtype) != (expected_shape, np.uint8):
-        return None
-    return torch.from_numpy(images)
-
-
-def _fingerprint(files: Sequence[ImageFile], image_size: int) -> str:
-    """Hash the names, sizes, times of change and labels of the files."""
-    digest = hashlib.blake2b(f"{_LAYOUT} {image_size}".encode(), digest_size=8)
-    for file in files:
+        Raises:
+            InputError: It cannot be read.
+        """
+        file = folder / FACTS
         try:
-            status = os.stat(file.path)
-        except (OSError, ValueError) as error:  # NUL in a name
-            raise InputError(f"{file.path}: {first_line(error)}; expected an image") from error
-        fact = f"\0{file.path.name}\0{status.st_size}\0{status.st_mtime_ns}\0{file.label}"
-        digest.update(os.fsencode(fact))
-    return digest.hexdigest()
+            facts = Facts.model_validate_json(read_text(file))
+        except (OSError, ValueError, ValidationError) as error:
+            raise InputError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+        self.class_names, self.image_size = facts.class_names, facts.image_size
+        self.num_classes, self.num_channels = len(facts.class_names), facts.channels
+        self.mean, self.std = facts.mean, facts.std
+
+    def _look(self) -> dict[str, list[ImageFile]]:
+        """List the files of each split that has a folder; find the classes and the size."""
+        if hasattr(self, "num_classes") and not self.folder.is_dir():
+            return {}  # a run has said it
+        if not self.folder.is_dir():
+            raise InputError(f"data.folder={self.folder}: there is no such folder")
+        split_folders = {split: self.folder / split for split in _SPLITS}
+        if not split_folders["train"].is_dir():
+            split_folders = {"train": self.folder}
+        split_folders = {split: path for split, path in split_folders.items() if path.is_dir()}
+        self.class_names = tuple(
+            sorted(p.name for p in split_folders["train"].iterdir() if p.is_dir())
+        )
+        if len(self.class_names) < 2:
+            raise InputError(
+                f"data.folder={self.folder}: {len(self.class_names)} class folder(s) in "
+                f"{split_folders['train']}, at least two are needed: CLASS/*.png or *.jpg"
+            )
+        self.num_classes = len(self.class_names)
+        files = {split: _files(path, self.class_names) for split, path in split_folders.items()}
+        self.image_size = self._wanted_size or _size_of(files["train"][0].path)
+        return files
+
+    def _load(self) -> dict[str, tuple[ImageSet, Tensor]]:
+        """Return, for each split that there is, a set of images and which of them are meant."""
+        if self._parts:
+            return self._parts
+        files = self._look()
+        channels = 3 if self.num_channels == 3 else 1
+        layout = Layout(self.image_size, channels, is_resized=self._wanted_size is not None)
+        parent = writable_folder(self.root, self.name)
+        try:
+            found = {
+                split: cached_images(some, layout, parent, skips_damaged=self.skip_damaged)
+                for split, some in files.items()
+            }
+        except InputError as error:
+            hint = "" if self._wanted_size else "data.image_size=N scales images; "
+            raise InputError(f"{error}; {hint}data.skip_damaged=true leaves these out") from error
+        self._parts = {
+            split: (images, torch.arange(len(images))) for split, images in found.items()
+        }
+        if "test" not in found:
+            images = found["train"]
+            rest, test = split_training(
+                images.labels,
+                val_fraction=self.test_fraction,
+                train_subset=None,
+                seed=derive_seed(self.split_seed, "test"),
+            )
+            self._parts |= {"train": (images, rest), "test": (images, test)}
+        return self._parts
+
+    def _measure(self, images: Tensor, train: Tensor) -> None:
+        sums = torch.zeros(2, self.num_channels, dtype=torch.float64)
+        for some in train.split(_AT_A_TIME):
+            pixels = images[some].double() / 255
+            sums += torch.stack([pixels.sum((0, 2, 3)), pixels.square().sum((0, 2, 3))])
+        mean, square = sums / (len(train) * self.image_size**2)
+        std = (square - mean.square()).clamp(min=1e-12).sqrt()
+        self.mean, self.std = tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _decode(path: Path, image_size: int) -> np.ndarray:
-    """Return the image as (3, H, W) uint8; a grey image has three equal channels."""
+def _files(folder: Path, class_names: Sequence[str]) -> list[ImageFile]:
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and path.name not in class_names:
+            raise InputError(
+                f"{path}: is no class of the training images: {', '.join(class_names)}"
+            )
+    for label, name in enumerate(class_names):
+        paths = sorted((folder / name).glob("*")) if (folder / name).is_dir() else []
+        of_class = [path for path in paths if path.suffix.lower() in _ENDINGS]
+        if not of_class:
+            raise InputError(f"{folder / name}: has no .png, .jpg or .jpeg files")
+        found += [ImageFile(path, label) for path in of_class]
+    return found
+
+
+def _size_of(path: Path) -> int:
     try:
-        # Some of Pillow's other formats start programs.
-        with open_regular(path) as file, Image.open(file, formats=_FORMATS) as image:
-            if image.size != (image_size, image_size):  # before any pixel is decoded
-                raise InputError(
-                    f"{path}: {image.height} x {image.width} pixels, expected {image_size} x "
-                    f"{image_size}"
-                )
-            return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    except InputError:
-        raise
+        with open_regular(path) as file, Image.open(file, formats=("JPEG", "PNG")) as image:
+            width, height = image.size
     except Exception as error:  # Pillow's plug-ins report damage by any of them
-        raise InputError(f"{path}: {first_line(error)}; expected a complete image") from error
+        raise InputError(
+            f"{path}: {first_line(error)}; expected an image (data.image_size=N takes any size)"
+        ) from error
+    if width != height:
+        raise InputError(f"{path}: {height} x {width} pixels; data.image_size=N makes it a square")
+    return height

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from memfold.data.idx import IdxDataModule
+from memfold.data.images.idx import IdxDataModule
 
 __all__ = ["MNIST"]
 

@@ -21,7 +21,17 @@ import pooch
 from memfold.errors import InputError
 from memfold.files import open_regular
 
-__all__ = ["Remote", "fetch", "find", "first_line", "new_folder", "unpack", "writable_folder"]
+__all__ = [
+    "Remote",
+    "fetch",
+    "find",
+    "first_line",
+    "folder_of_sets",
+    "move_into_place",
+    "new_folder",
+    "unpack",
+    "writable_folder",
+]
 
 _MAX_UNPACKED = 8 * 2**30
 """Bytes in an archive, each member taken for a block: more than any data set here has."""
@@ -43,6 +53,17 @@ class Remote:
     def filename(self) -> str:
         """The name of the file on disk."""
         return self.url.rpartition("/")[2]
+
+
+def folder_of_sets(root: str | Path) -> Path:
+    """Return the option `data.root`.
+
+    Raises:
+        InputError: It is empty.
+    """
+    if not str(root):
+        raise InputError("data.root must be a folder (or set MEMFOLD_DATA), got nothing")
+    return Path(root).expanduser()
 
 
 def find(root: Path, name: str, relative: str) -> Path | None:

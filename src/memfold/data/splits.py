@@ -3,7 +3,46 @@
 import torch
 from torch import Tensor
 
-__all__ = ["stratified_order"]
+from memfold.errors import InputError
+from memfold.seeding import derive_seed
+
+__all__ = ["split_training", "stratified_order"]
+
+
+def split_training(
+    labels: Tensor, *, val_fraction: float, train_subset: int | None, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Choose the validation samples and, of the others, the training samples.
+
+    Args:
+        labels: (N,) int64: the shares of each are kept.
+        val_fraction: Share of all samples that are for validation.
+        train_subset: How many of the others to train on; `None` for all.
+        seed: Of the choice.
+
+    Returns:
+        Training and validation samples, as int64 positions in ascending order.
+
+    Raises:
+        InputError: A part would be empty, or `train_subset` is more than there are.
+    """
+    order = stratified_order(labels, derive_seed(seed, "validation"))
+    num_val = round(val_fraction * len(labels))
+    if not 0 < num_val < len(labels):
+        raise InputError(
+            f"data.val_fraction={val_fraction}: leaves {num_val} of {len(labels)} samples "
+            "for validation; both parts need at least one"
+        )
+    rest = order[num_val:].sort().values
+    if train_subset is not None:
+        if train_subset > len(rest):
+            raise InputError(
+                f"data.train_subset={train_subset}: must be at most {len(rest)}, what "
+                "the validation split leaves"
+            )
+        chosen = stratified_order(labels[rest], derive_seed(seed, "subset"))[:train_subset]
+        rest = rest[chosen].sort().values
+    return rest, order[:num_val].sort().values
 
 
 def stratified_order(labels: Tensor, seed: int) -> Tensor:

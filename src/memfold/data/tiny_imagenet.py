@@ -7,9 +7,9 @@ set, and the validation set comes out of the training set.
 import re
 from pathlib import Path
 
-from memfold.data.base import ImageDataModule
-from memfold.data.image_folder import ImageFile, cached_images
-from memfold.data.image_set import ImageSet
+from memfold.data.images.data_module import ImageDataModule
+from memfold.data.images.decoded_files import ImageFile, Layout, cached_images
+from memfold.data.images.image_set import ImageSet
 from memfold.data.source_files import Remote, fetch, find, first_line, unpack, writable_folder
 from memfold.errors import InputError
 from memfold.files import read_text
@@ -68,7 +68,7 @@ class TinyImageNet(ImageDataModule):
         return self._decoded(files)
 
     def _decoded(self, files: list[ImageFile]) -> ImageSet:
-        return cached_images(files, self.image_size, writable_folder(self.root, self.name))
+        return cached_images(files, Layout(self.image_size), writable_folder(self.root, self.name))
 
     def _folder(self) -> Path:
         folder = find(self.root, self.name, _FOLDER)

@@ -7,6 +7,8 @@ of a W&B sweep logs its parameters under that name too.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from memfold.runs.primary import ACCURACY, primary_of
+
 __all__ = ["flat_facts", "flat_settings", "flat_summary"]
 
 # Not what was trained, or told by the facts under a better name; `ratio` there is the one that
@@ -99,13 +101,13 @@ def flat_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
 def flat_summary(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return the final numbers of a completed run.
 
-    `accuracy` is the test accuracy of what is stored: with fewer than 32 bits, of the artifact.
+    The primary metric, `accuracy` of a classification, is that of what is stored on the test split:
+    with fewer than 32 bits, of the artifact.
     """
-    metrics = result["metrics"]
-    accuracy = metrics.get("packed/test/acc", metrics.get("test/acc"))
+    metrics, primary = result["metrics"], primary_of(result)
     groups = {key: result[key] for key in ("memory", "parameters", "time", "training")}
     final = {
-        "accuracy": accuracy,
+        "accuracy" if primary == ACCURACY else primary.short: primary.tested(metrics),
         "ratio": result["compression"]["ratio"],
         "epochs": result["epochs"],
         **metrics,

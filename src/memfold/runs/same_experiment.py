@@ -43,6 +43,10 @@ _MAY_DIFFER = (
     "trainer.strategy",
 )
 _NOT_SET = "not set"
+_NOW = {  # what gives the same where it was named before
+    "memfold.backbones.MLP": "memfold.backbones.build_mlp",
+    "memfold.tasks.Classification": "memfold.tasks.task_for",
+}
 
 
 def keep_settings(cfg: DictConfig, folder: Path) -> frozenset[str]:
@@ -88,7 +92,7 @@ def refuse_other_experiment(
     """
     values = [dict(leaves_of(config)) for config in (before, now)]
     for key in sorted(values[0].keys() | values[1].keys(), key=_most_telling_first):
-        old, new = (v.get(key, _NOT_SET) for v in values)
+        old, new = (_renamed(key, v.get(key, _NOT_SET)) for v in values)
         is_younger = key not in values[0] and not _is_below(key, given)
         if old != new and not is_younger and not _is_below(key, _MAY_DIFFER):
             raise InputError(_message(folder, key, old, new))
@@ -121,6 +125,10 @@ def refuse_other_total_batch(
         advice = f"with data.batch_size={size} on {num_processes} process(es)"
     key = "data.batch_size x trainer.devices x trainer.num_nodes"
     raise InputError(_message(folder, key, total_batch, batch_size * num_processes, advice))
+
+
+def _renamed(key: str, value: object) -> object:
+    return _NOW.get(value, value) if key.endswith("._target_") and isinstance(value, str) else value
 
 
 def _message(

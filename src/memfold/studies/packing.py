@@ -7,12 +7,8 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
 import memfold
-from memfold.data.base import ImageDataModule
+from memfold.data.data_module import DataModule
 from memfold.errors import InputError
 from memfold.runs.folder import (
     ARTIFACT,
@@ -24,7 +20,8 @@ from memfold.runs.folder import (
     writing,
 )
 from memfold.studies.executor import Stopped
-from memfold.training.load import fresh_network, load_model, read_data
+from memfold.tasks.evaluation import evaluate
+from memfold.training.load import fresh_network, load_model, read_data, read_task
 
 __all__ = ["pack_runs"]
 
@@ -39,7 +36,7 @@ def pack_runs(
     """Pack all completed runs below `folders`, and evaluate what was packed.
 
     `packed/<bits>/result.json` is the run's result with the bytes of the packed file and the
-    accuracies of its contents as `packed/val/acc` and `packed/test/acc`. What is packed already
+    metrics of its contents as `packed/val/...` and `packed/test/...`. What is packed already
     stays.
 
     Args:
@@ -106,7 +103,11 @@ def _pack(run: Path, bits: int, data: "_DataSets", allow: Collection[str]) -> No
         "stored_ratio": counts.stored_ratio,
         "artifact_bytes": artifact_bytes,
     }
-    metrics = {**result["metrics"], **_evaluate(net, data.of(run))}
+    of_run = data.of(run)
+    found = evaluate(net, read_task(run, of_run.spec, allow=allow), of_run)
+    # JSON knows no NaN.
+    finite = {f"packed/{k}": v if math.isfinite(v) else None for k, v in found.items()}
+    metrics = {**result["metrics"], **finite}
     packed = {
         **result,
         "compression": {**result["compression"], "bits": bits},
@@ -122,9 +123,9 @@ class _DataSets:
     def __init__(self, allow: Collection[str]) -> None:
         self._allow = allow
         self._config: dict[str, Any] | None = None
-        self._data: ImageDataModule | None = None
+        self._data: DataModule | None = None
 
-    def of(self, run: Path) -> ImageDataModule:
+    def of(self, run: Path) -> DataModule:
         """Return the data of a run, ready to be evaluated on."""
         config, data = read_data(run, allow=self._allow)
         config = {key: value for key, value in config.items() if key != "seed"}  # of training
@@ -134,20 +135,3 @@ class _DataSets:
             data.setup("test")
             self._config, self._data = config, data
         return self._data
-
-
-@torch.inference_mode()
-def _evaluate(net: nn.Module, data: ImageDataModule) -> dict[str, float | None]:
-    metrics: dict[str, float | None] = {}
-    for split, batches in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
-        num_samples, num_right, loss = 0, 0, 0.0
-        for batch in batches:
-            images, labels = data.on_after_batch_transfer(batch)
-            logits: Tensor = net(images)
-            loss += F.cross_entropy(logits, labels, reduction="sum").item()
-            num_right += int((logits.argmax(dim=1) == labels).sum())
-            num_samples += len(labels)
-        # JSON knows no NaN.
-        metrics[f"packed/{split}/loss"] = loss / num_samples if math.isfinite(loss) else None
-        metrics[f"packed/{split}/acc"] = num_right / num_samples
-    return metrics

@@ -10,9 +10,13 @@ for T -> infinity it becomes that of matching logits, (s - t) / C for C classes 
 zero. Label smoothing softens the first term as well; together they soften twice.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from memfold.tasks.task import logits_of
 
 __all__ = ["Distillation", "distillation_loss"]
 
@@ -47,7 +51,7 @@ class Distillation:
         """Freeze `teacher` and put it in evaluation mode.
 
         Args:
-            teacher: Images (B, C, H, W) to logits (B, num_classes), like the student.
+            teacher: Inputs to logits, like the student.
             temperature: T > 0.
             weight: a in [0, 1].
             fingerprint: Tells this teacher from others when a run is resumed.
@@ -57,17 +61,24 @@ class Distillation:
         self.weight = weight
         self.fingerprint = fingerprint
 
-    def loss(self, images: Tensor, logits: Tensor) -> Tensor:
+    def loss(
+        self,
+        inputs: Tensor,
+        logits: Tensor,
+        rows: Callable[[Tensor], Tensor] = lambda found: found,
+    ) -> Tensor:
         """Return the distillation loss of a batch, without its weight.
 
         Args:
-            images: What the student saw, (B, C, H, W). The teacher moves to their device and dtype.
-            logits: What the student made of them, (B, num_classes).
+            inputs: What the student saw, (B, ...). The teacher moves to their device, and to their
+                dtype if they are numbers.
+            logits: What the student made of them.
+            rows: Picks the logits (N, C) that count; see `Task.rows`.
         """
-        self.teacher.to(images.device, images.dtype if images.is_floating_point() else None)
+        self.teacher.to(inputs.device, inputs.dtype if inputs.is_floating_point() else None)
         with torch.no_grad():
-            targets = self.teacher(images)
-        return distillation_loss(logits, targets, self.temperature)
+            targets = logits_of(self.teacher(inputs))
+        return distillation_loss(rows(logits), rows(targets), self.temperature)
 
     def mix(self, label_loss: Tensor, distill_loss: Tensor) -> Tensor:
         """Weigh the loss on the labels and the distillation loss."""

@@ -4,7 +4,7 @@ Importing this package is cheap (`train.py --help` does it); torch and Lightning
 a job starts.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memfold.errors import InputError
 
@@ -29,7 +29,7 @@ def __getattr__(name: str) -> object:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def run(cfg: "DictConfig") -> dict[str, object]:
+def run(cfg: "DictConfig") -> dict[str, Any]:
     """Train, test and save what `cfg` describes, in Hydra's output folder.
 
     Hydra's configuration must be set (`HydraConfig`), as it is inside `@hydra.main`.

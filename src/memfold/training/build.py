@@ -19,14 +19,13 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
 import memfold
 from memfold.compression import Strategy, compression_of
 from memfold.compression.parts import MARKS
 from memfold.compression.rounds import rounds_of
-from memfold.data.base import ImageDataModule
+from memfold.data.data_module import DataModule
 from memfold.errors import InputError
 from memfold.logging.epoch_metrics import EpochMetrics
 from memfold.logging.loggers import MetricsFile
@@ -36,6 +35,7 @@ from memfold.processes.lightning_internals import hand_over_children
 from memfold.processes.ranks import is_rank_zero
 from memfold.runs.folder import LAST_CHECKPOINT, read_result
 from memfold.runs.same_experiment import refuse_other_total_batch
+from memfold.tasks import Task, TaskModule
 from memfold.training.callbacks import (
     EpochLog,
     FiniteLoss,
@@ -54,6 +54,7 @@ from memfold.training.distributed import (
     refuse_unsuitable_shards,
 )
 from memfold.training.instantiate import instantiate
+from memfold.training.networks import build_network, build_task
 from memfold.training.round_tracker import RoundFolder, RoundTracker
 from memfold.training.schedules import Schedule
 from memfold.training.structure import Structure
@@ -67,14 +68,14 @@ from memfold.training.validation import KeptWeightsValidation
 __all__ = [
     "Experiment",
     "build",
-    "build_backbone",
-    "build_network",
     "next_round",
     "plain_config",
     "read_run_checkpoint",
 ]
 
 log = logging.getLogger(__name__)
+
+_DECAYS = ("all", "matrices")
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,9 @@ class Experiment:
     """The resolved configuration, plain values."""
     folder: Path
     """The run folder."""
-    data: ImageDataModule
+    data: DataModule
     strategy: Strategy
-    task: LightningModule
+    module: TaskModule
     trainer: Trainer
     memory: MemoryMetrics
     timer: StepTimer
@@ -106,17 +107,15 @@ class Experiment:
     @property
     def net(self) -> nn.Module:
         """The compressed backbone; after a sharded training it is another object than before."""
-        net = self.task.net
-        assert isinstance(net, nn.Module)
-        return net
+        return self.module.net
 
 
 def build(cfg: DictConfig, folder: Path) -> Experiment:
     """Build what `cfg` describes. Nothing below sees an OmegaConf object.
 
     Data come first, so that their bytes do not count as the model's; then the backbone, whose
-    initial values depend on the seed alone; it is compressed before the task, the optimizer and
-    DDP know it.
+    initial values depend on the seed alone; it is compressed before the optimizer and DDP know
+    it.
 
     Args:
         cfg: The composed configuration.
@@ -131,32 +130,26 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
     refuse_unsuitable_shards(config)
     optimizer = _optimizer_factory(config["optimizer"])
     scheduler: Schedule = instantiate(config["scheduler"], "scheduler", Schedule)
-    data: ImageDataModule = instantiate(config["data"], "data", ImageDataModule)
+    data: DataModule = instantiate(config["data"], "data", DataModule)
     memory, timer, validation = MemoryMetrics(), StepTimer(), KeptWeightsValidation()
-    watchers = _watchers(config, data, memory, timer, validation)
-    trainer = _build_trainer(config, folder, watchers)
+    task = build_task(config["task"], data.spec)
+    watchers = _watchers(config, task, memory, timer, validation)
+    trainer = _build_trainer(config, folder, task, watchers)
     refuse_batchnorm_on_cpus(trainer, config)
     if is_rank_zero():
         # The other ranks do it in fit, after a barrier: their peak is not reported.
         data.prepare_data()
         data.setup("fit")
     memory.start(trainer.strategy.root_device)
-    distillation = load_distillation(config, data)  # its draws must not move the initial values
+    distillation = load_distillation(config, task)  # its draws must not move the initial values
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
-    net, strategy, num_dense_parameters = build_network(config, data)
-    task: LightningModule = instantiate(
-        config["task"],
-        "task",
-        LightningModule,
-        net=net,
-        optimizer=optimizer,
-        scheduler=scheduler.attach,
-        num_classes=data.num_classes,
-        **({} if distillation is None else {"distillation": distillation}),
+    net, strategy, num_dense_parameters = build_network(config, data, task)
+    module = TaskModule(
+        net, task, optimizer, scheduler.attach, distillation, config["optimizer"]["decay"]
     )
     callbacks: list[Callback] = trainer.callbacks  # pyright: ignore
-    refuse_wrong_monitors(callbacks, task)
-    start = _starting_point(config, folder, task)
+    refuse_wrong_monitors(callbacks, module.directions)
+    start = _starting_point(config, folder, module)
     refuse_other_total_batch(folder, start.total_batch, data.batch_size, trainer.world_size)
     rounds = _track_rounds(net, folder, trainer)
     refuse_other_teacher(config, start, distillation)
@@ -170,7 +163,7 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
         folder=folder,
         data=data,
         strategy=strategy,
-        task=task,
+        module=module,
         trainer=trainer,
         memory=memory,
         timer=timer,
@@ -187,13 +180,14 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
 def next_round(before: Experiment) -> Experiment:
     """Build what trains the next round, after `before` has been committed: a new Trainer.
 
-    Data, network, task and loggers stay; fit restores the network from the checkpoint.
+    Data, network, module and loggers stay; fit restores the network from the checkpoint.
     """
     config, folder = before.config, before.folder
     before.memory.start_round()
     timer, validation = StepTimer(), KeptWeightsValidation()
-    watchers = _watchers(config, before.data, before.memory, timer, validation)
-    trainer = _build_trainer(config, folder, watchers)
+    task = before.module.task
+    watchers = _watchers(config, task, before.memory, timer, validation)
+    trainer = _build_trainer(config, folder, task, watchers)
     hand_over_children(before.trainer, trainer)
     rounds = _track_rounds(before.net, folder, trainer)
     if is_rank_zero():
@@ -204,39 +198,6 @@ def next_round(before: Experiment) -> Experiment:
     return replace(
         before, trainer=trainer, timer=timer, validation=validation, rounds=rounds, start=start
     )
-
-
-def build_backbone(config: dict[str, Any], data: ImageDataModule) -> nn.Module:
-    """Build the dense backbone for `data`.
-
-    Raises:
-        InputError: It refuses its options.
-    """
-    return instantiate(
-        config["backbone"],
-        "backbone",
-        nn.Module,
-        in_channels=data.num_channels,
-        image_size=data.image_size,
-        num_classes=data.num_classes,
-    )
-
-
-def build_network(config: dict[str, Any], data: ImageDataModule) -> tuple[nn.Module, Strategy, int]:
-    """Build the backbone for `data` and compress it.
-
-    Returns:
-        The compressed network, the strategy, and the number of parameters before.
-
-    Raises:
-        InputError: Backbone or strategy refuse their options, or do not fit each other.
-    """
-    strategy: Strategy = instantiate(config["compression"], "compression", Strategy)
-    net = build_backbone(config, data)
-    num_dense_parameters = sum(parameter.numel() for parameter in net.parameters())
-    batches = data.scoring_batches(config["seed"])  # read by the strategies that look at data
-    memfold.compress(net, strategy, data=batches, loss=F.cross_entropy)
-    return net, strategy, num_dense_parameters
 
 
 def plain_config(cfg: DictConfig) -> dict[str, Any]:
@@ -251,26 +212,26 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
-def read_run_checkpoint(path: Path, task: nn.Module, *, resumes: bool = False) -> StartingPoint:
-    """Check that the checkpoint at `path` is of `task`, which has a `net`: `read_checkpoint`."""
-    net = task.net
+def read_run_checkpoint(path: Path, module: nn.Module, *, resumes: bool = False) -> StartingPoint:
+    """Check that the checkpoint at `path` is of `module`, which has a `net`: `read_checkpoint`."""
+    net = module.net
     assert isinstance(net, nn.Module)
     compression = compression_of(net)
     resizable: set[str] = set()
     if compression is not None and compression.is_resizable:
         resizable = {f"net.{name}" for name in compression.owned_names()}
     optional = (f"net.{MARKS}",)
-    return read_checkpoint(path, task.state_dict(), resizable, optional, resumes=resumes)
+    return read_checkpoint(path, module.state_dict(), resizable, optional, resumes=resumes)
 
 
 def _watchers(
     config: dict[str, Any],
-    data: ImageDataModule,
+    task: Task,
     memory: MemoryMetrics,
     timer: StepTimer,
     validation: KeptWeightsValidation,
 ) -> list[Callback]:
-    structure = Structure((data.num_channels, data.image_size, data.image_size))
+    structure = Structure(task.spec.inputs.example(2))
     others = [Unshard(), StepSeeds(config["seed"]), FiniteLoss(), EpochMetrics(), EpochLog()]
     return [memory, timer, validation, structure, *others]
 
@@ -297,8 +258,10 @@ def _clear_when_all_have_started(trainer: Trainer, folder: RoundFolder) -> None:
     callbacks.insert(0, LambdaCallback(setup=clear))
 
 
-def _build_trainer(config: dict[str, Any], folder: Path, watchers: list[Callback]) -> Trainer:
-    callbacks, environment = build_callbacks(config["callbacks"]), cluster_environment()
+def _build_trainer(
+    config: dict[str, Any], folder: Path, task: Task, watchers: list[Callback]
+) -> Trainer:
+    callbacks, environment = build_callbacks(config["callbacks"], task), cluster_environment()
     is_asynchronous = config["checkpoint"]["asynchronous"]
     checkpoint_io = AsyncCheckpointIO() if is_asynchronous else AtomicCheckpointIO()
     return instantiate(
@@ -315,17 +278,23 @@ def _build_trainer(config: dict[str, Any], folder: Path, watchers: list[Callback
 
 
 def _optimizer_factory(config: dict[str, Any]) -> Callable[[Any], Optimizer]:
+    options = {key: value for key, value in config.items() if key != "decay"}
+    if config.get("decay") not in _DECAYS:
+        raise InputError(
+            f"optimizer.decay={config.get('decay')}: must be one of {', '.join(_DECAYS)}"
+        )
+
     def make(parameters: Any) -> Optimizer:
-        return instantiate(config, "optimizer", Optimizer, params=parameters)
+        return instantiate(options, "optimizer", Optimizer, params=parameters)
 
     make([nn.Parameter(torch.zeros(1))])  # a mistake is found before the data are read
     return make
 
 
-def _starting_point(config: dict[str, Any], folder: Path, task: LightningModule) -> StartingPoint:
+def _starting_point(config: dict[str, Any], folder: Path, module: TaskModule) -> StartingPoint:
     if config["resume"] is None:
         return StartingPoint()
-    start = _newest_start(folder, task)
+    start = _newest_start(folder, module)
     if start.checkpoint is None:
         log.warning("%s has no checkpoint yet: the run starts from the beginning", folder)
         return start
@@ -357,15 +326,15 @@ def _starting_point(config: dict[str, Any], folder: Path, task: LightningModule)
     return start
 
 
-def _newest_start(folder: Path, task: LightningModule) -> StartingPoint:
+def _newest_start(folder: Path, module: TaskModule) -> StartingPoint:
     rounds, checkpoint = RoundFolder(folder), folder / LAST_CHECKPOINT
     if checkpoint.exists():
-        start = read_run_checkpoint(checkpoint, task, resumes=True)
+        start = read_run_checkpoint(checkpoint, module, resumes=True)
         if start.round == rounds.number:
             return start
     if rounds.start is None:
         return StartingPoint()
-    return replace(read_run_checkpoint(rounds.start, task, resumes=True), is_new_round=True)
+    return replace(read_run_checkpoint(rounds.start, module, resumes=True), is_new_round=True)
 
 
 def _build_loggers(

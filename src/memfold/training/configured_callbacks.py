@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     GradientAccumulationScheduler,
@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import (
 )
 
 from memfold.errors import InputError
+from memfold.tasks import Task
 from memfold.training.instantiate import instantiate
 
 __all__ = ["build_callbacks", "refuse_wrong_monitors"]
@@ -29,11 +30,14 @@ _REFUSED: dict[type[Callback], str] = {
 }
 
 
-def build_callbacks(options: Mapping[str, Any]) -> list[Callback]:
+def build_callbacks(options: Mapping[str, Any], task: Task) -> list[Callback]:
     """Build the callbacks of the group `callbacks`.
 
     Args:
-        options: Name -> what describes a callback, or null for none.
+        options: Name -> what describes a callback, or null for none. What monitors `primary`
+            monitors the task's primary metric on the validation split; a `mode` of null is that
+            in which the metric gets better.
+        task: What the run learns.
 
     Raises:
         InputError: One is no callback, refuses its options, or does what a run cannot follow.
@@ -47,7 +51,7 @@ def build_callbacks(options: Mapping[str, Any]) -> list[Callback]:
             raise InputError(
                 f"{key} must be a callback, described with {key}._target_, or null, got {value!r}"
             )
-        callback: Callback = instantiate(value, key, Callback)
+        callback: Callback = instantiate(_monitoring(value, task), key, Callback)
         for kind, reason in _REFUSED.items():
             if isinstance(callback, kind):
                 raise InputError(f"{key}: {kind.__name__} is not for memfold's runs: {reason}")
@@ -55,20 +59,26 @@ def build_callbacks(options: Mapping[str, Any]) -> list[Callback]:
     return callbacks
 
 
-def refuse_wrong_monitors(callbacks: Iterable[Callback], task: LightningModule) -> None:
+def _monitoring(options: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    filled = dict(options)
+    if filled.get("monitor") == "primary":
+        filled["monitor"] = f"val/{task.primary.name}"
+    if "mode" in filled and filled["mode"] is None:
+        filled["mode"] = task.directions.get(str(filled.get("monitor")), "min")
+    return filled
+
+
+def refuse_wrong_monitors(callbacks: Iterable[Callback], directions: Mapping[str, str]) -> None:
     """Check that what callbacks monitor is logged, and which way is better.
 
     Args:
         callbacks: All of the Trainer's.
-        task: Its `directions` say what it logs.
+        directions: What is logged -> max or min.
 
     Raises:
         InputError: A metric is unknown, or the mode is the other one. Other people's callbacks may
             log what nobody knows beforehand: beside them, unknown names are left to Lightning.
     """
-    directions: Mapping[str, str] | None = getattr(task, "directions", None)
-    if directions is None:
-        return
     are_ours = all(type(c).__module__.startswith(_LIBRARIES) for c in callbacks)
     for callback in callbacks:
         monitor, mode = getattr(callback, "monitor", None), getattr(callback, "mode", None)

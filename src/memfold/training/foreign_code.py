@@ -7,21 +7,22 @@ from typing import Any
 
 from torch import nn
 
-from memfold.backbones import build_custom
+from memfold import backbones, tasks
 from memfold.compression import Strategy
-from memfold.data.base import ImageDataModule
+from memfold.data.data_module import DataModule
 from memfold.errors import InputError
 from memfold.runs.recorded import plain_leaves
+from memfold.tasks import Task
 
 __all__ = ["named_code", "refuse_foreign_code"]
 
-_GROUPS = ("backbone", "compression", "data")
+_GROUPS = ("backbone", "compression", "data", "task")
 """What the network of a run is built from."""
 
 
 def named_code(config: Mapping[str, Any]) -> set[str]:
     """Return what a configuration names of which the networks of others may be built, too."""
-    names = {config[group].get("_target_") for group in _GROUPS}
+    names = {config[group].get("_target_") for group in _GROUPS if group in config}
     return {str(name) for name in (*names, config["backbone"].get("target")) if name is not None}
 
 
@@ -29,7 +30,7 @@ def refuse_foreign_code(config: Mapping[str, Any], allowed: Collection[str], rem
     """Check that the network of a run is built of memfold's classes and of those in `allowed`.
 
     Args:
-        config: `backbone`, and `compression` and `data` if they are used, resolved.
+        config: `backbone`, and the others of the groups if they are used, resolved.
         allowed: Dotted paths of further classes and functions.
         remedy: How to extend `allowed`, for the message: `{}` stands for a path.
 
@@ -60,14 +61,15 @@ def refuse_foreign_code(config: Mapping[str, Any], allowed: Collection[str], rem
 
 def _is_of_memfold(group: str, path: object) -> bool:
     """Tell a class of a group from anything else that can be reached from memfold's modules."""
-    base = {"backbone": nn.Module, "compression": Strategy, "data": ImageDataModule}[group]
+    bases = {"backbone": nn.Module, "compression": Strategy, "data": DataModule, "task": Task}
+    builders = {"backbone": backbones, "task": tasks}
     if not isinstance(path, str) or not re.fullmatch(r"memfold(\.\w+)+", path):
         return False
     try:
         found = pkgutil.resolve_name(path)
     except Exception:  # there is no such thing
         return False
-    if group == "backbone" and found is build_custom:
-        return True
-    is_class = isinstance(found, type) and issubclass(found, base)
-    return is_class and found.__module__.startswith("memfold.")
+    if isinstance(found, type):
+        return issubclass(found, bases[group]) and found.__module__.startswith("memfold.")
+    room = builders.get(group)  # functions count where they are on show
+    return room is not None and found in [getattr(room, name) for name in room.__all__]

@@ -1,7 +1,7 @@
 """The only place that turns a `_target_` into an object."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import hydra
@@ -10,7 +10,7 @@ from hydra.errors import InstantiationException
 from memfold.errors import InputError
 from memfold.training.signatures import check_options
 
-__all__ = ["instantiate"]
+__all__ = ["instantiate", "locate"]
 
 _MISTAKES = (ValueError, TypeError, ImportError)
 _HYDRAS_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
@@ -34,11 +34,9 @@ def instantiate(
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     mistakes = (*_MISTAKES, MisconfigurationException)
-    if not isinstance(config.get("_target_"), str):
-        raise InputError(f"{key}._target_ must name a class or function, got {dict(config)}")
+    target = locate(config, key)
     try:
-        target = hydra.utils.get_object(config["_target_"])
-        if not callable(target) or (isinstance(target, type) and not issubclass(target, kind)):
+        if isinstance(target, type) and not issubclass(target, kind):
             raise InputError(_other_kind(config, key, kind))
         check_options(target, config, key, ready)
         made = _factory(config)(**ready)
@@ -56,6 +54,29 @@ def instantiate(
     if not isinstance(made, kind):
         raise InputError(_other_kind(config, key, kind))
     return made
+
+
+def locate(config: Mapping[str, Any], key: str) -> Callable[..., object]:
+    """Return what `config["_target_"]` names.
+
+    Args:
+        config: See `instantiate`.
+        key: See `instantiate`.
+
+    Raises:
+        InputError: There is no such thing, or it cannot be called.
+    """
+    if not isinstance(config.get("_target_"), str):
+        raise InputError(f"{key}._target_ must name a class or function, got {dict(config)}")
+    try:
+        target = hydra.utils.get_object(config["_target_"])
+    except InstantiationException as error:
+        raise InputError(_one_line(key, error.__cause__ or error)) from error
+    except _MISTAKES as error:
+        raise InputError(_one_line(key, error)) from error
+    if not callable(target):
+        raise InputError(_other_kind(config, key, object))
+    return target
 
 
 def _other_kind(config: Mapping[str, Any], key: str, kind: type) -> str:

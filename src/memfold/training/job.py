@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import memfold
 from memfold.compression import compression_of
+from memfold.data.text.data_module import TextDataModule
 from memfold.errors import InputError
 from memfold.logging.quiet import hush_libraries
 from memfold.logging.wandb_run import WandbRun, close_wandb
@@ -38,15 +39,17 @@ from memfold.runs.recorded import read_config
 from memfold.runs.result import ResultFile, describe_job
 from memfold.runs.resume import resume_command
 from memfold.runs.same_experiment import keep_settings, refuse_other_experiment
+from memfold.tasks import LanguageModelling
+from memfold.tasks.generation import generate
 from memfold.training.build import (
     Experiment,
     build,
-    build_backbone,
     next_round,
     plain_config,
     read_run_checkpoint,
 )
 from memfold.training.config_rules import check_config
+from memfold.training.networks import build_backbone
 from memfold.training.preemption import Preemption
 from memfold.training.round_tracker import total_of
 from memfold.training.summary import print_summary
@@ -54,6 +57,9 @@ from memfold.training.summary import print_summary
 __all__ = ["run_job"]
 
 log = logging.getLogger(__name__)
+
+_SAMPLE_TOKENS = 200
+"""Of the text that is drawn from a language model at the end."""
 
 
 def run_job(cfg: DictConfig) -> dict[str, Any]:
@@ -99,11 +105,15 @@ def _run_locked(cfg: DictConfig, folder: Path, termination: Termination) -> dict
             log.info("%s", facts["command"])
             print(f"run folder: {folder}", flush=True)
         experiment = build(cfg, folder)
+        if is_rank_zero():
+            with writing(folder):
+                experiment.data.write_facts(folder)
         built = _describe_built(experiment, facts)
         result_file.add(built)
         _announce(experiment, {**facts, **built})
         result_file.add(_train(experiment, cfg, result_file, termination))
         result_file.add(_describe_built(experiment, facts))  # rounds change the counts
+        result_file.add(_describe_text(experiment))
         result = result_file.complete()
         completed = True
         for logger in experiment.trainer.loggers:
@@ -182,7 +192,7 @@ def _fit(experiment: Experiment, cfg: DictConfig, termination: Termination) -> N
         trainer_callbacks.insert(0, record)
     try:
         experiment.trainer.fit(
-            experiment.task,
+            experiment.module,
             datamodule=experiment.data,
             ckpt_path=experiment.start.checkpoint,
             weights_only=True,
@@ -201,7 +211,7 @@ def _fit(experiment: Experiment, cfg: DictConfig, termination: Termination) -> N
 
 def _finish(experiment: Experiment) -> dict[str, Any]:
     """Save the artifact, test once, and collect what goes into the result of a round."""
-    trainer, task, data = experiment.trainer, experiment.task, experiment.data
+    trainer, module, data = experiment.trainer, experiment.module, experiment.data
     if trainer.global_step == 0:
         raise InputError("trainer.max_time or a callback stopped the run before its first step")
     memory = experiment.memory.measure(experiment.net)  # before the test set is read
@@ -218,9 +228,9 @@ def _finish(experiment: Experiment) -> dict[str, Any]:
         raise InputError("test_checkpoint=best needs a callback that keeps the best of a metric")
     if use_best and best is not None:
         trainer.strategy.barrier()  # rank 0 may have written it after the last step
-        read_run_checkpoint(Path(best.best_model_path), task)
+        read_run_checkpoint(Path(best.best_model_path), module)
         checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
-        task.load_state_dict(checkpoint["state_dict"])
+        module.load_state_dict(checkpoint["state_dict"])
         metrics |= _validate(experiment)
     # Saved first: a damaged test set loses no trained weights.
     artifact = experiment.folder / ARTIFACT
@@ -232,7 +242,7 @@ def _finish(experiment: Experiment) -> dict[str, Any]:
             logger.log_metrics(
                 {"memory/artifact_bytes": float(memory["artifact_bytes"])}, trainer.global_step
             )
-    trainer.test(task, datamodule=data, verbose=False)
+    trainer.test(module, datamodule=data, verbose=False)
     metrics |= _metrics(trainer)
     if experiment.strategy.bits != 32:
         metrics |= _evaluate_artifact(experiment)
@@ -256,7 +266,7 @@ def _validate(experiment: Experiment) -> dict[str, float]:
     trainer, loggers = experiment.trainer, experiment.trainer.loggers
     trainer.loggers = []
     try:
-        trainer.validate(experiment.task, datamodule=experiment.data, verbose=False)
+        trainer.validate(experiment.module, datamodule=experiment.data, verbose=False)
     finally:
         trainer.loggers = loggers
     return _metrics(trainer)
@@ -264,20 +274,20 @@ def _validate(experiment: Experiment) -> dict[str, float]:
 
 def _evaluate_artifact(experiment: Experiment) -> dict[str, float]:
     """Measure what the artifact itself, with its values in fewer bits, is worth."""
-    trainer, task = experiment.trainer, experiment.task
+    trainer, module = experiment.trainer, experiment.module
     trainer.strategy.barrier()  # rank 0 has written it
-    packed = build_backbone(experiment.config, experiment.data)
+    packed = build_backbone(experiment.config["backbone"], module.task.spec)
     memfold.load(experiment.folder / ARTIFACT, packed)
     metrics, trained = {}, experiment.net
-    task.net = packed
-    vars(task)["metric_prefix"] = "packed/"
+    module.net = packed
+    vars(module)["metric_prefix"] = "packed/"
     try:
         for evaluate in (trainer.validate, trainer.test):
-            evaluate(task, datamodule=experiment.data, verbose=False)
+            evaluate(module, datamodule=experiment.data, verbose=False)
             metrics |= _metrics(trainer)
     finally:
-        task.net = trained
-        vars(task)["metric_prefix"] = ""
+        module.net = trained
+        vars(module)["metric_prefix"] = ""
     return metrics
 
 
@@ -294,6 +304,7 @@ def _describe_built(experiment: Experiment, facts: dict[str, Any]) -> dict[str, 
     counts = memfold.footprint(experiment.net)
     device = experiment.trainer.strategy.root_device
     options, compression = experiment.strategy.to_dict(), compression_of(experiment.net)
+    primary = experiment.module.task.primary
     return {
         "compression": {
             **options,
@@ -307,6 +318,8 @@ def _describe_built(experiment: Experiment, facts: dict[str, Any]) -> dict[str, 
             "trained": sum(p.numel() for p in experiment.net.parameters() if p.requires_grad),
         },
         "structured": list(compression.structured) if compression is not None else [],
+        "task": experiment.module.task.name,
+        "primary": {"name": f"val/{primary.name}", "mode": primary.mode, "unit": primary.unit},
         "test_checkpoint": experiment.config["test_checkpoint"],
         "max_epochs": experiment.config["trainer"]["max_epochs"],
         "distill": experiment.distill,
@@ -316,6 +329,28 @@ def _describe_built(experiment: Experiment, facts: dict[str, Any]) -> dict[str, 
             "world_size": experiment.trainer.world_size,
         },
     }
+
+
+def _describe_text(experiment: Experiment) -> dict[str, Any]:
+    """Draw a text from a language model, and say what counting reaches."""
+    data, net = experiment.data, experiment.net
+    if not isinstance(data, TextDataModule) or not is_rank_zero():
+        return {}
+    found: dict[str, Any] = {"references": data.references()}
+    if isinstance(experiment.module.task, LanguageModelling):
+        device = next(net.parameters()).device
+        start = torch.from_numpy(data.tokens("test")[0][: data.length // 2].astype("int64"))
+        net.eval()
+        drawn = generate(
+            net,
+            start.to(device),
+            _SAMPLE_TOKENS,
+            length=data.length,
+            temperature=0.8,
+            seed=experiment.config["seed"],
+        )
+        found["sample"] = data.tokenizer.decode(drawn.numpy())
+    return found
 
 
 def _record_overrides(cfg: DictConfig, folder: Path) -> None:

@@ -9,15 +9,18 @@ import torch
 from torch import nn
 
 import memfold
-from memfold.data.base import ImageDataModule
+from memfold.data.data_module import DataModule
+from memfold.data.spec import DataSpec
 from memfold.errors import InputError
 from memfold.runs.folder import ARTIFACT, LAST_CHECKPOINT
 from memfold.runs.recorded import read_config
-from memfold.training.build import build_backbone, build_network, read_run_checkpoint
+from memfold.tasks import Task
+from memfold.training.build import read_run_checkpoint
 from memfold.training.foreign_code import refuse_foreign_code
 from memfold.training.instantiate import instantiate
+from memfold.training.networks import build_backbone, build_network, build_task
 
-__all__ = ["fresh_network", "load_model", "read_data"]
+__all__ = ["fresh_network", "load_model", "read_data", "read_task"]
 
 _FILES = {
     "artifact": Path(ARTIFACT),
@@ -45,8 +48,8 @@ def load_model(
             `backbone.target` of a custom backbone.
 
     Returns:
-        The compressed network, on the CPU and in evaluation mode: images (B, C, H, W), normalised
-        as the run's data module does it, to logits (B, classes).
+        The compressed network, on the CPU and in evaluation mode. Its inputs are those that the
+        run's data module gives.
 
     Raises:
         InputError: The folder is no run folder, the file is missing or damaged, it is of
@@ -64,24 +67,35 @@ def load_model(
             if present
             else f"{folder} has no weights: neither {ARTIFACT} nor a checkpoint"
         )
-    data: ImageDataModule = instantiate(config["data"], "data")
+    data = _read_data(folder, config)
     with torch.random.fork_rng():  # initial values are drawn, and replaced
         if weights == "artifact":
-            return memfold.load(file, build_backbone(config, data)).eval()
-        net, *_ = build_network(config, data)
+            return memfold.load(file, build_backbone(config["backbone"], data.spec)).eval()
+        net, *_ = build_network(config, data, build_task(config["task"], data.spec))
     return _with_checkpoint(net, file).eval()
 
 
 def read_data(
     run_dir: str | os.PathLike[str], *, allow: Collection[str] = ()
-) -> tuple[dict[str, Any], ImageDataModule]:
+) -> tuple[dict[str, Any], DataModule]:
     """Build the data module of a run, and return it after its configuration; see `load_model`.
 
     Raises:
         InputError: The folder is no run folder, or names code that is not allowed.
     """
-    config = _read_config(Path(run_dir), allow)["data"]
-    return config, instantiate(config, "data")
+    config = _read_config(Path(run_dir), allow)
+    return config["data"], _read_data(Path(run_dir), config)
+
+
+def read_task(
+    run_dir: str | os.PathLike[str], spec: DataSpec, *, allow: Collection[str] = ()
+) -> Task:
+    """Build the task of a run for data like `spec`; see `load_model`.
+
+    Raises:
+        InputError: The folder is no run folder, or names code that is not allowed.
+    """
+    return build_task(_read_config(Path(run_dir), allow)["task"], spec)
 
 
 def fresh_network(run_dir: str | os.PathLike[str], *, allow: Collection[str] = ()) -> nn.Module:
@@ -92,24 +106,30 @@ def fresh_network(run_dir: str | os.PathLike[str], *, allow: Collection[str] = (
     """
     config = _read_config(Path(run_dir), allow)
     with torch.random.fork_rng():
-        return build_backbone(config, instantiate(config["data"], "data"))
+        return build_backbone(config["backbone"], _read_data(Path(run_dir), config).spec)
+
+
+def _read_data(folder: Path, config: dict[str, Any]) -> DataModule:
+    data: DataModule = instantiate(config["data"], "data", DataModule)
+    data.read_facts(folder)
+    return data
 
 
 def _with_checkpoint(net: nn.Module, file: Path) -> nn.Module:
-    task = nn.Module()  # only for the names that the tensors have in a checkpoint
-    task.net = net
+    module = nn.Module()  # only for the names that the tensors have in a checkpoint
+    module.net = net
     try:
-        read_run_checkpoint(file, task)
+        read_run_checkpoint(file, module)
     except InputError as error:
         raise InputError(str(error).removeprefix("resume: ")) from error
-    task.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
+    module.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
     return net
 
 
 def _read_config(folder: Path, allow: Collection[str]) -> dict[str, Any]:
     """Read what the network depends on, resolved."""
     try:
-        config = read_config(folder, ("backbone", "compression", "data", "seed"))
+        config = read_config(folder, ("backbone", "compression", "data", "seed", "task"))
     except InputError as error:
         raise InputError(f"{folder} is no run folder, {error}") from error
     try:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from memfold.data.images.data_module import ImageDataModule
 from memfold.errors import InputError
 from memfold.training.load import load_model, read_data
 
@@ -44,7 +45,10 @@ class Predictor:
         Raises:
             InputError: As `load_model` does.
         """
-        _, self._data = read_data(run_dir, allow=allow)
+        _, data = read_data(run_dir, allow=allow)
+        if not isinstance(data, ImageDataModule):
+            raise InputError(f"{run_dir}: Predictor takes images, and data={data.name} has none")
+        self._data = data
         self.network = load_model(run_dir, weights, allow=allow)
 
     @torch.no_grad()

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
@@ -25,13 +24,9 @@ class Structure(Callback):
     rank 0, in case rounding made a data-informed score decide otherwise.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int]) -> None:
-        """Remember what an input looks like.
-
-        Args:
-            image_shape: Channels, height and width.
-        """
-        self._example = torch.ones(2, *image_shape)
+    def __init__(self, example: Tensor) -> None:
+        """Remember what a batch of inputs looks like, for the health of masks."""
+        self._example = example
         self._seen_version: int | None = None
         self._logged: str | None = None
 

@@ -5,11 +5,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from memfold.runs.primary import primary_of
+
 __all__ = ["print_summary"]
 
 
 def print_summary(result: dict[str, Any], folder: str) -> None:
-    """Print accuracy, parameters, bytes and time of a completed run.
+    """Print the primary metric, parameters, bytes and time of a completed run.
 
     Args:
         result: What `result.json` holds.
@@ -17,14 +19,17 @@ def print_summary(result: dict[str, Any], folder: str) -> None:
     """
     metrics, parameters = result["metrics"], result["parameters"]
     memory, times = result["memory"], result["time"]
+    primary = primary_of(result)
     table = Table(show_header=False, title=f"{result['backbone']} on {result['data']}")
     table.add_column(style="bold")
     table.add_column(justify="right")
     rows = {
         "compression": f"{result['compression']['name']}, ratio "
         f"{result['compression']['ratio']:.4g}",
-        f"test accuracy ({result['test_checkpoint']} weights)": _percent(metrics.get("test/acc")),
-        "validation accuracy": _percent(metrics.get("val/acc")),
+        f"test {primary.title} ({result['test_checkpoint']} weights)": primary.show(
+            metrics.get(primary.test)
+        ),
+        f"validation {primary.title}": primary.show(metrics.get(primary.name)),
         "parameters trained": f"{parameters['trained']:,} of {parameters['dense']:,}",
         "stored bytes": f"{memory['stored_bytes']:,} of {memory['dense_bytes']:,}",
         "stored ratio": f"{memory['stored_ratio']:.4g}",
@@ -39,12 +44,12 @@ def print_summary(result: dict[str, Any], folder: str) -> None:
     training = result["training"]
     if training["rounds"] > 1:
         rows["trained"] = f"{training['rounds']} rounds, {training['epochs']:.4g} epochs in all"
-    for name, value in rows.items():
-        table.add_row(name, value)
+    for label, value in (result.get("references") or {}).items():
+        rows[f"test {primary.title} of {label}"] = primary.show(value)
+    for label, value in rows.items():
+        table.add_row(label, value)
     console = Console()
     console.print(table)
+    if result.get("sample"):
+        console.print(f"a sample:\n{result['sample']}\n", highlight=False, markup=False)
     console.print(f"run folder: {folder}", soft_wrap=True, highlight=False, markup=False)
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f} %"

@@ -4,30 +4,28 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 import memfold
-from memfold.data.base import ImageDataModule
 from memfold.errors import InputError
 from memfold.files import open_regular
 from memfold.runs.folder import ARTIFACT, read_result
 from memfold.runs.recorded import read_config
+from memfold.tasks import Task
 from memfold.tasks.distillation import Distillation
 from memfold.training.checkpoint_reading import StartingPoint
 from memfold.training.foreign_code import named_code, refuse_foreign_code
-from memfold.training.instantiate import instantiate
+from memfold.training.networks import build_backbone
 
 __all__ = ["describe_distillation", "load_distillation", "refuse_other_teacher"]
 
 
-def load_distillation(config: dict[str, Any], data: ImageDataModule) -> Distillation | None:
+def load_distillation(config: dict[str, Any], task: Task) -> Distillation | None:
     """Load the teacher that `distill` names, as a plain dense network.
 
     Building it draws from the global generators.
 
     Args:
         config: The resolved configuration of the run, plain values.
-        data: What the run trains on.
+        task: What the run learns, of which data.
 
     Returns:
         `None` when `distill.teacher` is null.
@@ -43,11 +41,14 @@ def load_distillation(config: dict[str, Any], data: ImageDataModule) -> Distilla
     key = f"distill.teacher={options['teacher']}"
     _check_completed(folder, key)
     try:
-        trained = read_config(folder, ("backbone", "data._target_", "task._target_"))
+        trained = read_config(folder, ("backbone", "data._target_"))
     except InputError as error:
         raise InputError(f"{key}: {error}") from error
-    for group in ("data", "task"):
-        found, expected = trained[f"{group}._target_"], config[group]["_target_"]
+    facts = {
+        "data": (trained["data._target_"], config["data"]["_target_"]),
+        "task": (read_result(folder).get("task"), task.name),
+    }
+    for group, (found, expected) in facts.items():
         if found != expected:
             raise InputError(
                 f"{key} is a teacher of another task: its {group} is {found}, "
@@ -56,13 +57,7 @@ def load_distillation(config: dict[str, Any], data: ImageDataModule) -> Distilla
     allowed = named_code(config) | set(options["allow"])
     try:
         refuse_foreign_code(trained, allowed, "'distill.allow=[{}]'")
-        net: nn.Module = instantiate(
-            trained["backbone"],
-            "backbone",
-            in_channels=data.num_channels,
-            image_size=data.image_size,
-            num_classes=data.num_classes,
-        )
+        net = build_backbone(trained["backbone"], task.spec)
         memfold.load(folder / ARTIFACT, net)
     except InputError as error:
         raise InputError(f"{key} cannot be loaded: {error}") from error

@@ -23,6 +23,15 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the images and labels at int64 `positions` (B,)."""
+        # index_select copies whole images: a third of the time of indexing by a tensor.
+        return self.images.index_select(0, positions), self.labels[positions]
+
+    def at_epoch(self, seed: int, epoch: int) -> "ImageSet":
+        """Return the set: it is the same in every epoch."""
+        return self
+
 
 def check_labels(labels: Tensor, num_classes: int, path: Path) -> None:
     """Raise InputError when a label of the file `path` is not in [0, num_classes)."""

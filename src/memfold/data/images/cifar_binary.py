@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from memfold.data.base import ImageDataModule
-from memfold.data.image_set import ImageSet, check_labels
+from memfold.data.images.data_module import ImageDataModule
+from memfold.data.images.image_set import ImageSet, check_labels
 from memfold.data.source_files import Remote, fetch, find, first_line, unpack, writable_folder
 from memfold.errors import InputError
 from memfold.files import open_regular

@@ -1,0 +1,128 @@
+"""What one sample is: the inputs of a network, and what it shall say of them.
+
+Data modules give a `DataSpec`, backbones are built for one, tasks learn one.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Classes", "DataSpec", "Images", "NextToken", "Reals", "Table", "Tokens"]
+
+
+@dataclass(frozen=True)
+class Images:
+    """A batch is float32 (B, channels, height, width), normalised."""
+
+    channels: int
+    height: int
+    width: int
+
+    kind = "images"
+
+    def example(self, batch_size: int) -> Tensor:
+        """Return a batch of ones."""
+        return torch.ones(batch_size, self.channels, self.height, self.width)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A batch is int64 (B, length), in [0, vocabulary_size)."""
+
+    vocabulary_size: int
+    length: int
+    """Of a sequence, at most: the last ones of a set may be shorter."""
+
+    kind = "tokens"
+
+    def example(self, batch_size: int) -> Tensor:
+        """Return a batch of the first tokens of the vocabulary, one after the other."""
+        return (torch.arange(self.length) % self.vocabulary_size).expand(batch_size, -1)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A batch is float32 (B, num_numeric + categories): numbers, then categories as codes.
+
+    Float32 holds every whole number up to 2^24, more than a column may have categories.
+    """
+
+    num_numeric: int
+    cardinalities: tuple[int, ...] = ()
+    """Of each categorical column: its codes are in [0, cardinality), 0 for a missing value."""
+
+    kind = "tables"
+
+    def example(self, batch_size: int) -> Tensor:
+        """Return a batch of ones: every cardinality is at least 2."""
+        return torch.ones(batch_size, self.num_numeric + len(self.cardinalities))
+
+
+@dataclass(frozen=True)
+class Classes:
+    """A target is int64 (B,), in [0, num_classes)."""
+
+    num_classes: int
+    names: tuple[str, ...] = ()
+    """Of the classes; empty where nobody has named them."""
+
+    kind = "classes"
+
+    @property
+    def num_outputs(self) -> int:
+        """Of a network: a logit for each class."""
+        return self.num_classes
+
+
+@dataclass(frozen=True)
+class Reals:
+    """A target is float32 (B, num_outputs), standardised: (value - mean) / std."""
+
+    mean: tuple[float, ...]
+    """Of each column over the training split, in the user's unit."""
+    std: tuple[float, ...]
+    names: tuple[str, ...] = ()
+
+    kind = "reals"
+
+    @property
+    def num_outputs(self) -> int:
+        """Of a network: one for each column."""
+        return len(self.mean)
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """A target is int64 (B, length): the token that follows; -100 where none counts."""
+
+    vocabulary_size: int
+    bytes_of: tuple[int, ...] | None = None
+    """Bytes of text that each token stands for; `None`: one each, as where bytes are tokens."""
+
+    kind = "next_token"
+
+    @property
+    def num_outputs(self) -> int:
+        """Of a network, for each token: a logit for each that may follow."""
+        return self.vocabulary_size
+
+
+Inputs = Images | Tokens | Table
+Target = Classes | Reals | NextToken
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What goes into a network, and what its outputs are compared with."""
+
+    inputs: Inputs
+    target: Target
+
+    @property
+    def num_outputs(self) -> int:
+        """Of a network, for each sample or token."""
+        return self.target.num_outputs
+
+    def __str__(self) -> str:
+        return f"{self.inputs} -> {self.target}"

@@ -1,0 +1,79 @@
+"""A table of the user: a .csv or .parquet file."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memfold.data.source_files import first_line
+from memfold.data.tables.data_module import TableDataModule
+from memfold.data.tables.encoding import Column
+from memfold.errors import InputError
+from memfold.options import check_arguments
+
+__all__ = ["TableFile"]
+
+
+class TableFile(TableDataModule):
+    """One file; all of its columns but the target are inputs."""
+
+    name = "table"
+
+    def __init__(self, *, file: str, target: str | Sequence[str], **options: Any) -> None:
+        """Check the options; no file is touched.
+
+        Args:
+            file: A .csv or .parquet file.
+            target: The column to predict, or a list of columns of numbers.
+            **options: See `TableDataModule`.
+
+        Raises:
+            InputError: An option has the wrong type or is out of its range.
+        """
+        super().__init__(**options)
+        check_arguments(TableFile.__init__, locals(), "data.")
+        self._file = Path(file).expanduser()
+        self._targets = [target] if isinstance(target, str) else list(target)
+        if self._file.suffix not in (".csv", ".parquet"):
+            raise InputError(f"data.file={file}: must be a .csv or a .parquet file")
+        if not self._targets:
+            raise InputError("data.target=[]: must name a column")
+
+    def read_table(self) -> tuple[Mapping[str, Column], Mapping[str, Column]]:
+        """Read the file with pandas."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise InputError(
+                "data=table needs the package pandas: pip install 'memfold[tables]'"
+            ) from error
+        if not self._file.is_file():
+            raise InputError(f"data.file={self._file}: there is no such file")
+        read = pandas.read_csv if self._file.suffix == ".csv" else pandas.read_parquet
+        try:
+            frame = read(self._file)
+        except Exception as error:  # pandas' parsers have many of their own
+            raise InputError(f"data.file={self._file}: {first_line(error)}") from error
+        if frame.empty:
+            raise InputError(f"data.file={self._file}: has no rows")
+        names = [str(name) for name in frame.columns]
+        columns = {name: _column(frame.iloc[:, i]) for i, name in enumerate(names)}
+        missing = [name for name in self._targets if name not in columns]
+        if missing:
+            raise InputError(
+                f"data.target={missing[0]}: {self._file.name} has no such column; columns: "
+                f"{', '.join(names)}"
+            )
+        targets = {name: columns.pop(name) for name in self._targets}
+        return columns, targets
+
+
+def _column(series: Any) -> Column:
+    """Return numbers, truth values among them, as float64 and everything else as text."""
+    from pandas.api.types import is_numeric_dtype
+
+    if is_numeric_dtype(series):
+        return series.to_numpy(dtype=np.float64, na_value=np.nan)
+    texts = [None if missing else str(v) for v, missing in zip(series, series.isna(), strict=True)]
+    return np.array(texts, dtype=np.object_)

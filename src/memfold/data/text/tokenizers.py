@@ -1,0 +1,166 @@
+"""Bytes to tokens and back, and how many bytes each token stands for."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memfold.errors import InputError
+from memfold.files import read_text
+
+__all__ = ["Bytes", "FromLibrary", "Tokenizer", "load_tokenizer", "train_bpe"]
+
+
+class Tokenizer(ABC):
+    """Between text in UTF-8 and tokens."""
+
+    name: str
+    vocabulary_size: int
+    bytes_of: tuple[int, ...] | None
+    """Bytes that each token stands for; `None`: one each. Special tokens stand for none."""
+
+    @abstractmethod
+    def encode(self, text: bytes) -> NDArray[np.unsignedinteger]:
+        """Return the tokens (N,) of a text.
+
+        Raises:
+            InputError: It needs UTF-8, and the text is something else.
+        """
+
+    @abstractmethod
+    def decode(self, tokens: NDArray[np.integer]) -> str:
+        """Return the text of tokens (N,), with a replacement for what is no character."""
+
+
+class Bytes(Tokenizer):
+    """Each byte is a token."""
+
+    name = "bytes"
+    vocabulary_size = 256
+    bytes_of = None
+
+    def encode(self, text: bytes) -> NDArray[np.unsignedinteger]:
+        """Return the bytes."""
+        return np.frombuffer(text, dtype=np.uint8)
+
+    def decode(self, tokens: NDArray[np.integer]) -> str:
+        """Return the text of bytes."""
+        return tokens.astype(np.uint8).tobytes().decode(errors="replace")
+
+
+class FromLibrary(Tokenizer):
+    """A tokenizer of the library `tokenizers`."""
+
+    def __init__(self, name: str, tokenizer: Any) -> None:
+        """Take over a tokenizer.
+
+        Args:
+            name: What it is called in results.
+            tokenizer: Of class `tokenizers.Tokenizer`.
+        """
+        self.name = name
+        self._tokenizer = tokenizer
+        self.vocabulary_size = tokenizer.get_vocab_size()
+        self.bytes_of = _bytes_of(tokenizer)
+
+    def encode(self, text: bytes) -> NDArray[np.unsignedinteger]:
+        """Return the tokens of a text in UTF-8."""
+        try:
+            decoded = text.decode()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"data.tokenizer={self.name} needs text in UTF-8: {error.reason} at byte "
+                f"{error.start}; data.tokenizer=bytes takes anything"
+            ) from error
+        dtype = np.uint16 if self.vocabulary_size <= 2**16 else np.uint32
+        return np.array(self._tokenizer.encode(decoded, add_special_tokens=False).ids, dtype=dtype)
+
+    def decode(self, tokens: NDArray[np.integer]) -> str:
+        """Return the text of tokens."""
+        return self._tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
+
+    def to_json(self) -> str:
+        """Return what `load_tokenizer` reads."""
+        return self._tokenizer.to_str(pretty=False)
+
+
+def train_bpe(text: bytes, vocabulary_size: int) -> FromLibrary:
+    """Train byte-pair encoding on bytes: any text has tokens, and a token has its bytes.
+
+    Args:
+        text: The training split, in UTF-8.
+        vocabulary_size: At least 257; fewer where the text has no more pairs.
+
+    Raises:
+        InputError: The library is missing, or the text is not UTF-8.
+    """
+    library = _import_library()
+    try:
+        decoded = text.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"data.tokenizer=bpe needs text in UTF-8: {error.reason} at byte {error.start}; "
+            "data.tokenizer=bytes takes anything"
+        ) from error
+    tokenizer = library.Tokenizer(library.models.BPE())
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = library.decoders.ByteLevel()
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(decoded.splitlines(keepends=True), trainer)
+    return FromLibrary("bpe", tokenizer)
+
+
+def load_tokenizer(file: Path) -> FromLibrary:
+    """Read a tokenizer file, `tokenizer.json` of the library `tokenizers`.
+
+    Raises:
+        InputError: It is missing or damaged, or the library is.
+    """
+    library = _import_library()
+    try:
+        return FromLibrary(file.name, library.Tokenizer.from_str(read_text(file)))
+    except InputError:
+        raise
+    except Exception as error:  # the library raises Exception itself
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"data.tokenizer={file}: must be bytes, bpe or a tokenizer.json ({reason})"
+        ) from error
+
+
+def _bytes_of(tokenizer: Any) -> tuple[int, ...]:
+    """Count the bytes of each token, whose name has a character for each where bytes are encoded.
+
+    Raises:
+        InputError: It is another kind of tokenizer: nothing tells how many bytes a token has.
+    """
+    alphabet = set(_import_library().pre_tokenizers.ByteLevel.alphabet())
+    special = {str(token) for token in tokenizer.get_added_tokens_decoder().values()}
+    counts = [0] * tokenizer.get_vocab_size()
+    for token, number in tokenizer.get_vocab().items():
+        if token in special:
+            continue
+        if not set(token) <= alphabet:
+            raise InputError(
+                f"data.tokenizer: the token {token!r} is not made of bytes, and bits per byte need "
+                "that; take a tokenizer with byte-level pieces, such as GPT-2's"
+            )
+        counts[number] = len(token)
+    return tuple(counts)
+
+
+def _import_library() -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise InputError(
+            "data.tokenizer needs the package tokenizers: pip install 'memfold[transformers]' "
+            "(data.tokenizer=bytes needs nothing)"
+        ) from error
+    return tokenizers

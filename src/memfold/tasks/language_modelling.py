@@ -1,0 +1,137 @@
+"""The next token of a text: cross-entropy, perplexity, and bits per byte."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
+
+from memfold.data.spec import DataSpec, NextToken
+from memfold.options import check_arguments
+from memfold.tasks.task import Measure, Smoothing, Task, logits_of
+
+__all__ = ["IGNORED", "LanguageModelling"]
+
+IGNORED = -100
+"""A target that does not count, as in torch's cross-entropy."""
+
+
+class LanguageModelling(Task):
+    """Cross-entropy of logits (B, L, vocabulary), in nats per token.
+
+    Bits per byte is comparable between tokenizers: the sum of nats over ln 2 times the bytes that
+    the targets stand for. Both are sums over a split and over ranks, never means of means. Tokens
+    of no bytes are left out of both.
+    """
+
+    name = "language_modelling"
+    target = NextToken
+    measures = (Measure("bpb", "min", "bits per byte"), Measure("ppl", "min", "perplexity"))
+
+    def __init__(self, spec: DataSpec, *, label_smoothing: Smoothing) -> None:
+        """Check the options.
+
+        Args:
+            spec: Its target is `NextToken`.
+            label_smoothing: Share of the target spread over the vocabulary, in [0, 1); in the
+                training loss only.
+
+        Raises:
+            InputError: `label_smoothing` is out of range, or the data ask for another task.
+        """
+        super().__init__(spec)
+        check_arguments(LanguageModelling.__init__, locals(), "task.")
+        self.label_smoothing = label_smoothing
+
+    def loss(self, output: object, target: Tensor) -> Tensor:
+        """Return the mean over the tokens (B, L) that count, in nats."""
+        return self._cross_entropy(output, target, 0.0)
+
+    def training_loss(self, output: object, target: Tensor) -> Tensor:
+        """Return it with smoothed targets."""
+        return self._cross_entropy(output, target, self.label_smoothing)
+
+    def meters(self) -> Mapping[str, Metric]:
+        """Return bits per byte and perplexity over all tokens."""
+        assert isinstance(self.spec.target, NextToken)
+        return {"bpb": BitsPerByte(self.spec.target.bytes_of), "ppl": Perplexity()}
+
+    def rows(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return those of the tokens that count."""
+        return logits[target != IGNORED]
+
+    def weight(self, target: Tensor) -> float:
+        """Return the number of tokens that count."""
+        return float((target != IGNORED).sum())
+
+    def _cross_entropy(self, output: object, target: Tensor, label_smoothing: float) -> Tensor:
+        return F.cross_entropy(
+            logits_of(output).flatten(0, 1),
+            target.flatten(),
+            ignore_index=IGNORED,
+            label_smoothing=label_smoothing,
+        )
+
+
+class BitsPerByte(Metric):
+    """Sum of nats over ln 2 times the sum of bytes."""
+
+    full_state_update = False
+    nats: Tensor
+    num_bytes: Tensor
+
+    def __init__(self, bytes_of: tuple[int, ...] | None) -> None:
+        """Take the bytes that each token stands for; `None`: one each."""
+        super().__init__()
+        self._bytes_of = None if bytes_of is None else torch.tensor(bytes_of)
+        self.add_state("nats", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("num_bytes", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        """Count logits (B, L, V) and targets (B, L)."""
+        nats = _nats(logits, target)
+        counts = target != IGNORED
+        if self._bytes_of is None:
+            num_bytes = counts.long()
+        else:
+            self._bytes_of = self._bytes_of.to(target.device)
+            num_bytes = self._bytes_of[target.clamp(min=0)] * counts
+        self.nats += nats[num_bytes > 0].double().sum()
+        self.num_bytes += num_bytes.sum()
+
+    def compute(self) -> Tensor:
+        """Return bits per byte."""
+        return (self.nats / (math.log(2) * self.num_bytes)).float()
+
+
+class Perplexity(Metric):
+    """The exponential of the mean nats per token."""
+
+    full_state_update = False
+    nats: Tensor
+    num_tokens: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("nats", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("num_tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        """Count logits (B, L, V) and targets (B, L)."""
+        self.nats += _nats(logits, target).double().sum()
+        self.num_tokens += (target != IGNORED).sum()
+
+    def compute(self) -> Tensor:
+        """Return the perplexity."""
+        return (self.nats / self.num_tokens).exp().float()
+
+
+def _nats(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the cross-entropy of each token (B, L), 0 where none counts."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    flat = F.cross_entropy(
+        logits.to(dtype).flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return flat.view(target.shape)

@@ -1,0 +1,55 @@
+"""The network of a run and its task, from the configuration and what the data are."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+import memfold
+from memfold.backbones.facts import named_facts
+from memfold.compression import Strategy
+from memfold.data.data_module import DataModule
+from memfold.data.spec import DataSpec
+from memfold.tasks import Task
+from memfold.training.instantiate import instantiate, locate
+
+__all__ = ["build_backbone", "build_network", "build_task"]
+
+
+def build_backbone(options: Mapping[str, Any], spec: DataSpec) -> nn.Module:
+    """Build the dense backbone that `options` describe, for data like `spec`.
+
+    Raises:
+        InputError: It refuses its options, or is for other data.
+    """
+    target = locate(options, "backbone")
+    facts = named_facts(target, spec, f"backbone={target.__name__}")
+    return instantiate(options, "backbone", nn.Module, **facts)
+
+
+def build_task(options: Mapping[str, Any], spec: DataSpec) -> Task:
+    """Build the task that `options` describe, for data like `spec`.
+
+    Raises:
+        InputError: It refuses its options, or is for other data.
+    """
+    return instantiate(options, "task", Task, spec=spec)
+
+
+def build_network(
+    config: Mapping[str, Any], data: DataModule, task: Task
+) -> tuple[nn.Module, Strategy, int]:
+    """Build the backbone for `data` and compress it.
+
+    Returns:
+        The compressed network, the strategy, and the number of parameters before.
+
+    Raises:
+        InputError: Backbone or strategy refuse their options, or do not fit each other.
+    """
+    strategy: Strategy = instantiate(config["compression"], "compression", Strategy)
+    net = build_backbone(config["backbone"], task.spec)
+    num_dense_parameters = sum(parameter.numel() for parameter in net.parameters())
+    batches = data.scoring_batches(config["seed"])  # read by the strategies that look at data
+    memfold.compress(net, strategy, data=batches, loss=task.loss)
+    return net, strategy, num_dense_parameters

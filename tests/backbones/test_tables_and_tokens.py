@@ -1,0 +1,149 @@
+"""Backbones for tables and tokens: shapes, what they may not take, and compression of all."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import nn
+
+import memfold
+from memfold.data.spec import Classes, DataSpec, Images, NextToken, Reals, Table, Tokens
+from memfold.errors import InputError
+from memfold.training.networks import build_backbone
+
+CONF = str(Path(__file__).parents[2] / "conf")
+TABLE = DataSpec(Table(3, (4, 9)), Classes(3))
+TEXT = DataSpec(Tokens(20, 12), NextToken(20))
+PICTURES = DataSpec(Images(1, 8, 8), Classes(10))
+CASES = {
+    "mlp": DataSpec(Table(3, (4, 9)), Reals((0.0, 1.0), (1.0, 2.0))),
+    "table_transformer": TABLE,
+    "gpt": TEXT,
+    "lstm": DataSpec(Tokens(20, 12), Classes(5)),
+    "vit": PICTURES,
+}
+
+
+def build(name: str, spec: DataSpec, *overrides: str) -> nn.Module:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        config = compose("train", [f"backbone={name}", *overrides])
+    options = OmegaConf.to_container(config.backbone, resolve=True)
+    assert isinstance(options, dict)
+    return build_backbone(options, spec)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_config_builds_what_the_data_need_and_everything_gets_a_gradient(name: str) -> None:
+    spec = CASES[name]
+    torch.manual_seed(0)
+    net = build(name, spec)
+    inputs = spec.inputs.example(2)
+    output = net(inputs)
+    expected = (2, 12, 20) if spec is TEXT else (2, spec.num_outputs)
+    assert output.shape == expected
+    output.sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_all_of_them_can_be_compressed_saved_and_made_dense(name: str, tmp_path: Path) -> None:
+    spec = CASES[name]
+    torch.manual_seed(0)
+    net = memfold.compress(build(name, spec), "stable_rps", ratio=0.2).eval()
+    inputs = spec.inputs.example(2)
+    torch.testing.assert_close(memfold.densify(net)(inputs), net(inputs), rtol=1e-4, atol=1e-5)
+    memfold.save(net, tmp_path / "m.safetensors")
+    loaded = memfold.load(tmp_path / "m.safetensors", build(name, spec)).eval()
+    torch.testing.assert_close(loaded(inputs), net(inputs))
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "reason"),
+    [
+        ("resnet20", TEXT, r"backbone=ResNet20 takes images .* and the data give tokens"),
+        ("gpt", PICTURES, r"backbone=GPT takes tokens .* and the data give images"),
+        ("mlp", TEXT, r"backbone=mlp takes images .* and the data give tokens"),
+        ("table_transformer", PICTURES, r"takes tables .* and the data give images"),
+        ("lstm", TABLE, "backbone=lstm takes tokens, and the data give tables"),
+    ],
+)
+def test_what_does_not_fit_is_refused(name: str, spec: DataSpec, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        build(name, spec)
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "reason"),
+    [
+        ("gpt", "backbone.width=130", r"backbone\.width=130: must be a multiple of"),
+        ("gpt", "backbone.positions=none", r"backbone\.positions"),
+        ("gpt", "backbone.depth=0", r"backbone\.depth=0"),
+        ("vit", "backbone.patch_size=3", r"backbone\.patch_size=3: must divide"),
+        ("lstm", "backbone.width=0", r"backbone\.width=0"),
+    ],
+)
+def test_bad_options_name_the_key(name: str, override: str, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        build(name, CASES[name], override)
+
+
+@pytest.fixture(scope="module")
+def transformers() -> object:
+    return pytest.importorskip("transformers")
+
+
+SMALL = "hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 32"
+HF = {
+    "gpt2": (TEXT, "{n_layer: 2, n_head: 2, n_embd: 16}"),
+    "llama": (TEXT, f"{{{SMALL}, num_key_value_heads: 2}}"),
+    "bert": (DataSpec(Tokens(20, 12), Classes(3)), f"{{{SMALL}}}"),
+    "vit": (PICTURES, f"{{{SMALL}, patch_size: 4}}"),
+}
+
+
+@pytest.mark.parametrize("name", HF)
+def test_models_of_transformers_by_type(name: str, transformers: object, tmp_path: Path) -> None:
+    spec, config = HF[name]
+    torch.manual_seed(0)
+    net = build("hf", spec, f"backbone.name={name}", f"backbone.config={config}").eval()
+    inputs = spec.inputs.example(2)
+    expected = (2, 12, 20) if spec is TEXT else (2, spec.num_outputs)
+    assert net(inputs).logits.shape == expected
+    net.save_pretrained(tmp_path)  # type: ignore[operator]
+    again = build("hf", spec, f"backbone.name={tmp_path}").eval()
+    torch.testing.assert_close(again(inputs).logits, net(inputs).logits)
+
+
+def test_causal_models_classify_whole_sequences(transformers: object) -> None:
+    spec = DataSpec(Tokens(20, 12), Classes(3))
+    config = "backbone.config={n_layer: 1, n_head: 2, n_embd: 16}"
+    net = build("hf", spec, "backbone.name=gpt2", config).eval()
+    assert net(spec.inputs.example(5)).logits.shape == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "overrides", "reason"),
+    [
+        (TEXT, ["backbone.name=gtp2"], r"backbone\.name=gtp2: is no model type .* nearest: gpt2"),
+        (TABLE, ["backbone.name=gpt2"], "backbone=hf takes images or tokens"),
+        (TEXT, ["backbone.name=vit"], r"backbone\.name=vit: ValueError"),
+        (TEXT, ["backbone.name=gpt2", "backbone.config={n_head: 5}"], r"backbone\.name=gpt2"),
+    ],
+)
+def test_what_transformers_has_not_is_said(
+    spec: DataSpec, overrides: list[str], reason: str, transformers: object
+) -> None:
+    with pytest.raises(InputError, match=reason) as raised:
+        build("hf", spec, *overrides)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    with pytest.raises(InputError, match=r"pip install 'memfold\[transformers\]'"):
+        build("hf", TEXT, "backbone.name=gpt2")
+    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    with pytest.raises(InputError, match=r"pip install 'memfold\[timm\]'"):
+        build("timm", PICTURES, "backbone.name=resnet18")

@@ -1,0 +1,172 @@
+"""Tables: what is measured comes from the training rows, and every row is seen once."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from memfold.data.breast_cancer import BreastCancer
+from memfold.data.diabetes import Diabetes
+from memfold.data.spec import Classes, Reals, Table
+from memfold.data.table import TableFile
+from memfold.data.tables.data_module import TableDataModule
+from memfold.errors import InputError
+
+
+class Small(TableDataModule):
+    """60 rows: a number, one with gaps, a category; the target is a class or a number."""
+
+    name = "small"
+    is_class = True
+
+    def read_table(self):
+        generator = np.random.default_rng(0)
+        gaps = generator.normal(5, 2, 60)
+        gaps[::7] = np.nan
+        colours = np.array(["red", "green", None, "blue"] * 15, dtype=np.object_)
+        columns = {"a": np.arange(60.0), "b": gaps, "colour": colours}
+        target = np.arange(60) % 3 if self.is_class else np.arange(60) / 7
+        return columns, {"y": target.astype(np.float64)}
+
+
+def test_numbers_are_standardised_by_the_training_rows() -> None:
+    data = Small(batch_size=60)
+    data.setup()
+    assert data.spec.inputs == Table(3, (4,))
+    train = next(iter(data.scoring_batches(0)))[0]
+    known = train[:, 1][train[:, 2] == 0]
+    for column in (train[:, 0], known):
+        assert float(column.mean()) == pytest.approx(0, abs=1e-6)
+        assert float(column.std(correction=0)) == pytest.approx(1, rel=1e-6)
+    assert torch.equal(train[:, 1][train[:, 2] == 1], torch.zeros(int(train[:, 2].sum())))
+    assert set(train[:, 3].tolist()) == {0, 1, 2, 3}
+
+
+def test_every_row_is_in_one_split_and_each_class_in_its_share() -> None:
+    data = Small()
+    data.setup()
+    parts = [data._parts[split] for split in ("train", "val", "test")]
+    assert sorted(torch.cat(parts).tolist()) == list(range(60))
+    for part in parts:
+        counts = torch.bincount(part % 3, minlength=3)
+        assert int(counts.max() - counts.min()) <= 1
+
+
+def test_folds_part_the_rows() -> None:
+    tests = []
+    for fold in range(4):
+        data = Small(fold=fold, num_folds=4)
+        data.setup()
+        tests.append(data._parts["test"])
+    assert sorted(torch.cat(tests).tolist()) == list(range(60))
+
+
+def test_reals_come_back_in_their_unit() -> None:
+    data = Small(target_type="reals")
+    data.is_class = False
+    data.setup()
+    target = data.spec.target
+    assert isinstance(target, Reals)
+    rows = data._rows
+    assert rows is not None
+    values = rows.targets.double()[:, 0] * target.std[0] + target.mean[0]
+    torch.testing.assert_close(
+        values, torch.arange(60) / 7, rtol=1e-6, atol=1e-5, check_dtype=False
+    )
+
+
+def test_the_facts_of_a_run_stand_for_the_table(tmp_path: Path) -> None:
+    first = BreastCancer()
+    first.write_facts(tmp_path)
+    second = BreastCancer()
+    second.read_table = None  # type: ignore[assignment]
+    second.read_facts(tmp_path)
+    assert second.spec == first.spec
+    (tmp_path / "data.json").write_text(json.dumps({"numeric": []}))
+    with pytest.raises(InputError, match=r"data\.json cannot be read"):
+        BreastCancer().read_facts(tmp_path)
+
+
+def test_tables_that_ship_with_scikit_learn() -> None:
+    cancer, diabetes = BreastCancer(), Diabetes()
+    assert cancer.spec.inputs == Table(30)
+    assert cancer.spec.target == Classes(2, ("benign", "malignant"))
+    assert diabetes.spec.inputs == Table(10)
+    assert diabetes.spec.target.num_outputs == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"drop": ["z"]}, r"data\.drop: there is no column 'z'; columns: a, b, colour, y"),
+        ({"categorical": ["z"]}, r"data\.categorical: there is no column 'z'"),
+        ({"drop": ["a", "b", "colour"]}, "leaves no column"),
+        ({"categorical": ["a"], "max_categories": 9}, r"'a' has \d+ categories.*max_categories=9"),
+        ({"test_fraction": 0.001}, "leave none for test"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_suit_the_table(options: dict[str, object], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        Small(**options).setup()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"fold": 5}, r"data\.fold=5 must be below"),
+        ({"num_folds": 1}, r"data\.num_folds must be .* at least 2, got 1"),
+        (
+            {"target_type": "class"},
+            r"data\.target_type must be auto, classes or reals, got 'class'",
+        ),
+        ({"drop": "a"}, r"data\.drop must be a list"),
+    ],
+    ids=str,
+)
+def test_bad_options_name_the_key(options: dict[str, object], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        Small(**options)
+
+
+CSV = "size,kind,price\n" + "".join(f"{i},{'ab'[i % 2]},{i * 1.5}\n" for i in range(40))
+
+
+def read(folder: Path, content: str, target: object = "price", **options: object) -> TableFile:
+    file = folder / "x.csv"
+    file.write_text(content)
+    data = TableFile(file=str(file), target=target, **options)
+    data.setup()
+    return data
+
+
+def test_a_csv_file(tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    data = read(tmp_path, CSV)
+    assert data.spec.inputs == Table(1, (3,))
+    assert isinstance(data.spec.target, Reals)
+    assert read(tmp_path, CSV, "kind").spec.target == Classes(2, ("a", "b"))
+    assert read(tmp_path, CSV, ["price", "size"]).spec.num_outputs == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "target", "reason"),
+    [
+        (CSV, "cost", r"data\.target=cost: x\.csv has no such column; columns: size, kind, price"),
+        (CSV.replace(",a,", ",b,"), "price", "column 'kind' is constant in the training rows"),
+        (CSV.replace("\n5,b", "\n5,c"), "kind", r"class 'c' is seen 1 time\(s\)"),
+        (CSV.replace(",7.5\n", ",much\n"), ["price", "size"], r"price: has text, and numbers"),
+        (CSV.replace(",7.5\n", ",\n"), "price", r"data\.target=price: row 6 has no finite number"),
+        ("", "price", "EmptyDataError"),
+        ("size,price\n", "price", "has no rows"),
+    ],
+)
+def test_bad_tables_give_one_line(
+    tmp_path: Path, content: str, target: object, reason: str
+) -> None:
+    pytest.importorskip("pandas")
+    with pytest.raises(InputError, match=reason) as raised:
+        read(tmp_path, content, target)
+    assert "\n" not in str(raised.value)

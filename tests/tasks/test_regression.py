@@ -1,0 +1,62 @@
+"""Regression: the loss of standardised targets, metrics in the user's unit."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from memfold.data.spec import Classes, DataSpec, Reals, Table
+from memfold.errors import InputError
+from memfold.tasks import Classification, Regression, task_for
+
+SPEC = DataSpec(Table(3), Reals(mean=(10.0, -2.0), std=(4.0, 0.5)))
+
+
+def test_metrics_are_in_the_users_unit_over_all_samples() -> None:
+    generator = torch.Generator().manual_seed(0)
+    outputs, targets = (torch.randn(11, 2, generator=generator) for _ in range(2))
+    task = Regression(SPEC)
+    meters = task.meters()
+    for part in (slice(0, 4), slice(4, 11)):
+        for meter in meters.values():
+            meter.update(outputs[part], targets[part])
+    mean, std = np.array([10.0, -2.0]), np.array([4.0, 0.5])
+    said, true = (x.numpy().astype(np.float64) * std + mean for x in (outputs, targets))
+    rmse = np.sqrt(((said - true) ** 2).mean(0)).mean()
+    r2 = 1 - ((said - true) ** 2).sum(0) / ((true - true.mean(0)) ** 2).sum(0)
+    assert float(meters["rmse"].compute()) == pytest.approx(rmse, rel=1e-5)
+    assert float(meters["mae"].compute()) == pytest.approx(np.abs(said - true).mean(), rel=1e-5)
+    assert float(meters["r2"].compute()) == pytest.approx(r2.mean(), rel=1e-4)
+    assert float(task.loss(outputs, targets)) == pytest.approx(
+        float(nn.MSELoss()(outputs, targets))
+    )
+
+
+def test_one_output_may_be_flat_and_one_sample_has_no_r2() -> None:
+    task = Regression(DataSpec(Table(1), Reals(mean=(0.0,), std=(1.0,))))
+    target = torch.tensor([[1.0], [3.0]])
+    assert float(task.loss(torch.tensor([1.0, 1.0]), target)) == 2
+    meter = task.meters()["r2"]
+    meter.update(torch.tensor([1.0]), target[:1])
+    assert torch.isnan(meter.compute())
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (5,), (5, 2, 1)])
+def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"must return \(5, 2\)"):
+        Regression(SPEC).loss(torch.zeros(shape), torch.zeros(5, 2))
+
+
+def test_the_task_is_what_the_data_ask_for() -> None:
+    assert isinstance(task_for(SPEC, label_smoothing=0.0), Regression)
+    classes = DataSpec(Table(1), Classes(2))
+    assert isinstance(task_for(classes, label_smoothing=0.1), Classification)
+    with pytest.raises(InputError, match=r"label_smoothing=0\.1: the data ask for task=regression"):
+        task_for(SPEC, label_smoothing=0.1)
+    with pytest.raises(InputError, match="task=regression learns reals, and the data have classes"):
+        Regression(classes)
+
+
+def test_numbers_have_no_logits_to_distill() -> None:
+    with pytest.raises(InputError, match=r"distill\.teacher: task=regression has no logits"):
+        Regression(SPEC).rows(torch.zeros(1, 2), torch.zeros(1, 2))
