@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from memfold.errors import InputError
 from memfold.runs.folder import CHOICES, OTHERS, RUNS, write_text_atomically
+from memfold.runs.primary import ACCURACY, primary_of
 from memfold.studies.arguments import (
     add_jobs,
     command_parser,
@@ -28,8 +29,6 @@ from memfold.studies.runner import Outcome, Runner, run_all, runners
 from memfold.training.foreign_code import named_code
 
 __all__ = ["main"]
-
-_METRIC = "val/acc"
 
 
 def main(arguments: Sequence[str], program: Path, conf: Path) -> int:
@@ -71,11 +70,12 @@ class _Progress:
     _num_done: int = 0
 
     def note(self, name: str, outcome: Outcome) -> None:
-        accuracy, error = _judge(outcome)
+        value, error = _judge(outcome)
         self._num_done += 1
         if error:
             self.failed.append(f"{name}: {error}")
-        text = f"failed: {error}" if accuracy is None else f"{_METRIC} {accuracy:.4f}"
+        metric = primary_of(outcome.result).name
+        text = f"failed: {error}" if value is None else f"{metric} {value:.4f}"
         place = f"[{self._num_done}/{self.num_runs}]"
         print(f"{place} {name}: {text} ({outcome.seconds:.0f} s)", flush=True)
 
@@ -105,18 +105,22 @@ def _run_plan(plan: Plan, folder: Path, workers: Sequence[Runner]) -> _Progress:
 
 
 def _judge(outcome: Outcome) -> tuple[float | None, str]:
-    """Return the accuracy on validation, or why there is none."""
-    metrics = outcome.result.get("metrics")
-    accuracy = metrics.get(_METRIC) if isinstance(metrics, Mapping) else None
-    if outcome.error or not isinstance(accuracy, int | float):
-        return None, outcome.error or f"its result has no {_METRIC}"
-    return accuracy, ""
+    """Return the primary metric on validation, or why there is none."""
+    metrics, name = outcome.result.get("metrics"), primary_of(outcome.result).name
+    value = metrics.get(name) if isinstance(metrics, Mapping) else None
+    if outcome.error or not isinstance(value, int | float):
+        return None, outcome.error or f"its result has no {name}"
+    return value, ""
 
 
 def _best(runs: Sequence[PlannedRun], outcomes: Mapping[str, Outcome]) -> PlannedRun:
     """Return the best run; the first one where all failed, so that the failure is on record."""
-    known = [(_judge(outcomes[run.name])[0], run) for run in runs]
-    found = [(accuracy, run) for accuracy, run in known if accuracy is not None]
+    found = []
+    for run in runs:
+        outcome = outcomes[run.name]
+        value, _ = _judge(outcome)
+        if value is not None:
+            found.append((primary_of(outcome.result).sign * value, run))
     return max(found, key=lambda pair: pair[0])[1] if found else runs[0]
 
 
@@ -127,11 +131,13 @@ def _table(
 ) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "ratio", "value", _METRIC, "chosen", "error"])
+    results = [outcome.result for outcome in outcomes.values()]
+    metric = next((primary_of(r).name for r in results if r.get("primary")), ACCURACY.name)
+    writer.writerow(["method", "ratio", "value", metric, "chosen", "error"])
     for run in (run for runs in tried for run in runs):
-        accuracy, error = _judge(outcomes[run.name])
+        value, error = _judge(outcomes[run.name])
         ratio = "" if run.ratio is None else number_text(run.ratio)
-        shown = "" if accuracy is None else f"{accuracy:.4f}"
+        shown = "" if value is None else f"{value:.4f}"
         chosen = "yes" if run in best else ""
         writer.writerow([run.method, ratio, number_text(run.value), shown, chosen, error])
     return text.getvalue()

@@ -21,7 +21,7 @@ from memfold.studies.executor import Stopped, StopSignal
 from memfold.studies.runner import Runner, runners, share_work
 from memfold.studies.sweep_arguments import resume_arguments
 from memfold.studies.sweep_folder import PLAN, read_notes
-from memfold.studies.sweep_job import CONSOLE, SweepJob, accuracy_of
+from memfold.studies.sweep_job import CONSOLE, SweepJob, objective_of
 from memfold.studies.sweep_plan import admit, common_overrides, sweep_folder
 from memfold.studies.sweep_report import (
     describe_end,
@@ -86,7 +86,7 @@ class RunningSweep:
             first: Number of the first.
 
         Returns:
-            The last validation accuracy of each; NaN when it failed. A job that would repeat an
+            The last primary metric of each; NaN when it failed. A job that would repeat an
             earlier one has that of the earlier one.
 
         Raises:
@@ -117,7 +117,7 @@ class RunningSweep:
                 raise KeyboardInterrupt from None
         returned = []
         for number, overrides in numbered.items():
-            value = accuracy_of(self.folder, self._plan.repeats.get(str(number), number))
+            value = objective_of(self.folder, self._plan.repeats.get(str(number), number))
             done = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
             done.return_value = value
             returned.append(done)

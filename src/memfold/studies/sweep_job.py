@@ -18,6 +18,7 @@ from memfold.errors import InputError
 from memfold.overrides import quote_value, unresolved
 from memfold.processes.ranks import is_rank_zero
 from memfold.runs.folder import can_be_resumed, is_completed, read_result
+from memfold.runs.primary import primary_of
 from memfold.runs.result import UNFINISHED, ResultFile, describe_job
 from memfold.studies.composing import meaning
 from memfold.studies.executor import variables_for
@@ -25,7 +26,7 @@ from memfold.studies.process import ended, is_one_of_several_tasks
 from memfold.studies.runner import Runner
 from memfold.studies.sweep_folder import JobNote, read_notes
 
-__all__ = ["CONSOLE", "SweepJob", "accuracy_of"]
+__all__ = ["CONSOLE", "SweepJob", "objective_of"]
 
 CONSOLE = "console.log"
 _OF_THE_SWEEP = (
@@ -153,8 +154,8 @@ class SweepJob:
             ResultFile(self.folder, {**facts, **known}).fail(reason)
 
 
-def accuracy_of(sweep: Path, number: int) -> float:
-    """Return the last validation accuracy of a job; NaN when it has no result.
+def objective_of(sweep: Path, number: int) -> float:
+    """Return the last primary metric of a job; NaN when it has no result.
 
     Args:
         sweep: The sweep's folder.
@@ -163,8 +164,8 @@ def accuracy_of(sweep: Path, number: int) -> float:
     note = JobNote.find(sweep, number)
     result = {} if note is None else read_result(sweep / note.folder)
     metrics = result.get("metrics") if result.get("status") == "completed" else None
-    accuracy = metrics.get("val/acc") if isinstance(metrics, dict) else None
-    return float("nan") if accuracy is None else float(accuracy)
+    value = metrics.get(primary_of(result).name) if isinstance(metrics, dict) else None
+    return float("nan") if value is None else float(value)
 
 
 def _command(cfg: DictConfig, script: Path, folder: Path) -> tuple[str, ...]:

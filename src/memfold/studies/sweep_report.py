@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from memfold.runs.folder import is_completed, read_result
+from memfold.runs.primary import ACCURACY, primary_of
 from memfold.studies.sweep_folder import Plan, read_notes
 
 __all__ = ["describe_end", "print_table", "report_command", "upload_command"]
@@ -29,9 +30,10 @@ def describe_end(result: dict[str, object], seconds: float | None) -> str:
     if result.get("status") != _COMPLETED:
         return f"failed: {result.get('error', 'it left no result')}"
     facts = [_COMPLETED]
-    accuracy, stored = _find(result, "metrics", "test/acc"), _find(result, "memory", "stored_bytes")
-    if isinstance(accuracy, float):
-        facts.append(f"test/acc {accuracy:.4f}")
+    metric = primary_of(result).test
+    value, stored = _find(result, "metrics", metric), _find(result, "memory", "stored_bytes")
+    if isinstance(value, float):
+        facts.append(f"{metric} {value:.4f}")
     if isinstance(stored, int):
         facts.append(f"{stored:,} bytes")
     if seconds is not None:
@@ -50,15 +52,19 @@ def print_table(sweep: Path, plan: Plan) -> tuple[int, int, int]:
     given = dict(enumerate(map(_by_key, plan.jobs or ())))
     given |= {number: _by_key(note.overrides) for number, note in notes.items()}
     swept = _swept_keys(list(given.values()))
+    results = {number: read_result(sweep / note.folder) for number, note in notes.items()}
+    # One, unless the data differ from job to job.
+    metrics = sorted({primary_of(r).test for r in results.values() if r.get("primary")})
+    metrics = metrics or [ACCURACY.test]
     table = Table(title=f"{len(given)} jobs in {sweep}")
     for column in ("job", *_OWN_COLUMNS, *swept):
         table.add_column(column, overflow="fold")
-    for column in ("status", "test/acc", "stored bytes"):
+    for column in ("status", *metrics, "stored bytes"):
         table.add_column(column, no_wrap=True)
     statuses = []
     for number, values in sorted(given.items()):
         note = notes.get(number)
-        result = {} if note is None else read_result(sweep / note.folder)
+        result = results.get(number, {})
         earlier = plan.repeats.get(str(number)) if note is None else None
         status = str(result.get("status", _MISSING)) if earlier is None else f"is job {earlier}"
         statuses += [status] if earlier is None else []
@@ -69,7 +75,7 @@ def print_table(sweep: Path, plan: Plan) -> tuple[int, int, int]:
             _text(_find(result, "seed") if result else values.get("seed")),
             *(_text(values.get(key)) for key in swept),
             status,
-            _text(_find(result, "metrics", "test/acc")),
+            *(_text(_find(result, "metrics", metric)) for metric in metrics),
             _text(_find(result, "memory", "stored_bytes")),
         )
     console = Console(file=sys.stdout)

@@ -20,7 +20,7 @@ from memfold.studies.executor import Stopped, StopSignal
 from memfold.studies.process import SECONDS_TO_STOP
 from memfold.studies.runner import Runner
 from memfold.studies.sweep_folder import Plan, read_notes, request_stop, requested_stop
-from memfold.studies.sweep_job import SweepJob, accuracy_of
+from memfold.studies.sweep_job import SweepJob, objective_of
 
 __all__ = ["TaskWatch", "run_sweep_job"]
 
@@ -35,7 +35,7 @@ def run_sweep_job(cfg: DictConfig, script: Path) -> float:
         script: The program to start.
 
     Returns:
-        The last validation accuracy; NaN when the job failed, so that the sweep goes on. A job that
+        The last primary metric; NaN when the job failed, so that the sweep goes on. A job that
         would repeat an earlier one has that of the earlier one, once it is there.
 
     Raises:
@@ -48,14 +48,14 @@ def run_sweep_job(cfg: DictConfig, script: Path) -> float:
     if earlier is not None:
         with suppress(OSError):  # Hydra has made it
             job.folder.rmdir()
-        return accuracy_of(job.sweep, earlier)
+        return objective_of(job.sweep, earlier)
     if not cfg.extras.isolate_jobs:
         job.run_here()
     else:
         _leave_interrupts_to_the_sweep()
         with suppress(Stopped):
             job.bring_to_end(Runner(script, _Marks(job, plan)))
-    return accuracy_of(job.sweep, job.note.number)
+    return objective_of(job.sweep, job.note.number)
 
 
 class TaskWatch:
