@@ -210,7 +210,7 @@ def test_a_copied_model_multiplies_on_its_own(products):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"linear": "fft"}, "auto, weight, windows, correlation"),
+        ({"linear": "fft"}, "auto, weight, windows or correlation"),
         ({"linear": "windows", "sign": "weight"}, "compression.sign=column or run"),
         ({"align_rows": "yes"}, "true or false"),
     ],
