@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from memfold.data.python_docs import PythonDocs
 from memfold.data.shakespeare import Shakespeare
+from memfold.data.spec import IGNORED
 from memfold.data.text.data_module import SPLITS, Text, part_by_position
 from memfold.data.text.token_files import map_tokens, write_tokens
-from memfold.data.text.windows import IGNORED, EvaluationWindows, TrainingWindows
+from memfold.data.text.windows import EvaluationWindows, TrainingWindows
 from memfold.data.text_files import TextFiles
 from memfold.errors import InputError
 

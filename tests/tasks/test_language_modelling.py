@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memfold.backbones import GPT, LSTM
-from memfold.data.spec import DataSpec, NextToken, Tokens
-from memfold.data.text.windows import IGNORED
+from memfold.data.spec import IGNORED, DataSpec, NextToken, Tokens
 from memfold.errors import InputError
 from memfold.tasks import LanguageModelling
 from memfold.tasks.generation import generate

@@ -2,7 +2,7 @@
 
 from memfold.data.source_files import Remote, fetch
 from memfold.data.text.data_module import Text, TextDataModule, part_by_position
-from memfold.data.text.text_files import read_bytes
+from memfold.data.text.raw_bytes import read_bytes
 
 __all__ = ["Shakespeare"]
 

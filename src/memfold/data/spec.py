@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Classes", "DataSpec", "Images", "NextToken", "Reals", "Table", "Tokens"]
+__all__ = ["IGNORED", "Classes", "DataSpec", "Images", "NextToken", "Reals", "Table", "Tokens"]
+
+IGNORED = -100
+"""A target that does not count, as in torch's cross-entropy."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Reals:
 
 @dataclass(frozen=True)
 class NextToken:
-    """A target is int64 (B, length): the token that follows; -100 where none counts."""
+    """A target is int64 (B, length): the token that follows; `IGNORED` where none counts."""
 
     vocabulary_size: int
     bytes_of: tuple[int, ...] | None = None

@@ -5,7 +5,7 @@ http://mattmahoney.net/dc/textdata.html. The usual split: 90, 5 and 5 million.
 
 from memfold.data.source_files import Remote, fetch
 from memfold.data.text.data_module import Text, TextDataModule, part_by_position
-from memfold.data.text.text_files import read_zipped
+from memfold.data.text.raw_bytes import read_zipped
 
 __all__ = ["Text8"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from memfold.data.text.data_module import SPLITS, Text, TextDataModule, part_by_position
-from memfold.data.text.text_files import read_bytes
+from memfold.data.text.raw_bytes import read_bytes
 from memfold.errors import InputError
 from memfold.options import Interval, check_arguments
 

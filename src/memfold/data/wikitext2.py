@@ -5,7 +5,7 @@
 
 from memfold.data.source_files import Remote, fetch
 from memfold.data.text.data_module import SPLITS, Text, TextDataModule
-from memfold.data.text.text_files import read_zipped
+from memfold.data.text.raw_bytes import read_zipped
 
 __all__ = ["WikiText2"]
 

@@ -8,14 +8,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from memfold.data.spec import DataSpec, NextToken
+from memfold.data.spec import IGNORED, DataSpec, NextToken
 from memfold.options import check_arguments
 from memfold.tasks.task import Measure, Smoothing, Task, logits_of
 
-__all__ = ["IGNORED", "LanguageModelling"]
-
-IGNORED = -100
-"""A target that does not count, as in torch's cross-entropy."""
+__all__ = ["LanguageModelling"]
 
 
 class LanguageModelling(Task):

@@ -9,12 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from memfold.data.spec import IGNORED
 from memfold.seeding import derive_seed
 
-__all__ = ["IGNORED", "EvaluationWindows", "TrainingWindows"]
-
-IGNORED = -100
-"""A target that does not count, as in torch's cross-entropy."""
+__all__ = ["EvaluationWindows", "TrainingWindows"]
 
 
 @dataclass(frozen=True)
