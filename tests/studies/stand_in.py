@@ -49,17 +49,17 @@ def train(folder: Path, checkpoint: Path, given: dict[str, str]) -> None:
     metrics = folder / "metrics.csv"
     first = int(checkpoint.read_text()) if checkpoint.exists() else 0
     if first == 0:
-        metrics.write_text("step,epoch,val/acc,val/loss\n")
+        metrics.write_text("step,epoch,val/acc,val/bpb\n")
     num_epochs, accuracy = int(given["trainer.max_epochs"]), 0.0
     for epoch in range(first, num_epochs):
         time.sleep(float(os.environ.get("STAND_IN_SECONDS", "0")))
         accuracy = (epoch + 1) / num_epochs * (0.9 - 0.3 * (math.log10(lr) + 1) ** 2) + seed / 1000
         with metrics.open("a") as file:
-            file.write(f"{epoch},{epoch},,\n{epoch},{epoch},{accuracy},0.5\n")
+            file.write(f"{epoch},{epoch},,\n{epoch},{epoch},{accuracy},{3 - accuracy}\n")
         checkpoint.write_text(str(epoch + 1))
-    found = {"val/acc": accuracy, "val/best_acc": accuracy}
+    found = {"val/acc": accuracy, "val/best_acc": accuracy, "val/bpb": 3 - accuracy}
     if given.get("trainer.limit_test_batches") != "0":
-        found["test/acc"] = accuracy / 2
+        found |= {"test/acc": accuracy / 2, "test/bpb": 4 - accuracy}
     write_result(folder, {"status": "completed", "metrics": found, "time": {"fit_seconds": 1.0}})
 
 

@@ -144,6 +144,26 @@ def test_hopeless_trials_are_stopped_and_their_other_seeds_not_run(
             assert trial["epochs_judged"] == 2  # the first is warm-up
 
 
+def test_a_metric_that_is_better_when_smaller_chooses_and_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("STAND_IN_SECONDS", "0.05")
+    objective = {"metric": "val/bpb", "direction": "minimize"}
+    pruner = {"startup_trials": 2, "warmup_epochs": 1}
+    assert tune(tmp_path, 6, objective=objective, pruner=pruner) == 0
+    content = report(tmp_path)
+    assert content["num_trials"]["pruned"] >= 1
+    completed = [trial["value"] for trial in content["trials"] if trial["state"] == "completed"]
+    assert content["best"]["value"] == min(completed)
+    mean = content["test"]["test/bpb"]["mean"]
+    assert mean == pytest.approx(content["best"]["value"] + 1 + 0.0015 - 0.0115)
+    text = (tmp_path / "study" / "report.md").read_text()
+    assert "smallest mean `val/bpb`" in text
+    assert "best `val/bpb` so far" in text
+    assert f"**Test bpb {mean:.4g}" in text
+    assert f"test bpb {mean:.4g}" in capsys.readouterr().out
+
+
 def test_a_better_setting_found_later_is_tested_anew(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from memfold.errors import InputError
+from memfold.runs.primary import Primary
 from memfold.studies.space import Pruning, read_space
 from memfold.studies.tuned_configuration import write_override
 from studies.tuned import REPOSITORY, SPACE, write_space
@@ -33,7 +34,7 @@ parameters:
         "data.horizontal_flip": {"choice": {"values": [True, False]}},
     }
     assert space.metric == "packed/val/acc"
-    assert not space.maximize
+    assert space.judged == Primary("val/acc", "min", "%")
     assert space.pruner == Pruning(startup_trials=5, warmup_epochs=3)
     assert (space.tuning_seeds, space.test_seeds) == ([1], [2, 3])
 
@@ -57,6 +58,7 @@ def parameter(entry: object) -> dict[str, Any]:
         ({"tuning_seeds": [1, 1]}, "tuning_seeds: 1 is there twice"),
         ({"test_seeds": [True]}, "test_seeds.0 must be a whole number, got True"),
         ({"objective": {"metric": "test/acc"}}, "must be a validation metric"),
+        ({"objective": {"metric": "val/rmse"}}, "direction of val/rmse must be 'maximize' or 'min"),
         ({"objective": {"direction": "up"}}, "must be 'maximize' or 'minimize', got 'up'"),
         ({"samplers": {}}, "samplers is unknown; there are objective, parameters"),
         ({"pruner": {"warmup": 1}}, "pruner.warmup is unknown; there are startup_trials"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from memfold.errors import InputError
 from memfold.runs.locks import try_lock
+from memfold.runs.primary import Primary
 from memfold.studies.arguments import (
     command_parser,
     ending_in_one_line,
@@ -93,7 +94,7 @@ def _tune(
             commands = _commands(configuration, files, best, command)
             content = describe(study, configuration, best, tests, commands)
             write_report(study, content)
-    return _conclude(content, options, stop)
+    return _conclude(content, space.judged, options, stop)
 
 
 def _run_trials(
@@ -150,13 +151,13 @@ def _run_tests(
     study.claim_test_folder(best)
     group = configuration.group(study.name, job_type=None)
     overrides = configuration.overrides(best.setting)
-    seeds = study.space.test_seeds
+    seeds, metric = study.space.test_seeds, study.space.judged.test
     runs = [(f"s{seed}", [*overrides, f"seed={seed}", *group]) for seed in seeds]
 
     def report(name: str, outcome: Outcome) -> None:
-        accuracy = (outcome.result.get("metrics") or {}).get("test/acc")
-        shown = "test/acc -" if accuracy is None else f"test/acc {accuracy:.4f}"
-        text = f"failed: {outcome.error}" if outcome.error else shown
+        value = (outcome.result.get("metrics") or {}).get(metric)
+        shown = "-" if value is None else f"{value:.4f}"
+        text = f"failed: {outcome.error}" if outcome.error else f"{metric} {shown}"
         print(f"test seed {name.removeprefix('s')}: {text}", flush=True)
 
     outcomes = run_all(runs, study.test_folder, workers, report)
@@ -177,7 +178,9 @@ def _commands(
     return commands
 
 
-def _conclude(content: dict[str, Any], options: argparse.Namespace, stop: StopSignal) -> int:
+def _conclude(
+    content: dict[str, Any], primary: Primary, options: argparse.Namespace, stop: StopSignal
+) -> int:
     """Say how it ended, and return the exit status."""
     counts, best, test = content["num_trials"], content["best"], content["test"]
     num_done = counts["completed"] + counts["pruned"]
@@ -199,11 +202,12 @@ def _conclude(content: dict[str, Any], options: argparse.Namespace, stop: StopSi
             f"{len(failed)} of {len(test['runs'])} runs with test seeds failed, "
             f"the last: {failed[-1]['error']}; the same command tries them again"
         )
-    accuracy = test["test/acc"]
-    if accuracy["mean"] is not None:
-        spread = "" if accuracy["std"] is None else f" ± {100 * accuracy['std']:.2f}"
+    summary = test[primary.test]
+    if summary["mean"] is not None:
+        from memfold.studies.tuning_report import show_test
+
         seeds = ", ".join(map(str, content["test_seeds"]))
-        print(f"test accuracy {100 * accuracy['mean']:.2f}{spread} % (seeds {seeds})")
+        print(f"{show_test(summary, primary)} (seeds {seeds})")
     return 0
 
 

@@ -173,9 +173,9 @@ class Study:
 
     def best(self) -> Trial | None:
         """Return the completed trial with the best value, the first of equals."""
-        sign = -1 if self.space.maximize else 1
+        sign = self.space.judged.sign
         completed = [trial for trial in self.trials() if trial.value is not None]
-        return min(completed, key=lambda trial: sign * (trial.value or 0.0), default=None)
+        return max(completed, key=lambda trial: sign * (trial.value or 0.0), default=None)
 
     def number_of(self, attempt: int) -> int:
         """Return the number of the trial that is tried in an attempt, by Optuna's number."""
@@ -294,7 +294,7 @@ def _open(file: Path, space: Space, *, may_create: bool) -> optuna.Study:
     return optuna.create_study(
         storage=storage,
         study_name=file.parent.name,
-        direction="maximize" if space.maximize else "minimize",
+        direction="maximize" if space.judged.mode == "max" else "minimize",
         sampler=sampler,
         pruner=pruner,
     )

@@ -22,7 +22,6 @@ from memfold.studies.tuning_report import fit_seconds
 
 __all__ = ["Objective", "TakenOver"]
 
-_PRUNING_METRIC = "val/acc"  # which metrics.csv has for every epoch
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
@@ -91,11 +90,12 @@ class Objective:
 
     def _run_seeds(self, trial: optuna.Trial, number: int, overrides: list[str]) -> float:
         values, seconds = [], 0.0
+        metric = self._study.space.judged.name
         group = self._configuration.group(self._study.name)
         try:
             for index, seed in enumerate(self._study.space.tuning_seeds):
                 folder = self._study.trial_folder(number) / f"s{seed}"
-                watch = _Watch(trial, folder) if index == 0 else lambda: None
+                watch = _Watch(trial, folder, metric) if index == 0 else lambda: None
                 # No test data, so that nothing here can be chosen by them.
                 given = [*overrides, f"seed={seed}", "trainer.limit_test_batches=0", *group]
                 result = self._launcher.run(given, folder, watch)
@@ -126,13 +126,14 @@ class _Watch:
     same runs are stopped on a slow and on a fast machine.
     """
 
-    def __init__(self, trial: optuna.Trial, folder: Path) -> None:
+    def __init__(self, trial: optuna.Trial, folder: Path, metric: str) -> None:
         self._trial = trial
         self._folder = folder
+        self._metric = metric
         self._num_epochs = 0
 
     def __call__(self) -> None:
-        values = _read_metric(self._folder, _PRUNING_METRIC)
+        values = _read_metric(self._folder, self._metric)
         for epoch in range(self._num_epochs, len(values)):
             self._trial.report(values[epoch], epoch)
             self._num_epochs = epoch + 1
@@ -159,5 +160,7 @@ def _metric(result: Mapping[str, Any], name: str) -> float:
     value = metrics.get(name)
     if not isinstance(value, int | float):
         known = ", ".join(sorted(key for key in metrics if "val/" in key))
-        raise RunFailed(f"result.json has no {name}; validation metrics there: {known}")
+        raise RunFailed(
+            f"objective.metric: result.json has no {name}; validation metrics there: {known}"
+        )
     return float(value)

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from memfold.errors import InputError
 from memfold.file_models import Model, Number, Seed, Seeds, distinct, read_yaml
+from memfold.runs.primary import ACCURACY, Primary
 
 if TYPE_CHECKING:
     import optuna
@@ -106,16 +107,26 @@ class Objective(Model):
 
     metric: str = "val/acc"
     """A metric of `result.json`, on validation data."""
-    direction: Literal["maximize", "minimize"] = "maximize"
+    direction: Literal["maximize", "minimize"] | None = None
+    """Which way is better; of an accuracy it need not be said."""
 
     @model_validator(mode="after")
     def _refuse_test_data(self) -> Self:
         if not _METRIC.fullmatch(self.metric):
             raise ValueError(
-                f"metric must be a validation metric such as val/acc or val/best_acc, "
+                f"metric must be a validation metric such as val/acc or val/best_bpb, "
                 f"got {self.metric[:100]!r}"
             )
+        if self.direction is None and self.judged.name != ACCURACY.name:
+            raise ValueError(f"direction of {self.metric} must be 'maximize' or 'minimize'")
         return self
+
+    @property
+    def judged(self) -> Primary:
+        """What the metric measures, as it is logged after every epoch and for the test data."""
+        short = self.metric.rpartition("/")[2].removeprefix("best_")
+        unit = ACCURACY.unit if short == ACCURACY.short else short
+        return Primary(f"val/{short}", "min" if self.direction == "minimize" else "max", unit)
 
 
 class Sampler(Model):
@@ -173,9 +184,9 @@ class Space(Model):
         return self.objective.metric
 
     @property
-    def maximize(self) -> bool:
-        """Whether more of it is better."""
-        return self.objective.direction == "maximize"
+    def judged(self) -> Primary:
+        """What it measures, as it is logged after every epoch and for the test data."""
+        return self.objective.judged
 
     def suggest(self, trial: "optuna.Trial") -> Setting:
         """Let the study's sampler choose a value for each parameter.
@@ -200,7 +211,7 @@ class Space(Model):
         return {
             "parameters": {key: one.to_dict() for key, one in self.parameters.items()},
             "metric": self.metric,
-            "maximize": self.maximize,
+            "maximize": self.judged.mode == "max",
             "tuning_seeds": self.tuning_seeds,
             "test_seeds": self.test_seeds,
             "sampler_seed": self.sampler.seed,

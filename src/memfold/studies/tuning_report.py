@@ -10,11 +10,12 @@ from typing import Any
 import optuna
 
 from memfold.runs.folder import write_text_atomically
+from memfold.runs.primary import ACCURACY, Primary
 from memfold.studies.optuna_study import Study, Trial
 from memfold.studies.runner import Outcome
 from memfold.studies.tuned_configuration import Configuration
 
-__all__ = ["describe", "fit_seconds", "to_markdown", "write_report"]
+__all__ = ["describe", "fit_seconds", "show_test", "to_markdown", "write_report"]
 
 _TRIALS_FOR_IMPORTANCES = 10  # fewer say little
 _STATES = ("completed", "pruned", "failed")
@@ -64,7 +65,7 @@ def write_report(study: Study, content: Mapping[str, Any]) -> None:
     with study.claimed():  # another process may write, too
         text = json.dumps(content, indent=2)
         write_text_atomically(study.folder / "report.json", text + "\n")
-        write_text_atomically(study.folder / "report.md", to_markdown(content))
+        write_text_atomically(study.folder / "report.md", to_markdown(content, study.space.judged))
 
 
 def fit_seconds(result: Mapping[str, Any]) -> float:
@@ -72,7 +73,14 @@ def fit_seconds(result: Mapping[str, Any]) -> float:
     return (result.get("time") or {}).get("fit_seconds") or 0.0
 
 
-def to_markdown(content: Mapping[str, Any]) -> str:
+def show_test(summary: Mapping[str, Any], primary: Primary) -> str:
+    """Write what was measured on the test data over the test seeds."""
+    factor, digits, unit = (100, ".2f", " %") if primary == ACCURACY else (1, ".4g", "")
+    spread = "" if summary["std"] is None else f" ± {factor * summary['std']:{digits}}"
+    return f"test {primary.title} {factor * summary['mean']:{digits}}{spread}{unit}"
+
+
+def to_markdown(content: Mapping[str, Any], primary: Primary) -> str:
     """Write the report for reading."""
     counts, seconds = content["num_trials"], content["seconds"]
     tuning, test = (", ".join(map(str, content[f"{name}_seeds"])) for name in ("tuning", "test"))
@@ -89,12 +97,12 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         "with test seeds, summed over the runs: training, all attempts (of a trial that is not "
         "completed: the last attempt).",
         "",
-        *_best_lines(content),
+        *_best_lines(content, primary),
         "## Search space",
         "",
         f"Common to all trials: `{' '.join(content['overrides']) or '-'}`. Sampler: TPE, seed "
         f"{content['sampler_seed']}, {content['startup_trials']} random trials first. "
-        f"{_pruning(content['pruning'])}",
+        f"{_pruning(content['pruning'], primary)}",
         "",
         *_space_lines(content),
         "## Commands",
@@ -122,22 +130,23 @@ def _describe_tests(
     if not tests:
         return None
     command = ["python", "train.py", *configuration.overrides(best.setting)]
+    metric = study.space.judged.test
     runs = [
         {
             "seed": seed,
             "folder": str(study.test_folder / f"s{seed}"),
             "command": shlex.join([*command, f"seed={seed}"]),
-            "test/acc": (outcome.result.get("metrics") or {}).get("test/acc"),
+            metric: (outcome.result.get("metrics") or {}).get(metric),
             "error": outcome.error or None,
         }
         for seed, outcome in tests.items()
     ]
-    accuracies = [run["test/acc"] for run in runs if run["test/acc"] is not None]
+    values = [run[metric] for run in runs if run[metric] is not None]
     return {
-        "test/acc": {
-            "mean": statistics.fmean(accuracies) if accuracies else None,
-            "std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-            "num_runs": len(accuracies),
+        metric: {
+            "mean": statistics.fmean(values) if values else None,
+            "std": statistics.stdev(values) if len(values) > 1 else None,
+            "num_runs": len(values),
         },
         "runs": runs,
     }
@@ -166,7 +175,7 @@ def _importances(study: Study) -> dict[str, float] | None:
     return optuna.importance.get_param_importances(study.optuna, evaluator=evaluator)
 
 
-def _best_lines(content: Mapping[str, Any]) -> list[str]:
+def _best_lines(content: Mapping[str, Any], primary: Primary) -> list[str]:
     best, test = content["best"], content["test"]
     if best is None:
         return ["No trial is completed.", ""]
@@ -180,16 +189,15 @@ def _best_lines(content: Mapping[str, Any]) -> list[str]:
     ]
     if test is None:
         return [*lines, "It has not been run with the test seeds.", ""]
-    summary = test["test/acc"]
+    summary = test[primary.test]
     if summary["mean"] is not None:
-        spread = "" if summary["std"] is None else f" ± {100 * summary['std']:.2f}"
         lines += [
-            f"**Test accuracy {100 * summary['mean']:.2f}{spread} %**, mean ± sample standard "
+            f"**{show_test(summary, primary).capitalize()}**, mean ± sample standard "
             f"deviation over {summary['num_runs']} test seeds.",
             "",
         ]
-    rows = [(run["seed"], run["test/acc"], run["error"]) for run in test["runs"]]
-    return [*lines, *_table(("test seed", "test/acc", "error"), rows)]
+    rows = [(run["seed"], run[primary.test], run["error"]) for run in test["runs"]]
+    return [*lines, *_table(("test seed", primary.test, "error"), rows)]
 
 
 def _space_lines(content: Mapping[str, Any]) -> list[str]:
@@ -226,13 +234,14 @@ def _trial_lines(content: Mapping[str, Any]) -> list[str]:
     return ["## All trials", "", *_table(header, rows)]
 
 
-def _pruning(pruning: Mapping[str, int] | None) -> str:
+def _pruning(pruning: Mapping[str, int] | None, primary: Primary) -> str:
     if pruning is None:
         return "No pruning."
     return (
-        f"A trial is pruned when its best `val/acc` so far, with the first tuning seed, is worse "
-        f"than the median of the completed trials at that epoch: after {pruning['startup_trials']} "
-        f"completed trials, and {pruning['warmup_epochs']} epochs of its own."
+        f"A trial is pruned when its best `{primary.name}` so far, with the first tuning seed, is "
+        "worse than the median of the completed trials at that epoch: after "
+        f"{pruning['startup_trials']} completed trials, and {pruning['warmup_epochs']} epochs of "
+        "its own."
     )
 
 
