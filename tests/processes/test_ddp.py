@@ -26,6 +26,7 @@ PROBE = "+callbacks.probe._target_=training.rank_probes.EpochProbe"
 @pytest.mark.ddp
 def test_two_processes_with_half_the_batch_are_one(tmp_path: Path) -> None:
     common = [*SMALL, "compression=stable_rps", "ratio=0.05", "trainer.max_epochs=3"]
+    common += ["callbacks=ema", "callbacks.ema.decay=0.9"]
     one = run(compose_job(tmp_path / "one", *common, "data.batch_size=100"))
     folder = tmp_path / "two"
     status, _, err = train_forked(

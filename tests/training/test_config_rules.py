@@ -118,6 +118,7 @@ def test_what_was_deleted_is_named(config: dict[str, Any], key: str) -> None:
             {"x": {"_target_": f"{LIGHTNING}.StochasticWeightAveraging", "swa_lrs": 0.1}},
             "changes the weights after they have been validated",
         ),
+        ({"x": {"_target_": f"{LIGHTNING}.EMAWeightAveraging"}}, "callbacks=ema averages"),
         ({"x": {"_target_": f"{LIGHTNING}.LearningRateFinder"}}, "another learning rate"),
         ({"x": {"_target_": f"{LIGHTNING}.BatchSizeFinder"}}, "another batch size"),
     ],

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from memfold.errors import InputError
 from memfold.tasks import TaskModule
 from memfold.training import run
 from training.jobs import SMALL, compose_job
@@ -89,13 +88,3 @@ def test_changes_are_logged_and_a_resumed_run_repeats_none(
             train(tmp_path / "broken", *options)
     train(tmp_path / "broken", *options, f"resume={tmp_path / 'broken'}")
     assert health(tmp_path / "broken") == whole
-
-
-@pytest.mark.parametrize("strategy", ["set", "rigl", "ltr"])
-def test_averages_of_weights_that_move_are_refused_before_training(
-    strategy: str, tmp_path: Path
-) -> None:
-    average = "+callbacks.average._target_=lightning.pytorch.callbacks.EMAWeightAveraging"
-    with pytest.raises(InputError, match=f"averages parameters, and compression={strategy} moves"):
-        train(tmp_path, f"compression={strategy}", "trainer.max_epochs=2", average)
-    assert not list(tmp_path.glob("checkpoints/*"))

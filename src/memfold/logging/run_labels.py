@@ -44,8 +44,9 @@ def label_run(
     variants = [_short(key, value) for key, value in changed.items()]
     told = ", ".join(f"{key}={_text(value)}" for key, value in changed.items())
     bits = [] if strategy.bits == 32 else [f"{strategy.bits}bit"]
-    distilled = ["distilled"] if config["distill"]["teacher"] else []
-    asked = "-".join([strategy.name, *variants, *_budget(strategy, counts), *bits, *distilled])
+    further = ["distilled"] if config["distill"]["teacher"] else []
+    further += ["ema"] if config["callbacks"].get("ema") else []
+    asked = "-".join([strategy.name, *variants, *_budget(strategy, counts), *bits, *further])
     data, target = str(choices["data"]), config["backbone"].get("target")
     backbone = target.rpartition(".")[2] if isinstance(target, str) else str(choices["backbone"])
     return RunLabels(

@@ -9,7 +9,8 @@ from memfold.reporting.records import Run, Setting
 
 __all__ = ["label_methods", "label_settings"]
 
-_ALWAYS_SHOWN = ("distill",)  # a teacher is no detail, even if all runs of a strategy have one
+# A teacher is no detail, even if all runs of a strategy have one, nor is an average of weights.
+_ALWAYS_SHOWN = ("distill", "ema")
 
 
 def label_methods(runs: Sequence[Run]) -> list[Run]:

@@ -117,7 +117,8 @@ class Run:
     budget_bytes: Bytes | None = None
     """What was asked for instead of a ratio."""
     options: Mapping[str, object] = field(default_factory=dict)
-    """The strategy's options, without ratio, bytes, bits and seed; `distill`: its teacher."""
+    """The strategy's options, without ratio, bytes, bits and seed; `distill`: its teacher;
+    `ema`: the decay of its average of weights."""
     recipe: Mapping[str, object] = field(default_factory=dict)
     """How it was trained, named as on the command line; empty where the result does not say."""
     environment: Mapping[str, object] = field(default_factory=dict)

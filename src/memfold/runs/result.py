@@ -88,6 +88,7 @@ def describe_job(cfg: DictConfig) -> dict[str, Any]:
         "environment": {**describe_environment(), "device": None, "world_size": None},
         # Known when the run is completed; a failed one has the keys too.
         "distill": None,
+        "ema": None,
         "primary": None,
         "epochs": None,
         "max_epochs": None,

@@ -64,6 +64,7 @@ from memfold.training.teacher import (
     refuse_other_teacher,
 )
 from memfold.training.validation import KeptWeightsValidation
+from memfold.training.weight_average import refuse_unfit_average
 
 __all__ = [
     "Experiment",
@@ -153,6 +154,7 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
     refuse_other_total_batch(folder, start.total_batch, data.batch_size, trainer.world_size)
     rounds = _track_rounds(net, folder, trainer)
     refuse_other_teacher(config, start, distillation)
+    refuse_unfit_average(trainer, strategy, start, config["resume"])
     counts = memfold.footprint(net)
     if start.is_new_round:
         _clear_when_all_have_started(trainer, RoundFolder(folder))

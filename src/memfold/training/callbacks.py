@@ -24,6 +24,7 @@ from memfold.processes.lightning_internals import SteppedCheckpoint, has_validat
 from memfold.seeding import derive_seed
 from memfold.training.distributed import whole_parameters
 from memfold.training.validation import is_followed_by_a_step
+from memfold.training.weight_average import average_of
 
 __all__ = [
     "EpochLog",
@@ -160,7 +161,9 @@ class MemoryMetrics(Callback):
         """Count the train state after the first optimizer step, gradients included."""
         if self._train_state_bytes is None and trainer.global_step > 0:
             net = _network(pl_module)
-            self._train_state_bytes = train_state_bytes(net, trainer.optimizers[0])
+            average = average_of(trainer)
+            averages = 0 if average is None else average.resident_bytes
+            self._train_state_bytes = train_state_bytes(net, trainer.optimizers[0]) + averages
             _log(trainer, {"train_state_bytes": self._train_state_bytes})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -39,6 +39,8 @@ class StartingPoint:
     """Optimizer steps done before."""
     num_epochs: int = 0
     """Epochs done before."""
+    average_decay: float | None = None
+    """Of the average that its tensors are; `None` where they are what was trained."""
     teacher: str | None = None
     """Fingerprint of the teacher that the run learns from; `None` when it has none."""
     total_batch: int | None = None
@@ -99,6 +101,7 @@ def read_checkpoint(
         path,
         int(checkpoint["global_step"]),
         int(checkpoint["epoch"]) + 1,
+        checkpoint.get("weight_average", {}).get("decay"),
         checkpoint.get("teacher"),
         _total_batch(checkpoint),
         place.get("number", 0),
@@ -160,6 +163,7 @@ def _check_kinds(path: Path, checkpoint: Mapping[Any, Any]) -> None:
         "round": isinstance(place, dict)
         and _is_count(place.get("number", 0))
         and isinstance(place.get("max_epochs"), int | None),
+        "weight_average": _is_average(checkpoint.get("weight_average"), state),
         "loops": isinstance(loaders, list) and all(isinstance(loader, dict) for loader in loaders),
     }
     _refuse_first(path, (name for name, is_right in kinds.items() if not is_right))
@@ -228,6 +232,22 @@ def _is_progress(value: object) -> bool:
     if isinstance(value, dict):
         return bool(value) and all(_is_progress(item) for item in value.values())
     return isinstance(value, bool) or _is_count(value)
+
+
+def _is_average(value: object, averages: object) -> bool:
+    """Whether there is none, or it has what training goes on with beside these averages."""
+    if value is None:
+        return True
+    if not isinstance(value, dict) or not isinstance(averages, Mapping):
+        return False
+    trained = value.get("trained")
+    return (
+        isinstance(value.get("decay"), float)
+        and _is_count(value.get("num_steps"))
+        and isinstance(trained, dict)
+        and all(name in averages for name in trained)
+        and all(getattr(t, "shape", None) == averages[name].shape for name, t in trained.items())
+    )
 
 
 def _is_count(value: object) -> bool:

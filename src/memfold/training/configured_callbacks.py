@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     LearningRateFinder,
     StochasticWeightAveraging,
+    WeightAveraging,
 )
 
 from memfold.errors import InputError
@@ -23,6 +24,8 @@ _REFUSED: dict[type[Callback], str] = {
     "steps in every epoch; use trainer.accumulate_grad_batches",
     StochasticWeightAveraging: "it takes the place of scheduler=, trains an epoch more, and "
     "changes the weights after they have been validated",
+    WeightAveraging: "a run that is resumed could not tell its averages from what it trains; "
+    "callbacks=ema averages, and a resumed run goes on with both",
     LearningRateFinder: "the run would have another learning rate than its configuration says; "
     "scripts/tune.py chooses optimizer.lr",
     BatchSizeFinder: "the run would have another batch size than its configuration says; set "

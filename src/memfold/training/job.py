@@ -53,6 +53,7 @@ from memfold.training.networks import build_backbone
 from memfold.training.preemption import Preemption
 from memfold.training.round_tracker import total_of
 from memfold.training.summary import print_summary
+from memfold.training.weight_average import average_of
 
 __all__ = ["run_job"]
 
@@ -304,6 +305,7 @@ def _describe_built(experiment: Experiment, facts: dict[str, Any]) -> dict[str, 
     counts = memfold.footprint(experiment.net)
     device = experiment.trainer.strategy.root_device
     options, compression = experiment.strategy.to_dict(), compression_of(experiment.net)
+    average = average_of(experiment.trainer)
     primary = experiment.module.task.primary
     return {
         "compression": {
@@ -323,6 +325,7 @@ def _describe_built(experiment: Experiment, facts: dict[str, Any]) -> dict[str, 
         "test_checkpoint": experiment.config["test_checkpoint"],
         "max_epochs": experiment.config["trainer"]["max_epochs"],
         "distill": experiment.distill,
+        "ema": None if average is None else {"decay": average.decay},
         "environment": {
             **facts["environment"],
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

@@ -5,13 +5,11 @@ from hashlib import blake2b
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import memfold
 from memfold.compression import Compression, compression_of
-from memfold.errors import InputError
 from memfold.training.distributed import whole_parameters
 
 __all__ = ["Structure"]
@@ -31,14 +29,8 @@ class Structure(Callback):
         self._logged: str | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Agree on the structure, before DDP and the optimizer know the parameters.
-
-        Raises:
-            InputError: A callback averages parameters, and their values move.
-        """
+        """Agree on the structure, before DDP and the optimizer know the parameters."""
         compression = compression_of(_network(pl_module))
-        if stage == "fit" and compression is not None and compression.strategy.moves_weights:
-            _refuse_averages(trainer, compression.strategy.name)
         if stage == "fit" and compression is not None and trainer.world_size > 1:
             compression.adopt(trainer.strategy.broadcast(compression.structure()))
 
@@ -103,17 +95,6 @@ class Structure(Callback):
                 metrics = compression.metrics(self._example)
                 for logger in trainer.loggers:
                     logger.log_metrics(metrics, step=step)
-
-
-def _refuse_averages(trainer: Trainer, strategy: str) -> None:
-    callbacks: list[Callback] = trainer.callbacks  # pyright: ignore
-    for callback in callbacks:
-        if isinstance(callback, WeightAveraging):
-            raise InputError(
-                f"callbacks: {type(callback).__name__} averages parameters, and "
-                f"compression={strategy} moves weights to other places in them while it trains: "
-                "choose a strategy whose masks stay, or no averages"
-            )
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -20,15 +20,14 @@ def print_summary(result: dict[str, Any], folder: str) -> None:
     metrics, parameters = result["metrics"], result["parameters"]
     memory, times = result["memory"], result["time"]
     primary = primary_of(result)
+    weights = f"{result['test_checkpoint']} weights" + (", averaged" if result.get("ema") else "")
     table = Table(show_header=False, title=f"{result['backbone']} on {result['data']}")
     table.add_column(style="bold")
     table.add_column(justify="right")
     rows = {
         "compression": f"{result['compression']['name']}, ratio "
         f"{result['compression']['ratio']:.4g}",
-        f"test {primary.title} ({result['test_checkpoint']} weights)": primary.show(
-            metrics.get(primary.test)
-        ),
+        f"test {primary.title} ({weights})": primary.show(metrics.get(primary.test)),
         f"validation {primary.title}": primary.show(metrics.get(primary.name)),
         "parameters trained": f"{parameters['trained']:,} of {parameters['dense']:,}",
         "stored bytes": f"{memory['stored_bytes']:,} of {memory['dense_bytes']:,}",
