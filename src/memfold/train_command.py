@@ -86,7 +86,7 @@ def run_task(cfg: DictConfig, script: Path) -> float | None:
         SystemExit: After a user's mistake, with status 1; outside sweeps.
     """
     if HydraConfig.get().mode is RunMode.MULTIRUN:
-        from memfold.studies.sweep_tasks import run_sweep_job
+        from memfold.studies.other_launchers import run_sweep_job
 
         return run_sweep_job(cfg, script)
     try:

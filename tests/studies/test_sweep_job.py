@@ -16,10 +16,10 @@ from omegaconf import DictConfig, read_write
 
 from memfold.errors import InputError
 from memfold.studies.executor import StopSignal
+from memfold.studies.other_launchers import run_sweep_job
 from memfold.studies.process import job_environment
 from memfold.studies.runner import Runner
 from memfold.studies.sweep_job import SweepJob
-from memfold.studies.sweep_tasks import run_sweep_job
 from training.jobs import REPOSITORY, SMALL, compose_job, train
 
 PROGRAM = """
@@ -162,7 +162,7 @@ time.sleep(60)
     script.write_text(PROGRAM.replace("BODY", body))
     threading.Thread(target=interrupt).start()
     SweepJob.of(job, script).bring_to_end(Runner(script, stop))
-    assert result(folder)["error"] == "the job's process was stopped by SIGINT"
+    assert result(folder)["error"] == "its process was stopped by SIGINT"
 
 
 def test_completed_job_is_not_run_again(job: DictConfig) -> None:

@@ -166,8 +166,8 @@ def test_three_of_24_jobs_fail(tmp_path: Path) -> None:
     reasons = [line.partition(": failed: ")[2] for line in sorted(lines[1:25]) if "failed" in line]
     assert sorted(reasons) == [
         "RuntimeError: seed 5 cannot be trained",
-        "the job's process ended with status 7 before it could say why",
-        "the job's process was killed by SIGKILL",
+        "its process ended with status 7 before it could say why",
+        "its process was killed by SIGKILL",
     ]
 
 

@@ -48,7 +48,7 @@ def test_failures_are_recorded_and_resumed(tmp_path: Path) -> None:
     )
     assert lines[1].startswith("[1/4] 0: seed=1: completed, test/acc 0.9123, 23,672 bytes, ")
     assert lines[2] == "[2/4] 1: seed=2: failed: as it was told"
-    assert lines[3] == "[3/4] 2: seed=3: failed: the job's process was killed by SIGKILL"
+    assert lines[3] == "[3/4] 2: seed=3: failed: its process was killed by SIGKILL"
     assert lines[4].startswith("[4/4] 3: seed=4: completed, ")
     assert "4 jobs in" in lines[5]
     assert out.count("failed    │") == 2

@@ -16,10 +16,10 @@ from typing import IO, Any
 
 from memfold.processes.ranks import LAUNCHER_VARIABLES, declare_parent
 from memfold.runs.folder import writing
+from memfold.runs.result import UNFINISHED
 
 __all__ = [
     "SECONDS_TO_STOP",
-    "ended",
     "is_one_of_several_tasks",
     "job_environment",
     "reason",
@@ -111,27 +111,28 @@ def is_one_of_several_tasks(environment: Mapping[str, str]) -> bool:
     return is_submitted and int(environment.get("SLURM_NTASKS") or "1") > 1
 
 
-def reason(status: int, printed: str, result: Mapping[str, Any]) -> str:
+def reason(
+    status: int, printed: str, result: Mapping[str, Any], stop: signal.Signals | None = None
+) -> str:
     """Say in one line why a run has no result.
 
     Args:
         status: Its exit status.
         printed: What it has printed.
         result: Contents of its `result.json`.
+        stop: The signal that it got to stop, if any.
     """
     if status < 0:
-        return f"its process {ended(status)}"
+        return f"its process was killed by {signal.Signals(-status).name}"
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     if errors:
         return errors[-1].removeprefix("error: ")
-    return str(result.get("error") or f"its process {ended(status)}")
-
-
-def ended(status: int) -> str:
-    """Say how a process ended that has given no reason itself."""
-    if status < 0:
-        return f"was killed by {signal.Signals(-status).name}"
-    return f"ended with status {status} before it could say why"
+    error = result.get("error")
+    if error and error != UNFINISHED:
+        return str(error)
+    # A library may make an exception of its own of Ctrl-C while it is imported.
+    how = f"ended with status {status} before it could say why"
+    return f"its process {f'was stopped by {stop.name}' if stop else how}"
 
 
 def _start(

@@ -18,6 +18,7 @@ from memfold.runs.folder import is_completed, read_result, writing
 from memfold.runs.locks import locked
 from memfold.studies.composing import composed_job
 from memfold.studies.executor import Stopped, StopSignal
+from memfold.studies.other_launchers import TaskWatch
 from memfold.studies.runner import Runner, runners, share_work
 from memfold.studies.sweep_arguments import resume_arguments
 from memfold.studies.sweep_folder import PLAN, read_notes
@@ -29,7 +30,6 @@ from memfold.studies.sweep_report import (
     report_command,
     upload_command,
 )
-from memfold.studies.sweep_tasks import TaskWatch
 
 __all__ = ["RunningSweep", "num_parallel_jobs"]
 

@@ -19,10 +19,10 @@ from memfold.overrides import quote_value, unresolved
 from memfold.processes.ranks import is_rank_zero
 from memfold.runs.folder import can_be_resumed, is_completed, read_result
 from memfold.runs.primary import primary_of
-from memfold.runs.result import UNFINISHED, ResultFile, describe_job
+from memfold.runs.result import ResultFile, describe_job
 from memfold.studies.composing import meaning
 from memfold.studies.executor import variables_for
-from memfold.studies.process import ended, is_one_of_several_tasks
+from memfold.studies.process import is_one_of_several_tasks, reason
 from memfold.studies.runner import Runner
 from memfold.studies.sweep_folder import JobNote, read_notes
 
@@ -142,16 +142,12 @@ class SweepJob:
     def _explain(self, status: int, stop: signal.Signals | None) -> None:
         """Write down how the job ended if it could not do so itself."""
         result = read_result(self.folder)
-        is_explained = result.get("status") == "failed" and result.get("error") != UNFINISHED
-        if status < 0 or (status > 0 and not is_explained):
+        why = reason(status, "", result, stop)
+        if status != 0 and result.get("error") != why:
             with meaning(self.hydra):
                 facts = describe_job(self.cfg)
             known = {key: value for key, value in result.items() if key not in ("status", "error")}
-            # A library may make an exception of its own of Ctrl-C while it is imported.
-            own_exit = status > 0 and stop
-            how = f"was stopped by {own_exit.name}" if own_exit else ended(status)
-            reason = f"the job's process {how}"
-            ResultFile(self.folder, {**facts, **known}).fail(reason)
+            ResultFile(self.folder, {**facts, **known}).fail(why)
 
 
 def objective_of(sweep: Path, number: int) -> float:
