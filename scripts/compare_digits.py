@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from memfold.strategies import strategy_names
+from memfold.strategies import strategy_class, strategy_names
 from memfold.studies.arguments import add_jobs, command_parser, ending_in_one_line, working_in
 from memfold.studies.executor import StopSignal
 from memfold.studies.runner import Outcome, run_all, runners
@@ -70,11 +70,15 @@ def main() -> int:
 
 
 def list_jobs() -> list[Job]:
-    """List (strategy, ratio, seed); the dense model has one ratio."""
-    names = [name for name in strategy_names() if name not in ("dense", "ltr")]
-    names.append("ltr")  # many trainings a run: the others should not wait for it
-    dense = [("dense", 1.0, seed) for seed in SEEDS]
-    return dense + [(name, ratio, seed) for name in names for ratio in RATIOS for seed in SEEDS]
+    """List (strategy, ratio, seed)."""
+    # ltr last: it is many trainings a run, and the others should not wait for it.
+    names = sorted(strategy_names(), key=lambda name: (name == "ltr", name))
+    return [(name, ratio, seed) for name in names for ratio in ratios_of(name) for seed in SEEDS]
+
+
+def ratios_of(strategy: str) -> tuple[float, ...]:
+    """Return the ratios at which a strategy is compared."""
+    return (1.0,) if strategy_class(strategy).ratios == "one" else RATIOS
 
 
 def name_of(job: Job) -> str:
@@ -86,7 +90,7 @@ def name_of(job: Job) -> str:
 def overrides(strategy: str, ratio: float, seed: int) -> list[str]:
     """Return what `train.py` gets."""
     given = [f"compression={strategy}", f"seed={seed}"]
-    given += [] if strategy == "dense" else [f"ratio={ratio:g}"]
+    given += [] if ratio == 1.0 else [f"ratio={ratio:g}"]
     given += [f"trainer.max_epochs={NUM_EPOCHS}", *OPTIONS.get(strategy, [])]
     return [*given, "logger=csv", "trainer=cpu", "callbacks.progress_bar=null"]
 
@@ -146,7 +150,7 @@ def tables(rows: Sequence[Row]) -> str:
     for title, cell in sections:
         text += [title, "", *head]
         for name in names:
-            ratios = [1.0] * len(RATIOS) if name == "dense" else RATIOS
+            ratios = ratios_of(name) * (len(RATIOS) // len(ratios_of(name)))
             cells = [complete(groups[name, ratio], cell) for ratio in ratios]
             text.append(f"| [{name}](strategies/{name}.md) | {' | '.join(cells)} |")
         text.append("")

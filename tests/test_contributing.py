@@ -34,7 +34,10 @@ def test_the_strategy_counts_in_double_precision_and_scatters_as_it_gathers(name
     assert torch.equal(mapping.accumulate([0.1, 1 / 3]), expected)
     slots = torch.linspace(-1, 2, 7, dtype=torch.float64)
     for span in spans:
-        rows, out = matrix[span.start : span.stop], torch.zeros(7, dtype=torch.float64)
+        signs = mapping.signs(span).expand(0, span.numel)
+        assert len(signs.unique()) == 2
+        rows = matrix[span.start : span.stop] * signs[:, None]
+        out = torch.zeros(7, dtype=torch.float64)
         assert torch.equal(mapping.gather(slots, span, 0.5), 0.5 * rows @ slots)
         mapping.scatter(rows @ slots, span, 0.5, out)
         torch.testing.assert_close(out, 0.5 * rows.T @ rows @ slots)
