@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 import memfold
 from memfold.backbones import CNN
+from memfold.compression import Context
 from memfold.compression.selection import select_weights
-from memfold.compression.trained_values import warn_if_trained
+from memfold.compression.trained_values import report_loss
 from strategies.cases import SHARING, options_of
 
 
@@ -81,7 +82,7 @@ def test_fresh_draws_are_not(draw):
             layers = nn.Linear(64, 64), nn.Linear(40, 64)
             for layer in layers:
                 draw(layer.weight)
-            warn_if_trained(select_weights(nn.Sequential(*layers)), "lost")
+            report_loss(select_weights(nn.Sequential(*layers)), Context(), "lost")
 
 
 def test_padding_tables_of_one_value_and_small_matrices_are_not():
@@ -89,7 +90,7 @@ def test_padding_tables_of_one_value_and_small_matrices_are_not():
     nn.init.constant_(constant.weight, 0.5)
     table = nn.Embedding(30, 16, padding_idx=0)
     model = nn.Sequential(table, constant, nn.Linear(3, 20), CNN(1, 8, 10))
-    warn_if_trained(select_weights(model), "lost")
+    report_loss(select_weights(model), Context(), "lost")
 
 
 def test_trained_bfloat16_weights_are_seen_beside_an_orthogonal_one():
@@ -97,4 +98,4 @@ def test_trained_bfloat16_weights_are_seen_beside_an_orthogonal_one():
     nn.init.orthogonal_(orthogonal.weight)
     model = nn.Sequential(trained(), orthogonal).bfloat16()
     with pytest.warns(UserWarning, match="trained"):
-        warn_if_trained(select_weights(model), "lost")
+        report_loss(select_weights(model), Context(), "lost")

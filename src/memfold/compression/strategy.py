@@ -49,6 +49,10 @@ class Context:
     """Batches of (input, target); only data-informed strategies need them."""
     loss: Callable[[Tensor, Tensor], Tensor] | None = None
     """(output, target) -> scalar."""
+    start: Callable[[nn.Module], None] | None = None
+    """Gives the dense model the values that training is to start from, once it is known which
+    tensors are compressed: that depends on what its constructor drew, whatever comes later. A
+    strategy that could keep none of the values refuses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +157,7 @@ class Strategy(ABC):
         return cls(**options)  # type: ignore[arg-type]
 
     def compress(self, model: nn.Module, context: Context) -> Compression:
-        """Rewrite `model` in place; it is unchanged when this raises.
+        """Rewrite `model` in place; but for `context.start`, it is unchanged when this raises.
 
         Raises:
             InputError: The model cannot be compressed with these options.
@@ -174,6 +178,8 @@ class Strategy(ABC):
         check_state_names(model, weights)
         check_parametrised(weights, self.parametrised)
         check_memory(model, weights)
+        if context.start is not None:
+            context.start(model)
         compression = self.build(model, weights, context)
         compression.structured = tuple(w.name for w in candidates if w.name in structured)
         set_compression(model, compression)

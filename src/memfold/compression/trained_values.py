@@ -1,4 +1,4 @@
-"""Whether weights have been trained: a warning where a strategy starts from other ones.
+"""Whether weights have been trained: said where a strategy starts from other ones.
 
 Initialisers draw the elements of a matrix alike. Then the mean squares of its rows vary as means of
 so many equal draws do, whatever is drawn, and so do those of its columns. Training makes some
@@ -13,8 +13,10 @@ from warnings import warn
 from torch import Tensor
 
 from memfold.compression.selection import CompressibleWeight
+from memfold.compression.strategy import Context
+from memfold.errors import InputError
 
-__all__ = ["warn_if_trained"]
+__all__ = ["report_loss"]
 
 # Leading elements of a matrix that are looked at: a megabyte of float64.
 _SAMPLE_NUMEL = 1 << 17
@@ -24,13 +26,19 @@ _LEAST_SIDE = 8
 _SIGNIFICANCE = 3.3
 
 
-def warn_if_trained(weights: Sequence[CompressibleWeight], message: str) -> None:
+def report_loss(weights: Sequence[CompressibleWeight], context: Context, message: str) -> None:
     """Warn once where the values of these weights, taken together, are plainly not fresh draws.
 
     Args:
         weights: With any values; those on the meta device are skipped.
+        context: Of the compression that loses them.
         message: What the strategy does with them.
+
+    Raises:
+        InputError: They were given to start from.
     """
+    if context.start is not None:
+        raise InputError(f"init_from gives weights, and {message}")
     tensors = [weight.tensor.detach() for weight in weights if not weight.tensor.is_meta]
     found = [number for tensor in tensors if (number := _unevenness(tensor)) is not None]
     if found and sum(found) > _SIGNIFICANCE * sqrt(len(found)):

@@ -32,6 +32,7 @@ __all__ = [
 CONFIG = Path(HYDRA_FOLDER, "config.yaml")
 OVERRIDES = Path(HYDRA_FOLDER, "overrides.yaml")
 _NAMES_CODE = ("backbone.target", "distill.allow")
+_FILES = ("init_from",)  # top-level keys that are no choices
 _NAMES_PLACE = ("dirpath", "filename")  # of a callback
 _WORD = re.compile(r"[A-Za-z][\w-]*")
 _CHOICE = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*")
@@ -130,7 +131,7 @@ def is_setting(override: Override) -> bool:
         leaves = list(plain_leaves(key.split("."), override.value()))
     except TypeError:
         return False
-    is_choice = "." not in key
+    is_choice = "." not in key and key not in _FILES
     return all(
         _is_plain(path, leaf)
         and not (isinstance(leaf, str) and is_choice and not _CHOICE.fullmatch(leaf))

@@ -87,6 +87,7 @@ def describe_job(cfg: DictConfig) -> dict[str, Any]:
         "recipe": _describe_recipe(config, choices),
         "environment": {**describe_environment(), "device": None, "world_size": None},
         # Known when the run is completed; a failed one has the keys too.
+        "init_from": None,
         "distill": None,
         "ema": None,
         "primary": None,
@@ -102,7 +103,7 @@ def describe_job(cfg: DictConfig) -> dict[str, Any]:
 
 def _describe_recipe(config: Mapping[Any, Any], choices: Mapping[str, Any]) -> dict[str, object]:
     """Return what decides how the network is trained, named as on the command line."""
-    recipe: dict[str, object] = {}
+    recipe: dict[str, object] = {"init_from": config.get("init_from")}
     for group in ("data", "optimizer", "scheduler", "task"):
         if group in ("optimizer", "scheduler"):
             recipe[group] = choices.get(group)

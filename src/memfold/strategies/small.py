@@ -30,7 +30,7 @@ from memfold.compression.materialise import check_has_values
 from memfold.compression.parametrised import Parametrised
 from memfold.compression.selection import CompressibleWeight, named_weights
 from memfold.compression.strategy import Context, Ratios, Strategy
-from memfold.compression.trained_values import warn_if_trained
+from memfold.compression.trained_values import report_loss
 from memfold.errors import InputError
 from memfold.quantisation import packed_bytes
 from memfold.seeding import derive_seed
@@ -154,7 +154,6 @@ class Small(Strategy, name="small"):
             InputError: The model cannot be built narrower, some of its tensors are to stay as they
                 are, or no widths have the size that was asked for.
         """
-        del context
         check_has_values(model)
         dense = _widths_of(model)
         self._check_nothing_stays(model)
@@ -170,9 +169,9 @@ class Small(Strategy, name="small"):
             limits = Limits(target, target * (1 - _TOLERANCE), target)
             request, unit = f"budget_bytes={target}", "bytes"
         widths = find_widths(dense, measure, limits, f"{request} for {type(model).__name__}", unit)
-        warn_if_trained(
-            weights, "small keeps none of their values: a narrower network starts fresh"
-        )
+        if widths != dense:
+            message = "small keeps none of their values: a narrower network starts fresh"
+            report_loss(weights, context, message)
         return self._replace(model, names, widths, {})
 
     def rebuild(

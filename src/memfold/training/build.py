@@ -22,8 +22,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 import memfold
-from memfold.compression import Strategy, compression_of
-from memfold.compression.parts import MARKS
+from memfold.compression import Strategy
 from memfold.compression.rounds import rounds_of
 from memfold.data.data_module import DataModule
 from memfold.errors import InputError
@@ -44,7 +43,7 @@ from memfold.training.callbacks import (
     StepTimer,
 )
 from memfold.training.checkpoint_io import AsyncCheckpointIO, AtomicCheckpointIO
-from memfold.training.checkpoint_reading import StartingPoint, read_checkpoint
+from memfold.training.checkpoint_reading import StartingPoint
 from memfold.training.config_rules import check_config
 from memfold.training.configured_callbacks import build_callbacks, refuse_wrong_monitors
 from memfold.training.distributed import (
@@ -53,7 +52,9 @@ from memfold.training.distributed import (
     refuse_batchnorm_on_cpus,
     refuse_unsuitable_shards,
 )
+from memfold.training.initial_weights import InitialWeights, read_initial_weights
 from memfold.training.instantiate import instantiate
+from memfold.training.load import read_run_checkpoint
 from memfold.training.networks import build_network, build_task
 from memfold.training.round_tracker import RoundFolder, RoundTracker
 from memfold.training.schedules import Schedule
@@ -71,7 +72,6 @@ __all__ = [
     "build",
     "next_round",
     "plain_config",
-    "read_run_checkpoint",
 ]
 
 log = logging.getLogger(__name__)
@@ -104,6 +104,8 @@ class Experiment:
     """What loggers call the run."""
     distill: dict[str, Any] | None
     """The teacher and its weight, for the result."""
+    initial: InitialWeights | None
+    """What the run has started from, unless its initial values were drawn, or it is resumed."""
 
     @property
     def net(self) -> nn.Module:
@@ -143,8 +145,11 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
         data.setup("fit")
     memory.start(trainer.strategy.root_device)
     distillation = load_distillation(config, task)  # its draws must not move the initial values
+    initial = read_initial_weights(config, folder, task.spec)  # neither may these
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
-    net, strategy, num_dense_parameters = build_network(config, data, task)
+    net, strategy, num_dense_parameters = build_network(
+        config, data, task, None if initial is None else initial.fill
+    )
     module = TaskModule(
         net, task, optimizer, scheduler.attach, distillation, config["optimizer"]["decay"]
     )
@@ -176,6 +181,7 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
         rounds=rounds,
         labels=labels,
         distill=describe_distillation(config),
+        initial=initial,
     )
 
 
@@ -212,18 +218,6 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(config, dict)
     config.pop("hydra", None)
     return {str(key): value for key, value in config.items()}
-
-
-def read_run_checkpoint(path: Path, module: nn.Module, *, resumes: bool = False) -> StartingPoint:
-    """Check that the checkpoint at `path` is of `module`, which has a `net`: `read_checkpoint`."""
-    net = module.net
-    assert isinstance(net, nn.Module)
-    compression = compression_of(net)
-    resizable: set[str] = set()
-    if compression is not None and compression.is_resizable:
-        resizable = {f"net.{name}" for name in compression.owned_names()}
-    optional = (f"net.{MARKS}",)
-    return read_checkpoint(path, module.state_dict(), resizable, optional, resumes=resumes)
 
 
 def _watchers(

@@ -16,7 +16,7 @@ import torch
 from memfold.errors import InputError
 from memfold.files import open_regular
 
-__all__ = ["StartingPoint", "read_checkpoint"]
+__all__ = ["StartingPoint", "read_checkpoint", "read_plain_values"]
 
 _PROGRESS = (
     "epoch_progress",
@@ -77,7 +77,7 @@ def read_checkpoint(
         InputError: The file is truncated or corrupt, holds pickled objects, lacks a part, or
             belongs to another model.
     """
-    checkpoint = _read_plain_values(path)
+    checkpoint = _read_training(path)
     if resumes:
         _check_resumable(path, checkpoint)
     found = checkpoint["state_dict"]
@@ -115,7 +115,12 @@ def _total_batch(checkpoint: Mapping[str, Any]) -> int | None:
     return loaders[0].get("global_batch_size") if loaders else None
 
 
-def _read_plain_values(path: Path) -> dict[str, Any]:
+def read_plain_values(path: Path) -> object:
+    """Read what `torch.save` has written, if it is tensors and plain values, onto the CPU.
+
+    Raises:
+        InputError: It holds pickled objects, is damaged, or is no such file.
+    """
     try:
         with open_regular(path) as file:
             if file.read(1) == pickle.PROTO:
@@ -126,16 +131,21 @@ def _read_plain_values(path: Path) -> dict[str, Any]:
             damaged = archive.testzip()  # torch.load does not look at the checksums
         if damaged is not None:
             raise zipfile.BadZipFile(f"checksum of {damaged}")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"resume: {path} holds pickled Python objects, which could run code; "
+            f"{path} holds pickled Python objects, which could run code; "
             "only checkpoints of tensors and plain values are loaded"
         ) from error
     except Exception as error:  # whatever zipfile and PyTorch make of a damaged file
-        raise InputError(
-            f"resume: {path} is truncated, damaged or no checkpoint; start a new run"
-        ) from error
+        raise InputError(f"{path} is truncated, damaged or no checkpoint") from error
+
+
+def _read_training(path: Path) -> dict[str, Any]:
+    try:
+        checkpoint = read_plain_values(path)
+    except InputError as error:
+        raise InputError(f"resume: {error}; start a new run") from error
     if (
         not isinstance(checkpoint, dict)
         or not {"state_dict", "global_step", "epoch"} <= checkpoint.keys()

@@ -29,6 +29,7 @@ from memfold.processes.termination import Termination, heeding_sigterm
 from memfold.runs.folder import (
     ARTIFACT,
     HYDRA_FOLDER,
+    read_result,
     refuse_used_folder,
     remove_partial_files,
     write_text_atomically,
@@ -46,9 +47,9 @@ from memfold.training.build import (
     build,
     next_round,
     plain_config,
-    read_run_checkpoint,
 )
 from memfold.training.config_rules import check_config
+from memfold.training.load import read_run_checkpoint
 from memfold.training.networks import build_backbone
 from memfold.training.preemption import Preemption
 from memfold.training.round_tracker import total_of
@@ -98,6 +99,8 @@ def _admit(cfg: DictConfig, folder: Path) -> None:
 
 def _run_locked(cfg: DictConfig, folder: Path, termination: Termination) -> dict[str, Any]:
     facts = describe_job(cfg)
+    if cfg.resume is not None:  # its weights are not read again
+        facts["init_from"] = read_result(folder).get("init_from")
     result_file = ResultFile(folder, facts)
     completed = False
     try:
@@ -151,6 +154,9 @@ def _announce(experiment: Experiment, facts: dict[str, Any]) -> None:
     if is_rank_zero():
         log.info("%s: %s", experiment.folder, experiment.strategy.to_dict())
         log.info("%s", experiment.footprint)
+        if experiment.initial is not None:
+            log.info("%s", experiment.initial.describe())
+            print(experiment.initial.describe(), flush=True)
         if facts["structured"]:
             names = ", ".join(facts["structured"])
             log.info("no noise at the start, so left untouched (structured=keep): %s", names)
@@ -306,8 +312,9 @@ def _describe_built(experiment: Experiment, facts: dict[str, Any]) -> dict[str, 
     device = experiment.trainer.strategy.root_device
     options, compression = experiment.strategy.to_dict(), compression_of(experiment.net)
     average = average_of(experiment.trainer)
-    primary = experiment.module.task.primary
+    primary, initial = experiment.module.task.primary, experiment.initial
     return {
+        **({} if initial is None else {"init_from": initial.report}),
         "compression": {
             **options,
             "ratio": counts.ratio,

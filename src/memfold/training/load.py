@@ -9,18 +9,20 @@ import torch
 from torch import nn
 
 import memfold
+from memfold.compression import compression_of
+from memfold.compression.parts import MARKS
 from memfold.data.data_module import DataModule
 from memfold.data.spec import DataSpec
 from memfold.errors import InputError
 from memfold.runs.folder import ARTIFACT, LAST_CHECKPOINT
 from memfold.runs.recorded import read_config
 from memfold.tasks import Task
-from memfold.training.build import read_run_checkpoint
+from memfold.training.checkpoint_reading import StartingPoint, read_checkpoint
 from memfold.training.foreign_code import refuse_foreign_code
 from memfold.training.instantiate import instantiate
 from memfold.training.networks import build_backbone, build_network, build_task
 
-__all__ = ["fresh_network", "load_model", "read_data", "read_task"]
+__all__ = ["fresh_network", "load_model", "read_data", "read_run_checkpoint", "read_task"]
 
 _FILES = {
     "artifact": Path(ARTIFACT),
@@ -107,6 +109,18 @@ def fresh_network(run_dir: str | os.PathLike[str], *, allow: Collection[str] = (
     config = _read_config(Path(run_dir), allow)
     with torch.random.fork_rng():
         return build_backbone(config["backbone"], _read_data(Path(run_dir), config).spec)
+
+
+def read_run_checkpoint(path: Path, module: nn.Module, *, resumes: bool = False) -> StartingPoint:
+    """Check that the checkpoint at `path` is of `module`, which has a `net`: `read_checkpoint`."""
+    net = module.net
+    assert isinstance(net, nn.Module)
+    compression = compression_of(net)
+    resizable: set[str] = set()
+    if compression is not None and compression.is_resizable:
+        resizable = {f"net.{name}" for name in compression.owned_names()}
+    optional = (f"net.{MARKS}",)
+    return read_checkpoint(path, module.state_dict(), resizable, optional, resumes=resumes)
 
 
 def _read_data(folder: Path, config: dict[str, Any]) -> DataModule:

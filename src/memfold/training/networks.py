@@ -1,13 +1,12 @@
 """The network of a run and its task, from the configuration and what the data are."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
-import memfold
 from memfold.backbones.facts import named_facts
-from memfold.compression import Strategy
+from memfold.compression import Context, Strategy
 from memfold.data.data_module import DataModule
 from memfold.data.spec import DataSpec
 from memfold.tasks import Task
@@ -37,9 +36,18 @@ def build_task(options: Mapping[str, Any], spec: DataSpec) -> Task:
 
 
 def build_network(
-    config: Mapping[str, Any], data: DataModule, task: Task
+    config: Mapping[str, Any],
+    data: DataModule,
+    task: Task,
+    start: Callable[[nn.Module], None] | None = None,
 ) -> tuple[nn.Module, Strategy, int]:
     """Build the backbone for `data` and compress it.
+
+    Args:
+        config: `backbone`, `compression` and `seed`, plain values.
+        data: What it is for; read by the strategies that look at data.
+        task: What it is to learn.
+        start: See `Context.start`.
 
     Returns:
         The compressed network, the strategy, and the number of parameters before.
@@ -50,6 +58,5 @@ def build_network(
     strategy: Strategy = instantiate(config["compression"], "compression", Strategy)
     net = build_backbone(config["backbone"], task.spec)
     num_dense_parameters = sum(parameter.numel() for parameter in net.parameters())
-    batches = data.scoring_batches(config["seed"])  # read by the strategies that look at data
-    memfold.compress(net, strategy, data=batches, loss=task.loss)
+    strategy.compress(net, Context(data.scoring_batches(config["seed"]), task.loss, start))
     return net, strategy, num_dense_parameters

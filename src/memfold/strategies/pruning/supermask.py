@@ -26,7 +26,7 @@ from memfold.compression.parts import ComputedWeights, Level
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.state import Logged
 from memfold.compression.strategy import Context, Strategy
-from memfold.compression.trained_values import warn_if_trained
+from memfold.compression.trained_values import report_loss
 from memfold.errors import InputError
 from memfold.options import Positive, Ratio
 from memfold.seeding import derive_seed
@@ -63,9 +63,8 @@ class Supermask(Strategy, name="supermask"):
         self, model: nn.Module, weights: tuple[CompressibleWeight, ...], context: Context
     ) -> "SupermaskWeights":
         """See `Strategy.build`."""
-        del context
         check_replaceable(model, weights)
-        warn_if_trained(weights, "supermask keeps none of their values, and draws new ones")
+        report_loss(weights, context, "supermask keeps none of their values, and draws new ones")
         kept = _counts(weights, self._share(model, weights))
         supermask = SupermaskWeights(self, model, weights, kept)
         supermask.attach({"scores": [self._initial_scores(weight) for weight in weights]})

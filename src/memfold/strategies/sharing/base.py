@@ -13,13 +13,13 @@ from memfold.compression.materialise import dense_weights, device_of
 from memfold.compression.parametrised import Parametrised
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context, Strategy
-from memfold.compression.trained_values import warn_if_trained
+from memfold.compression.trained_values import report_loss
 from memfold.errors import InputError
 from memfold.options import Positive
 from memfold.quantisation import max_numel, packed_bytes
 from memfold.strategies.sharing.gradient_scale import GradientScale
 from memfold.strategies.sharing.hashing import HASH_RANGE
-from memfold.strategies.sharing.initial import InitialWeights
+from memfold.strategies.sharing.initial import InitialValues, InitialWeights
 from memfold.strategies.sharing.mapping import Sign, SlotMapping, Span, spans_of
 from memfold.strategies.sharing.products import Choice
 from memfold.strategies.sharing.shared_vector import Autograd, SharedVector, index_bytes
@@ -47,6 +47,9 @@ class SharingStrategy(Strategy):
     initial_scale: Positive | None = None
     """Standard deviation of the initial values; null gives each slot the root mean square of its
     weights' scales, and so unit gain, which Adam needs."""
+    initial_values: InitialValues = "random"
+    """What phi is at the start, below ratio 1: drawn anew with each layer's spread (`random`), or
+    what comes nearest to the dense weights (`least_squares`), which is for trained ones."""
     autograd: Autograd = "lean"
     """`lean` builds weights again for the backward pass and collects one gradient of m numbers;
     `classic` leaves both to PyTorch: the same numbers to rounding, from more memory."""
@@ -67,17 +70,19 @@ class SharingStrategy(Strategy):
         self, model: nn.Module, weights: tuple[CompressibleWeight, ...], context: Context
     ) -> SharedVector:
         """See `Strategy.build`."""
-        del context
         check_replaceable(model, weights, initialises=True)
         mapping = self._mapping(weights, self._num_values(model, weights))
-        if not mapping.is_bijection:
-            warn_if_trained(
-                weights, f"{self.name} keeps none of their values at this ratio, and draws new ones"
+        if self.initial_values == "random" and not mapping.is_bijection:
+            report_loss(
+                weights,
+                context,
+                f"{self.name} keeps none of their values at this ratio, and draws new ones; "
+                "compression.initial_values=least_squares starts from what comes nearest to them",
             )
         device = device_of(model, weights)
         # The default device may be meta: small tensors of the mapping are made without naming one.
         with torch.device("cpu"), dense_weights(model, weights, device) as passing:
-            initial = InitialWeights(weights, mapping, device)
+            initial = InitialWeights(weights, mapping, device, self.initial_values)
             for index in passing:
                 initial.take(index)
             shared = self._shared(model, weights, mapping, initial.scales)

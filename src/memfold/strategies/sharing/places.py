@@ -14,7 +14,7 @@ from memfold.compression.selection import CompressibleWeight
 if TYPE_CHECKING:
     from memfold.strategies.sharing.shared_vector import SharedVector
 
-__all__ = ["View", "autocasts", "is_transformed", "zero_row_of"]
+__all__ = ["View", "autocasts", "is_transformed", "padding_row_of", "zero_row_of"]
 
 _AUTOCAST_LAYERS = (
     nn.Linear,
@@ -54,12 +54,17 @@ class View(PartSource):
         self.converted = None if same else moved
 
 
-def zero_row_of(weight: CompressibleWeight) -> int | None:
-    """Row of an embedding that stays zero: the padding, unless a tied layer trains it."""
+def padding_row_of(weight: CompressibleWeight) -> int | None:
+    """Row of an embedding that is padding, unless a tied layer trains it."""
     module = weight.owners[0].module
     if len(weight.owners) > 1 or not isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return None
-    row = module.padding_idx
+    return module.padding_idx
+
+
+def zero_row_of(weight: CompressibleWeight) -> int | None:
+    """Row of an embedding that stays zero: `padding_row_of`; warn where it has values."""
+    row = padding_row_of(weight)
     if row is not None and not weight.tensor.is_meta and bool(weight.tensor.detach()[row].any()):
         warn(
             f"{weight.name}: the padding row {row} is not zero and cannot be kept; it becomes zero",

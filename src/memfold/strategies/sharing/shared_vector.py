@@ -47,7 +47,7 @@ _FINGERPRINT = "shared_fingerprint"
 # Options that the fingerprint holds as what they led to, or that do not change what values mean.
 _FREE_OPTIONS = {
     *("ratio", "budget_bytes", "bits", "include", "exclude", "min_size", "structured"),
-    *("gradient_scale", "autograd", "linear"),
+    *("gradient_scale", "autograd", "linear", "initial_values"),
 }
 # Batch sizes of layers for which a choice is remembered.
 _MOST_WAYS = 1024
