@@ -19,7 +19,7 @@ from memfold.tasks.generation import generate
 V = 7
 
 
-def spec(bytes_of: tuple[int, ...] | None = None) -> DataSpec:
+def spec(bytes_of: tuple[int, ...] | float = 1) -> DataSpec:
     return DataSpec(Tokens(V, 6), NextToken(V, bytes_of))
 
 

@@ -100,8 +100,8 @@ class NextToken:
     """A target is int64 (B, length): the token that follows; `IGNORED` where none counts."""
 
     vocabulary_size: int
-    bytes_of: tuple[int, ...] | None = None
-    """Bytes of text that each token stands for; `None`: one each, as where bytes are tokens."""
+    bytes_of: tuple[int, ...] | float | None = 1
+    """Bytes of text that tokens stand for: a number for each, or one for all; `None`: unknown."""
 
     kind = "next_token"
 

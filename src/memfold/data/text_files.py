@@ -1,12 +1,11 @@
 """Text of the user: any files, in the order given."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 from memfold.data.text.data_module import SPLITS, Text, TextDataModule, part_by_position
+from memfold.data.text.file_options import paths_of
 from memfold.data.text.raw_bytes import read_bytes
-from memfold.errors import InputError
 from memfold.options import Interval, check_arguments
 
 __all__ = ["TextFiles"]
@@ -43,24 +42,9 @@ class TextFiles(TextDataModule):
         """
         super().__init__(**options)
         check_arguments(TextFiles.__init__, locals(), "data.")
-        if (val_files is None) != (test_files is None):
-            raise InputError(
-                "data.val_files and data.test_files: give both, or neither to part data.files"
-            )
-        if val_fraction + test_fraction >= 1:
-            raise InputError(
-                f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction}: must "
-                "leave something to train on"
-            )
-        groups = {"files": files, "val_files": val_files, "test_files": test_files}
-        for key, paths in groups.items():
-            if paths is not None and not (paths and all(paths)):
-                raise InputError(f"data.{key} must name files, got {paths!r}")
-        self._paths = [
-            [Path(path).expanduser() for path in paths]
-            for paths in groups.values()
-            if paths is not None
-        ]
+        self._paths = paths_of(
+            files, val_files, test_files, val_fraction=val_fraction, test_fraction=test_fraction
+        )
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
 

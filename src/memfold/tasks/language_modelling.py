@@ -14,18 +14,22 @@ from memfold.tasks.task import Measure, Smoothing, Task, logits_of
 
 __all__ = ["LanguageModelling"]
 
+_BITS_PER_BYTE = Measure("bpb", "min", "bits per byte")
+_PERPLEXITY = Measure("ppl", "min", "perplexity")
+_LOSS = Measure("loss", "min", "nats per token")
+
 
 class LanguageModelling(Task):
     """Cross-entropy of logits (B, L, vocabulary), in nats per token.
 
     Bits per byte is comparable between tokenizers: the sum of nats over ln 2 times the bytes that
     the targets stand for. Both are sums over a split and over ranks, never means of means. Tokens
-    of no bytes are left out of both.
+    of no bytes are left out of both. Where nobody knows the bytes, the loss is the primary metric.
     """
 
     name = "language_modelling"
     target = NextToken
-    measures = (Measure("bpb", "min", "bits per byte"), Measure("ppl", "min", "perplexity"))
+    measures = (_BITS_PER_BYTE, _PERPLEXITY)
 
     def __init__(self, spec: DataSpec, *, label_smoothing: Smoothing) -> None:
         """Check the options.
@@ -41,6 +45,10 @@ class LanguageModelling(Task):
         super().__init__(spec)
         check_arguments(LanguageModelling.__init__, locals(), "task.")
         self.label_smoothing = label_smoothing
+        assert isinstance(spec.target, NextToken)
+        self._bytes_of = spec.target.bytes_of
+        if self._bytes_of is None:
+            self.measures = (_LOSS, _PERPLEXITY)
 
     def loss(self, output: object, target: Tensor) -> Tensor:
         """Return the mean over the tokens (B, L) that count, in nats."""
@@ -51,9 +59,10 @@ class LanguageModelling(Task):
         return self._cross_entropy(output, target, self.label_smoothing)
 
     def meters(self) -> Mapping[str, Metric]:
-        """Return bits per byte and perplexity over all tokens."""
-        assert isinstance(self.spec.target, NextToken)
-        return {"bpb": BitsPerByte(self.spec.target.bytes_of), "ppl": Perplexity()}
+        """Return perplexity and, where bytes are known, bits per byte over all tokens."""
+        if self._bytes_of is None:
+            return {"ppl": Perplexity()}
+        return {"bpb": BitsPerByte(self._bytes_of), "ppl": Perplexity()}
 
     def rows(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return those of the tokens that count."""
@@ -79,22 +88,21 @@ class BitsPerByte(Metric):
     nats: Tensor
     num_bytes: Tensor
 
-    def __init__(self, bytes_of: tuple[int, ...] | None) -> None:
-        """Take the bytes that each token stands for; `None`: one each."""
+    def __init__(self, bytes_of: tuple[int, ...] | float) -> None:
+        """Take the bytes that tokens stand for: a number for each, or one for all."""
         super().__init__()
-        self._bytes_of = None if bytes_of is None else torch.tensor(bytes_of)
+        self._bytes_of = torch.tensor(bytes_of, dtype=torch.float64)
         self.add_state("nats", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("num_bytes", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("num_bytes", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, target: Tensor) -> None:
         """Count logits (B, L, V) and targets (B, L)."""
         nats = _nats(logits, target)
         counts = target != IGNORED
-        if self._bytes_of is None:
-            num_bytes = counts.long()
-        else:
-            self._bytes_of = self._bytes_of.to(target.device)
-            num_bytes = self._bytes_of[target.clamp(min=0)] * counts
+        self._bytes_of = self._bytes_of.to(target.device)
+        is_one_for_all = self._bytes_of.dim() == 0
+        of_each = self._bytes_of if is_one_for_all else self._bytes_of[target.clamp(min=0)]
+        num_bytes = of_each * counts
         self.nats += nats[num_bytes > 0].double().sum()
         self.num_bytes += num_bytes.sum()
 

@@ -40,7 +40,8 @@ class Task(ABC):
     """Name in `conf/task`."""
     target: ClassVar[type[Target]]
     """What the data must ask for."""
-    measures: ClassVar[tuple[Measure, ...]]
+    measures: tuple[Measure, ...]
+    """What is measured of a split; `loss`, which always is, stands here where it is primary."""
 
     def __init__(self, spec: DataSpec) -> None:
         """Take over what the data are.
@@ -83,7 +84,7 @@ class Task(ABC):
 
     @abstractmethod
     def meters(self) -> Mapping[str, Metric]:
-        """Return a new metric for each of the measures, fed with (logits, target)."""
+        """Return a new metric for each measure but the loss, fed with (logits, target)."""
 
     def rows(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the logits (N, C) that a student learns from its teacher.

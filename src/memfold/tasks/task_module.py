@@ -148,11 +148,11 @@ class TaskModule(LightningModule):
             self.log(f"{split}/distill_loss", distill_loss, sync_dist=True, **options)
             loss = distillation.mix(loss, distill_loss)
         name = f"{self.metric_prefix}{split}"
-        self.log(f"{name}/loss", loss, sync_dist=True, prog_bar=split == "train", **options)
+        shown = {"train": "loss", "val": self.task.primary.name}.get(split)
+        self.log(f"{name}/loss", loss, sync_dist=True, prog_bar=shown == "loss", **options)
         meters: Any = self.meters[f"{split}_meters"]
         for key, meter in meters.items():
             with torch.no_grad():
                 meter.update(logits, targets)
-            in_bar = split == "val" and key == self.task.primary.name
-            self.log(f"{name}/{key}", meter, prog_bar=in_bar, **options)
+            self.log(f"{name}/{key}", meter, prog_bar=shown == key, **options)
         return loss

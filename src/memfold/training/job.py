@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import memfold
 from memfold.compression import compression_of
-from memfold.data.text.data_module import TextDataModule
+from memfold.data.text.token_data_module import TokenDataModule
 from memfold.errors import InputError
 from memfold.logging.quiet import hush_libraries
 from memfold.logging.wandb_run import WandbRun, close_wandb
@@ -344,10 +344,10 @@ def _describe_built(experiment: Experiment, facts: dict[str, Any]) -> dict[str, 
 def _describe_text(experiment: Experiment) -> dict[str, Any]:
     """Draw a text from a language model, and say what counting reaches."""
     data, net = experiment.data, experiment.net
-    if not isinstance(data, TextDataModule) or not is_rank_zero():
+    if not isinstance(data, TokenDataModule) or not is_rank_zero():
         return {}
     found: dict[str, Any] = {"references": data.references()}
-    if isinstance(experiment.module.task, LanguageModelling):
+    if isinstance(experiment.module.task, LanguageModelling) and data.tokenizer is not None:
         device = next(net.parameters()).device
         start = torch.from_numpy(data.tokens("test")[0][: data.length // 2].astype("int64"))
         net.eval()

@@ -14,16 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from memfold.data.batching import Samples
-from memfold.data.data_module import DataModule
 from memfold.data.source_files import (
     folder_of_sets,
     move_into_place,
     new_folder,
     writable_folder,
 )
-from memfold.data.spec import DataSpec, NextToken, Tokens
 from memfold.data.text.count_models import bits_per_byte
+from memfold.data.text.token_data_module import Stream, TokenDataModule
 from memfold.data.text.token_files import map_tokens, write_tokens
 from memfold.data.text.tokenizers import (
     Bytes,
@@ -32,16 +30,12 @@ from memfold.data.text.tokenizers import (
     load_tokenizer,
     train_bpe,
 )
-from memfold.data.text.windows import EvaluationWindows, TrainingWindows
-from memfold.errors import InputError
 from memfold.files import read_text
 from memfold.options import Count, Interval, check_arguments
 
 __all__ = ["SPLITS", "Text", "TextDataModule", "part_by_position"]
 
 SPLITS = ("train", "val", "test")
-TOKENIZER = "tokenizer.json"
-"""In the folder of a run whose tokens are not bytes."""
 _LONG = 2**22
 """Bytes of text from which counting takes a while."""
 _REFERENCES = TypeAdapter(dict[str, float])
@@ -94,13 +88,11 @@ def part_by_position(text: Text, val_fraction: float, test_fraction: float) -> d
     return parts
 
 
-class TextDataModule(DataModule):
-    """Tokens, and for each the token that follows.
+class TextDataModule(TokenDataModule):
+    """Text as tokens.
 
     A subclass reads the text. Every byte of a split is a target exactly once, the first one after a
     line break or, in a stream, the token before the split.
-
-    A batch is `(tokens, next tokens)`, int64 (B, length); targets that do not count are -100.
     """
 
     def __init__(
@@ -120,33 +112,26 @@ class TextDataModule(DataModule):
 
         Args:
             root: Folder of data sets.
-            batch_size: Windows per batch and process.
-            length: Tokens of a window.
-            stride: Of the windows of evaluation, from 1 to `length`: below it they overlap, and
-                every target but those of the first window sees at least `length - stride` tokens.
-                null: `length`.
+            batch_size: See `TokenDataModule`.
+            length: See `TokenDataModule`.
+            stride: See `TokenDataModule`.
             tokenizer: `bytes`; `bpe`, trained on the training split; or a tokenizer.json.
             vocabulary_size: Of `bpe`, at least 257.
             separate_documents: Whether windows end where documents do.
-            seed: Of the order of the windows, and where they start.
+            seed: See `TokenDataModule`.
             download: Whether missing files may be downloaded.
 
         Raises:
             InputError: An option has the wrong type or is out of its range.
         """
-        super().__init__(batch_size=batch_size, split_seed=0, seed=seed)
+        super().__init__(batch_size=batch_size, length=length, stride=stride, seed=seed)
         check_arguments(TextDataModule.__init__, locals(), "data.")
-        if stride is not None and stride > length:
-            raise InputError(f"data.stride={stride} must be at most data.length={length}")
         self.root = folder_of_sets(root)
-        self.length = length
-        self.stride = stride
-        self.vocabulary_size = vocabulary_size
+        self._wanted_size = vocabulary_size
         self.separate_documents = separate_documents
         self.download = download
         self._wanted = tokenizer
-        self._tokenizer: Tokenizer | None = Bytes() if tokenizer == "bytes" else None
-        self._tokens: dict[str, tuple[NDArray[np.unsignedinteger], tuple[int, ...]]] | None = None
+        self._tokenizer = Bytes() if tokenizer == "bytes" else None
 
     @abstractmethod
     def read_text(self) -> dict[str, Text]:
@@ -166,26 +151,20 @@ class TextDataModule(DataModule):
         if self._tokenizer is None:
             if self._wanted == "bpe":
                 self.prepare_data()
-                self._tokenizer = train_bpe(self.read_text()["train"].content, self.vocabulary_size)
+                self._tokenizer = train_bpe(self.read_text()["train"].content, self._wanted_size)
             else:
                 self._tokenizer = load_tokenizer(Path(self._wanted).expanduser())
         return self._tokenizer
 
     @property
-    def spec(self) -> DataSpec:
-        """Windows of tokens, and the token that follows each."""
-        size = self.tokenizer.vocabulary_size
-        return DataSpec(Tokens(size, self.length), NextToken(size, self.tokenizer.bytes_of))
+    def vocabulary_size(self) -> int:
+        """That of the tokenizer."""
+        return self.tokenizer.vocabulary_size
 
-    def write_facts(self, folder: Path) -> None:
-        """Keep the tokenizer with the run, if it is not that of bytes."""
-        if isinstance(self.tokenizer, FromLibrary):
-            (folder / TOKENIZER).write_text(self.tokenizer.to_json(), encoding="utf-8")
-
-    def read_facts(self, folder: Path) -> None:
-        """Take the tokenizer of a run, which may have been trained."""
-        if self._wanted != "bytes" and (folder / TOKENIZER).exists():
-            self._tokenizer = load_tokenizer(folder / TOKENIZER)
+    @property
+    def bytes_of(self) -> tuple[int, ...] | float:
+        """As the tokenizer says."""
+        return self.tokenizer.bytes_of
 
     def references(self) -> dict[str, float]:
         """Return the bits per byte of counting on the test split, as if it followed the training.
@@ -208,41 +187,8 @@ class TextDataModule(DataModule):
                 file.write_bytes(_REFERENCES.dump_json(found))
         return found
 
-    def tokens(self, split: str) -> tuple[NDArray[np.unsignedinteger], tuple[int, ...]]:
-        """Return the tokens of a split, and where documents begin if they are kept apart.
-
-        The first token, of the split or of a document, is what comes before it.
-
-        Raises:
-            InputError: The text cannot be read, or is shorter than a window.
-        """
-        if self._tokens is None:
-            self._tokens = self._encoded()
-        found, boundaries = self._tokens[split]
-        if len(found) <= 1 or (split == "train" and len(found) < 2 * self.length):
-            raise InputError(
-                f"data={self.name}: the {split} split has {len(found) - 1} tokens, too few for "
-                f"windows of data.length={self.length}"
-            )
-        return found, boundaries
-
-    def read_train(self) -> tuple[Samples, Samples]:
-        """Cut the training and the validation split into windows."""
-        tokens, boundaries = self.tokens("train")
-        train: Samples = TrainingWindows(tokens, self.length)
-        if self.separate_documents:
-            train = EvaluationWindows(tokens, self.length, boundaries=boundaries)
-        return train, self._evaluated("val")
-
-    def read_test(self) -> Samples:
-        """Cut the test split into windows."""
-        return self._evaluated("test")
-
-    def _evaluated(self, split: str) -> EvaluationWindows:
-        tokens, boundaries = self.tokens(split)
-        return EvaluationWindows(tokens, self.length, stride=self.stride, boundaries=boundaries)
-
-    def _encoded(self) -> dict[str, tuple[NDArray[np.unsignedinteger], tuple[int, ...]]]:
+    def read_streams(self) -> dict[str, Stream]:
+        """Encode the text of the splits."""
         texts = self.read_text()
         tokenizer = self.tokenizer
         before = tokenizer.encode(b"\n")[-1:]

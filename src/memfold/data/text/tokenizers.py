@@ -18,8 +18,8 @@ class Tokenizer(ABC):
 
     name: str
     vocabulary_size: int
-    bytes_of: tuple[int, ...] | None
-    """Bytes that each token stands for; `None`: one each. Special tokens stand for none."""
+    bytes_of: tuple[int, ...] | float
+    """Bytes that tokens stand for: a number for each, 0 of special ones, or one for all."""
 
     @abstractmethod
     def encode(self, text: bytes) -> NDArray[np.unsignedinteger]:
@@ -39,7 +39,7 @@ class Bytes(Tokenizer):
 
     name = "bytes"
     vocabulary_size = 256
-    bytes_of = None
+    bytes_of = 1
 
     def encode(self, text: bytes) -> NDArray[np.unsignedinteger]:
         """Return the bytes."""
@@ -52,6 +52,8 @@ class Bytes(Tokenizer):
 
 class FromLibrary(Tokenizer):
     """A tokenizer of the library `tokenizers`."""
+
+    bytes_of: tuple[int, ...]
 
     def __init__(self, name: str, tokenizer: Any) -> None:
         """Take over a tokenizer.

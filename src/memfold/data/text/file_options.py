@@ -1,0 +1,41 @@
+"""The files of the three splits, as a user names them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from memfold.errors import InputError
+
+__all__ = ["paths_of"]
+
+
+def paths_of(
+    files: Sequence[str],
+    val_files: Sequence[str] | None,
+    test_files: Sequence[str] | None,
+    *,
+    val_fraction: float,
+    test_fraction: float,
+) -> list[list[Path]]:
+    """Return the paths of three splits, or of one group that is to be parted by the fractions.
+
+    Raises:
+        InputError: A group is empty, one is missing, or the fractions leave nothing to train on.
+    """
+    if (val_files is None) != (test_files is None):
+        raise InputError(
+            "data.val_files and data.test_files: give both, or neither to part data.files"
+        )
+    if val_fraction + test_fraction >= 1:
+        raise InputError(
+            f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction}: must "
+            "leave something to train on"
+        )
+    groups = {"files": files, "val_files": val_files, "test_files": test_files}
+    for key, paths in groups.items():
+        if paths is not None and not (paths and all(paths)):
+            raise InputError(f"data.{key} must name files, got {paths!r}")
+    return [
+        [Path(path).expanduser() for path in paths]
+        for paths in groups.values()
+        if paths is not None
+    ]
