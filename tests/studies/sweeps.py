@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from memfold.studies.sweep_folder import PLAN, Plan
+from training.forked import Script
 
 STAND_IN = Path(__file__).with_name("sweep_stand_in.py")
 
@@ -30,17 +31,11 @@ def start_sweep(folder: Path, *arguments: str, **environment: str) -> subprocess
         arguments: Overrides.
         environment: More variables.
     """
-    kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    has_folder = any(text.startswith(("sweep.resume=", "hydra.sweep.dir=")) for text in arguments)
+    command, cwd, variables = _command(folder, arguments, environment)
     return subprocess.Popen(
-        [
-            sys.executable,
-            str(STAND_IN),
-            "-m",
-            *arguments,
-            *([] if has_folder else [f"hydra.sweep.dir={folder}"]),
-        ],
-        env={**kept, **environment},
+        [sys.executable, *command],
+        cwd=cwd,
+        env=variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -49,8 +44,8 @@ def start_sweep(folder: Path, *arguments: str, **environment: str) -> subprocess
 
 
 def sweep(folder: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
-    """Run a sweep; return its exit status, stdout and stderr."""
-    return finish(start_sweep(folder, *arguments, **environment))
+    """Run a sweep, forked from a server; return its exit status, stdout and stderr."""
+    return Script(*_command(folder, arguments, environment)).finish()
 
 
 def finish(process: subprocess.Popen[str], seconds: float = 200.0) -> tuple[int, str, str]:
@@ -61,6 +56,15 @@ def finish(process: subprocess.Popen[str], seconds: float = 200.0) -> tuple[int,
         os.killpg(process.pid, signal.SIGKILL)
         raise
     return process.returncode, out, err
+
+
+def _command(
+    folder: Path, arguments: tuple[str, ...], environment: dict[str, str]
+) -> tuple[list[str], Path, dict[str, str]]:
+    kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    has_folder = any(text.startswith(("sweep.resume=", "hydra.sweep.dir=")) for text in arguments)
+    where = [] if has_folder else [f"hydra.sweep.dir={folder}"]
+    return [str(STAND_IN), "-m", *arguments, *where], Path.cwd(), {**kept, **environment}
 
 
 def let(folder: Path, job: int, behaviour: str) -> None:

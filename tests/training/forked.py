@@ -19,6 +19,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         "memfold.train_command",
+        "memfold.studies.sweep",
         "memfold.training.job",
         "memfold.backbones",
         "memfold.data.digits",
