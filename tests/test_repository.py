@@ -15,12 +15,13 @@ PAGES = sorted(
 )
 
 LIBRARIES = {"torch", "lightning", "hydra", "omegaconf", "wandb", "sklearn"}
-SMALL = {"errors", "files", "options", "seeding"}
+SMALL = {"errors", "files", "importing", "options", "seeding"}
 # Room: a folder or file of memfold -> other rooms that it may import, and libraries that it must
 # not. Dependencies point one way.
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), LIBRARIES),
     "files": ({"errors"}, LIBRARIES),
+    "importing": ({"errors"}, LIBRARIES),
     "options": ({"errors"}, LIBRARIES),
     "seeding": (set(), LIBRARIES),
     "quantisation": (SMALL, LIBRARIES - {"torch"}),

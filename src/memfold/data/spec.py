@@ -28,6 +28,10 @@ class Images:
         """Return a batch of ones."""
         return torch.ones(batch_size, self.channels, self.height, self.width)
 
+    def refusal(self, batch: Tensor) -> str | None:
+        """Say why a batch is none of these; `None` where it is one."""
+        return _other("images", batch, torch.float32, (self.channels, self.height, self.width))
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -42,6 +46,11 @@ class Tokens:
     def example(self, batch_size: int) -> Tensor:
         """Return a batch of the first tokens of the vocabulary, one after the other."""
         return (torch.arange(self.length) % self.vocabulary_size).expand(batch_size, -1)
+
+    def refusal(self, batch: Tensor) -> str | None:
+        """Say why a batch is none of these; `None` where it is one."""
+        reason = _other("tokens", batch, torch.int64, (min(batch.shape[-1], self.length),))
+        return reason or _outside("token", batch, self.vocabulary_size)
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,14 @@ class Table:
         """Return a batch of ones: every cardinality is at least 2."""
         return torch.ones(batch_size, self.num_numeric + len(self.cardinalities))
 
+    def refusal(self, batch: Tensor) -> str | None:
+        """Say why a batch is none of these; `None` where it is one."""
+        num_columns = self.num_numeric + len(self.cardinalities)
+        reason = _other("rows", batch, torch.float32, (num_columns,))
+        for column, size in enumerate(self.cardinalities, start=self.num_numeric):
+            reason = reason or _outside(f"code in column {column}", batch[:, column], size)
+        return reason
+
 
 @dataclass(frozen=True)
 class Classes:
@@ -76,6 +93,11 @@ class Classes:
     def num_outputs(self) -> int:
         """Of a network: a logit for each class."""
         return self.num_classes
+
+    def refusal(self, batch: Tensor, inputs: Tensor) -> str | None:
+        """Say why a batch is none of these, for such inputs; `None` where it is one."""
+        reason = _other("classes", batch, torch.int64, (), len(inputs))
+        return reason or _outside("class", batch, self.num_classes)
 
 
 @dataclass(frozen=True)
@@ -94,6 +116,10 @@ class Reals:
         """Of a network: one for each column."""
         return len(self.mean)
 
+    def refusal(self, batch: Tensor, inputs: Tensor) -> str | None:
+        """Say why a batch is none of these, for such inputs; `None` where it is one."""
+        return _other("numbers", batch, torch.float32, (self.num_outputs,), len(inputs))
+
 
 @dataclass(frozen=True)
 class NextToken:
@@ -109,6 +135,11 @@ class NextToken:
     def num_outputs(self) -> int:
         """Of a network, for each token: a logit for each that may follow."""
         return self.vocabulary_size
+
+    def refusal(self, batch: Tensor, inputs: Tensor) -> str | None:
+        """Say why a batch is none of these, for such inputs; `None` where it is one."""
+        reason = _other("next tokens", batch, torch.int64, tuple(inputs.shape[1:]), len(inputs))
+        return reason or _outside("token", batch[batch != IGNORED], self.vocabulary_size)
 
 
 Inputs = Images | Tokens | Table
@@ -129,3 +160,21 @@ class DataSpec:
 
     def __str__(self) -> str:
         return f"{self.inputs} -> {self.target}"
+
+
+def _other(
+    what: str, batch: Tensor, dtype: torch.dtype, shape: tuple[int, ...], size: int | None = None
+) -> str | None:
+    """Say how a batch differs from `dtype` and (size, *shape); any size will do by default."""
+    is_same = batch.dim() > 0 and batch.dtype == dtype and tuple(batch.shape[1:]) == shape
+    if is_same and size in (None, len(batch)):
+        return None
+    sizes = ", ".join(map(str, ("B" if size is None else size, *shape)))
+    expected = f"{dtype} ({sizes}{',' if not shape else ''})"
+    return f"a batch of {what} must be {expected}, got {batch.dtype} {tuple(batch.shape)}"
+
+
+def _outside(what: str, values: Tensor, size: int) -> str | None:
+    """Say which value is not in [0, size)."""
+    wrong = values[(values < 0) | (values >= size)]
+    return f"{what} {wrong[0]:g} must be in 0..{size - 1}" if len(wrong) else None

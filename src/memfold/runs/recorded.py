@@ -150,6 +150,7 @@ def _is_plain(path: list[str], leaf: object) -> bool:
     return (
         all(_WORD.fullmatch(word) for part in path for word in part.split("/"))
         and ".".join(path) not in _NAMES_CODE
+        and not (path == ["data", "target"] and "." in str(leaf))  # no column of a table, perhaps
         and not (path[0] == "callbacks" and path[-1] in _NAMES_PLACE)
         and not (isinstance(leaf, str) and "${" in _ESCAPED.sub(r"\1", leaf))
     )

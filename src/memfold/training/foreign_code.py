@@ -9,6 +9,8 @@ from torch import nn
 
 from memfold import backbones, tasks
 from memfold.compression import Strategy
+from memfold.data import custom
+from memfold.data.custom import build_custom
 from memfold.data.data_module import DataModule
 from memfold.errors import InputError
 from memfold.runs.recorded import plain_leaves
@@ -22,8 +24,8 @@ _GROUPS = ("backbone", "compression", "data", "task")
 
 def named_code(config: Mapping[str, Any]) -> set[str]:
     """Return what a configuration names of which the networks of others may be built, too."""
-    names = {config[group].get("_target_") for group in _GROUPS if group in config}
-    return {str(name) for name in (*names, config["backbone"].get("target")) if name is not None}
+    names = [_names(group, config[group]) for group in _GROUPS if group in config]
+    return {str(name) for found in names for name in found.values() if name is not None}
 
 
 def refuse_foreign_code(config: Mapping[str, Any], allowed: Collection[str], remedy: str) -> None:
@@ -48,10 +50,7 @@ def refuse_foreign_code(config: Mapping[str, Any], allowed: Collection[str], rem
             if "_target_" in path:
                 key = ".".join(path)
                 raise InputError(f"{key}: arguments that come from a run folder may name no code")
-        names = {"_target_": section.get("_target_")}
-        if group == "backbone" and "target" in section:
-            names["target"] = section["target"]
-        for key, name in names.items():
+        for key, name in _names(group, section).items():
             if name not in allowed and not _is_of_memfold(group, name):
                 raise InputError(
                     f"{group}.{key}={name} is no {group} of memfold, and a run folder may name no "
@@ -59,16 +58,30 @@ def refuse_foreign_code(config: Mapping[str, Any], allowed: Collection[str], rem
                 )
 
 
+def _names(group: str, section: Mapping[str, Any]) -> dict[str, object]:
+    """Return what a group names; the `target` of a table is a column."""
+    names: dict[str, object] = {"_target_": section.get("_target_")}
+    is_code = group == "backbone" or _resolve(names["_target_"]) is build_custom
+    if is_code and "target" in section:
+        names["target"] = section["target"]
+    return names
+
+
+def _resolve(path: object) -> object:
+    """Import what is in memfold; `None` where there is no such thing."""
+    if not isinstance(path, str) or not re.fullmatch(r"memfold(\.\w+)+", path):
+        return None
+    try:
+        return pkgutil.resolve_name(path)
+    except Exception:
+        return None
+
+
 def _is_of_memfold(group: str, path: object) -> bool:
     """Tell a class of a group from anything else that can be reached from memfold's modules."""
     bases = {"backbone": nn.Module, "compression": Strategy, "data": DataModule, "task": Task}
-    builders = {"backbone": backbones, "task": tasks}
-    if not isinstance(path, str) or not re.fullmatch(r"memfold(\.\w+)+", path):
-        return False
-    try:
-        found = pkgutil.resolve_name(path)
-    except Exception:  # there is no such thing
-        return False
+    builders = {"backbone": backbones, "data": custom, "task": tasks}
+    found = _resolve(path)
     if isinstance(found, type):
         return issubclass(found, bases[group]) and found.__module__.startswith("memfold.")
     room = builders.get(group)  # functions count where they are on show
