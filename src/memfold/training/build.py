@@ -1,13 +1,11 @@
 """From a configuration to built objects, in the one order that is right."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
@@ -19,7 +17,6 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
-from torch.optim import Optimizer
 
 import memfold
 from memfold.compression import Strategy
@@ -56,6 +53,7 @@ from memfold.training.initial_weights import InitialWeights, read_initial_weight
 from memfold.training.instantiate import instantiate
 from memfold.training.load import read_run_checkpoint
 from memfold.training.networks import build_network, build_task
+from memfold.training.optimizers import optimizer_factory, refuse_muon_without_matrices
 from memfold.training.round_tracker import RoundFolder, RoundTracker
 from memfold.training.schedules import Schedule
 from memfold.training.structure import Structure
@@ -75,8 +73,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-
-_DECAYS = ("all", "matrices")
 
 
 @dataclass(frozen=True)
@@ -131,7 +127,8 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
     config = plain_config(cfg)
     check_config(config)
     refuse_unsuitable_shards(config)
-    optimizer = _optimizer_factory(config["optimizer"])
+    refuse_muon_without_matrices(config)
+    optimizer = optimizer_factory(config["optimizer"])
     scheduler: Schedule = instantiate(config["scheduler"], "scheduler", Schedule)
     data: DataModule = instantiate(config["data"], "data", DataModule)
     memory, timer, validation = MemoryMetrics(), StepTimer(), KeptWeightsValidation()
@@ -150,9 +147,7 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
     net, strategy, num_dense_parameters = build_network(
         config, data, task, None if initial is None else initial.fill
     )
-    module = TaskModule(
-        net, task, optimizer, scheduler.attach, distillation, config["optimizer"]["decay"]
-    )
+    module = TaskModule(net, task, optimizer, scheduler.attach, distillation)
     callbacks: list[Callback] = trainer.callbacks  # pyright: ignore
     refuse_wrong_monitors(callbacks, module.directions)
     start = _starting_point(config, folder, module)
@@ -271,20 +266,6 @@ def _build_trainer(
         enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
         enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
     )
-
-
-def _optimizer_factory(config: dict[str, Any]) -> Callable[[Any], Optimizer]:
-    options = {key: value for key, value in config.items() if key != "decay"}
-    if config.get("decay") not in _DECAYS:
-        raise InputError(
-            f"optimizer.decay={config.get('decay')}: must be one of {', '.join(_DECAYS)}"
-        )
-
-    def make(parameters: Any) -> Optimizer:
-        return instantiate(options, "optimizer", Optimizer, params=parameters)
-
-    make([nn.Parameter(torch.zeros(1))])  # a mistake is found before the data are read
-    return make
 
 
 def _starting_point(config: dict[str, Any], folder: Path, module: TaskModule) -> StartingPoint:

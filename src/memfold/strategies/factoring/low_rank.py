@@ -58,6 +58,7 @@ class LowRank(Strategy, name="low_rank"):
     """Train the factors of every weight matrix, with ranks that use up the budget."""
 
     ratios: ClassVar[Ratios] = "steps"
+    trains_matrices: ClassVar[bool] = True
     parametrised: ClassVar[Parametrised] = "stateless"
     ranks: Rule = "equal"
     """The same rank for all matrices, so that none is a bottleneck for the others, or one in

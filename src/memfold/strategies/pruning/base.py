@@ -30,6 +30,7 @@ Schedule = Literal["exponential", "linear"]
 class SparseStrategy(Strategy):
     """Keep some of the weights and drop the others; `num_values` counts the kept ones."""
 
+    trains_matrices: ClassVar[bool] = True
     draws_masks: ClassVar[bool] = False
     """Whether the masks follow from the seed and the number of values alone."""
 

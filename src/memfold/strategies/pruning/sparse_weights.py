@@ -98,6 +98,12 @@ class SparseWeights(MovableWeights):
         """Return the kept values of weight number `index`, shape (kept,)."""
         return self.part(index, "values")
 
+    def entries(self) -> Mapping[Tensor, tuple[torch.Size, Tensor]]:
+        """See `Compression.entries`: the kept values."""
+        values = [self.values(index) for index in range(len(self.shapes))]
+        places = [self._positions_on(index, v.device) for index, v in enumerate(values)]
+        return dict(zip(values, zip(self.shapes, places, strict=True), strict=True))
+
     def masks(self) -> list[Tensor]:
         """Return what is kept: bool tensors of the weights' shapes, on their devices."""
         masks = []
