@@ -100,7 +100,7 @@ def test_tables_that_ship_with_scikit_learn() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"drop": ["z"]}, r"data\.drop: there is no column 'z'; columns: a, b, colour, y"),
+        ({"drop": ["z"]}, r"data\.drop: there is no column 'z'; columns: a, b, colour"),
         ({"categorical": ["z"]}, r"data\.categorical: there is no column 'z'"),
         ({"drop": ["a", "b", "colour"]}, "leaves no column"),
         ({"categorical": ["a"], "max_categories": 9}, r"'a' has \d+ categories.*max_categories=9"),
@@ -151,14 +151,51 @@ def test_a_csv_file(tmp_path: Path) -> None:
     assert read(tmp_path, CSV, ["price", "size"]).spec.num_outputs == 2
 
 
+def test_numbers_that_name_classes_and_categories_stay_apart(tmp_path: Path) -> None:
+    """As text of six digits the first two would be one."""
+    pytest.importorskip("pandas")
+    rows = [(1234567 + i % 3, [0.12345678, 0.12345679, 5][i % 3]) for i in range(60)]
+    content = "a,b,y\n" + "".join(f"{i},{b},{y}\n" for i, (y, b) in enumerate(rows))
+    data = read(tmp_path, content, "y", categorical=["b"])
+    assert data.spec.inputs == Table(1, (4,))
+    assert data.spec.target == Classes(3, ("1234567", "1234568", "1234569"))
+
+
+def test_truth_values_are_numbers_and_two_classes(tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    content = "a,b,y\n" + "".join(f"{i},{i % 3 == 0},{i % 2 == 0}\n" for i in range(40))
+    data = read(tmp_path, content, "y")
+    assert (data.spec.inputs, data.spec.target) == (Table(2), Classes(2, ("0", "1")))
+
+
 @pytest.mark.parametrize(
     ("content", "target", "reason"),
     [
         (CSV, "cost", r"data\.target=cost: x\.csv has no such column; columns: size, kind, price"),
         (CSV.replace(",a,", ",b,"), "price", "column 'kind' is constant in the training rows"),
         (CSV.replace("\n5,b", "\n5,c"), "kind", r"class 'c' is seen 1 time\(s\)"),
-        (CSV.replace(",7.5\n", ",much\n"), ["price", "size"], r"price: has text, and numbers"),
-        (CSV.replace(",7.5\n", ",\n"), "price", r"data\.target=price: row 6 has no finite number"),
+        (
+            CSV.replace(",7.5\n", ",much\n"),
+            ["price", "size"],
+            r"price: row 6 has 'much', and numbers",
+        ),
+        (CSV.replace(",7.5\n", ",much\n"), "price", r"has numbers, and in row 6 'much'; mend that"),
+        (CSV.replace(",7.5\n", ",\n"), "price", r"data\.target=price: row 6 has no number"),
+        (CSV.replace(",7.5\n", ",inf\n"), "price", r"data\.target=price: row 6 has inf"),
+        (CSV.replace("\n5,", "\nfive,"), "price", r"'size' has numbers, and in row 6 'five'"),
+        (CSV.replace("\n5,", "\n1e39,"), "price", r"column 'size': row 6 has 1e\+39"),
+        (CSV.replace("kind", "price"), "price", "two columns are called 'price'"),
+        (CSV.replace("size", ""), "price", "column 1 has no name; a saved index"),
+        (CSV.replace("size,", ""), "price", "Expected 2 fields in line 2, saw 3"),
+        (CSV.replace(",a,", ",b,"), ["price", "price"], "names a column twice"),
+        ("".join(f"{line}\n" for line in ["y", *range(40)]), "y", "no column beside the target"),
+        (
+            "a,y\n" + "".join(f"on {i},{i / 3}\n" for i in range(40)),
+            "y",
+            "another text in every row",
+        ),
+        ("a,y\n1,2\n", "y", "all rows are '2', one class"),
+        ("a,y\n1,2.5\n", "y", "1 rows leave none for test"),
         ("", "price", "EmptyDataError"),
         ("size,price\n", "price", "has no rows"),
     ],

@@ -39,6 +39,8 @@ class TableFile(TableDataModule):
             raise InputError(f"data.file={file}: must be a .csv or a .parquet file")
         if not self._targets:
             raise InputError("data.target=[]: must name a column")
+        if len(set(self._targets)) < len(self._targets):
+            raise InputError(f"data.target={target}: names a column twice")
 
     def read_table(self) -> tuple[Mapping[str, Column], Mapping[str, Column]]:
         """Read the file with pandas."""
@@ -50,14 +52,20 @@ class TableFile(TableDataModule):
             ) from error
         if not self._file.is_file():
             raise InputError(f"data.file={self._file}: there is no such file")
-        read = pandas.read_csv if self._file.suffix == ".csv" else pandas.read_parquet
         try:
-            frame = read(self._file)
+            if self._file.suffix == ".csv":
+                # Read as rows, a header shorter than they are is an error, not a hidden index.
+                options = {"header": None, "nrows": 2, "dtype": str, "keep_default_na": False}
+                names = pandas.read_csv(self._file, **options).iloc[0].tolist()
+                frame = pandas.read_csv(self._file)
+            else:
+                frame = pandas.read_parquet(self._file)
+                names = [str(name) for name in frame.columns]
         except Exception as error:  # pandas' parsers have many of their own
             raise InputError(f"data.file={self._file}: {first_line(error)}") from error
         if frame.empty:
             raise InputError(f"data.file={self._file}: has no rows")
-        names = [str(name) for name in frame.columns]
+        self._refuse_header(names)
         columns = {name: _column(frame.iloc[:, i]) for i, name in enumerate(names)}
         missing = [name for name in self._targets if name not in columns]
         if missing:
@@ -67,6 +75,17 @@ class TableFile(TableDataModule):
             )
         targets = {name: columns.pop(name) for name in self._targets}
         return columns, targets
+
+    def _refuse_header(self, names: Sequence[str]) -> None:
+        """Refuse columns that pandas would name itself: one may be the target once more."""
+        for place, name in enumerate(names, start=1):
+            if not name:
+                raise InputError(
+                    f"data.file={self._file}: column {place} has no name; a saved index? Every "
+                    "column needs a name of its own"
+                )
+            if names.index(name) < place - 1:
+                raise InputError(f"data.file={self._file}: two columns are called {name!r}")
 
 
 def _column(series: Any) -> Column:

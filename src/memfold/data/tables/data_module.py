@@ -23,6 +23,8 @@ from memfold.data.tables.encoding import (
     fit_encoding,
     is_number,
     labels_of,
+    stray_text,
+    too_large,
 )
 from memfold.errors import InputError
 from memfold.files import read_text
@@ -171,11 +173,12 @@ class TableDataModule(DataModule):
         if self._rows is not None:
             return self._rows
         columns, targets = self.read_table()
-        known = [*columns, *targets]
+        if not columns:
+            raise InputError("data: there is no column beside the target")
         for key, names in (("categorical", self.categorical), ("drop", self.drop)):
             if unknown := [name for name in names if name not in columns]:
                 raise InputError(
-                    f"data.{key}: there is no column {unknown[0]!r}; columns: {', '.join(known)}"
+                    f"data.{key}: there is no column {unknown[0]!r}; columns: {', '.join(columns)}"
                 )
         columns = {name: values for name, values in columns.items() if name not in self.drop}
         if not columns:
@@ -201,13 +204,21 @@ class TableDataModule(DataModule):
         texts = [name for name, values in targets.items() if not is_number(values)]
         if self.target_type == "reals" or (self.target_type == "auto" and len(targets) > 1):
             if texts:
-                raise InputError(f"data.target={texts[0]}: has text, and numbers are needed")
+                row, text = stray_text(targets[texts[0]]) or (1, as_texts(targets[texts[0]])[0])
+                raise InputError(
+                    f"data.target={texts[0]}: row {row} has {text!r}, and numbers are needed"
+                )
             return "reals"
         if len(targets) > 1:
             raise InputError("data.target: several columns of classes; take one")
+        ((name, values),) = targets.items()
+        if self.target_type == "auto" and texts and (stray := stray_text(values)) is not None:
+            raise InputError(
+                f"data.target={name}: has numbers, and in row {stray[0]} {stray[1]!r}; mend that, "
+                "or say data.target_type=classes"
+            )
         if self.target_type == "classes" or texts:
             return "classes"
-        (values,) = targets.values()
         numbers = np.asarray(values, np.float64)
         distinct = np.unique(numbers[~np.isnan(numbers)])
         return "classes" if len(distinct) <= _FEW and not (distinct % 1).any() else "reals"
@@ -259,9 +270,12 @@ def _classes(targets: Mapping[str, Column]) -> tuple[tuple[str, ...], Tensor]:
 def _reals(targets: Mapping[str, Column], train: Any) -> Target:
     means, stds = [], []
     for name, values in targets.items():
-        if not np.isfinite(np.asarray(values, np.float64)).all():
-            row = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise InputError(f"data.target={name}: row {row + 1} has no finite number")
+        numbers = np.asarray(values, np.float64)
+        if np.isnan(numbers).any():
+            row = int(np.flatnonzero(np.isnan(numbers))[0]) + 1
+            raise InputError(f"data.target={name}: row {row} has no number")
+        if (row := too_large(numbers)) is not None:
+            raise InputError(f"data.target={name}: row {row} has {numbers[row - 1]:g}")
         seen = values[train]
         if seen.std() == 0:
             raise InputError(f"data.target={name}: is constant in the training rows")

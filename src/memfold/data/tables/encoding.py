@@ -12,10 +12,22 @@ from torch import Tensor
 from memfold.data.spec import Classes, DataSpec, Reals, Table
 from memfold.errors import InputError
 
-__all__ = ["Encoding", "fit_encoding", "is_number", "labels_of"]
+__all__ = [
+    "Encoding",
+    "as_texts",
+    "fit_encoding",
+    "is_number",
+    "labels_of",
+    "stray_text",
+    "too_large",
+]
 
 Column = NDArray[np.float64] | NDArray[np.object_]
 """Numbers, NaN where one is missing; or texts, `None` where one is missing."""
+
+
+_FEW_ROWS = 20
+"""Of which texts that differ in every row say nothing."""
 
 
 class _Record(BaseModel):
@@ -107,8 +119,34 @@ def is_number(values: Column) -> bool:
 def as_texts(values: Column) -> list[str | None]:
     """Return what names a category: the text, or the number as it is written."""
     if is_number(values):
-        return [None if np.isnan(v) else f"{v:g}" for v in values.tolist()]
+        return [None if np.isnan(v) else _as_written(v) for v in values.tolist()]
     return [None if v is None else str(v) for v in values.tolist()]
+
+
+def _as_written(value: float) -> str:
+    """Write a number so that no other one is written alike: 3 and 0.25, not 3.0."""
+    return str(int(value)) if value.is_integer() else repr(value)
+
+
+def stray_text(values: Column) -> tuple[int, str] | None:
+    """Find a text among what are mostly numbers: its row, counted from 1, and what it says."""
+    texts = [(row, text) for row, text in enumerate(as_texts(values), 1) if text is not None]
+    strays = [(row, text) for row, text in texts if not _is_numeral(text)]
+    return strays[0] if 0 < len(strays) < len(texts) / 2 else None
+
+
+def too_large(values: NDArray[np.float64]) -> int | None:
+    """Find a number that float32 does not hold, such as infinity: its row, counted from 1."""
+    rows = np.flatnonzero(np.abs(values) > np.finfo(np.float32).max)
+    return int(rows[0]) + 1 if len(rows) else None
+
+
+def _is_numeral(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def labels_of(values: Column, names: tuple[str, ...]) -> Tensor:
@@ -143,7 +181,8 @@ def fit_encoding(
         max_categories: Of a column.
 
     Raises:
-        InputError: A column is constant, has no value, or has too many categories.
+        InputError: A column is constant, has no value, a number that is too large, text among
+            numbers, or too many categories.
     """
     numeric_columns, categorical_columns = [], []
     for name, values in columns.items():
@@ -155,16 +194,28 @@ def fit_encoding(
                     f"data: column {name!r} is {'constant' if len(known) else 'empty'} in the "
                     f"training rows; leave it out: 'data.drop=[{name}]'"
                 )
+            if (row := too_large(np.asarray(values, np.float64))) is not None:
+                raise InputError(f"data: column {name!r}: row {row} has {values[row - 1]:g}")
             mean, std = float(known.mean()), float(known.std())
             numeric_columns.append(
                 NumericColumn(name=name, mean=mean, std=std, has_missing=len(known) < len(seen))
             )
             continue
+        if name not in categorical and (stray := stray_text(values)) is not None:
+            raise InputError(
+                f"data: column {name!r} has numbers, and in row {stray[0]} {stray[1]!r}; mend "
+                f"that, or take all for categories: 'data.categorical=[{name}]'"
+            )
         texts = sorted({text for text in as_texts(seen) if text is not None})
         if len(texts) < 2:
             raise InputError(
                 f"data: column {name!r} is {'constant' if texts else 'empty'} in the training "
                 f"rows; leave it out: 'data.drop=[{name}]'"
+            )
+        if name not in categorical and len(texts) == len(seen) > _FEW_ROWS:
+            raise InputError(
+                f"data: column {name!r} has another text in every row (names, dates?), of which "
+                f"nothing can be learned; leave it out: 'data.drop=[{name}]'"
             )
         if len(texts) > max_categories:
             raise InputError(
