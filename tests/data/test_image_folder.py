@@ -95,6 +95,47 @@ def test_damaged_pictures_are_named_counted_and_left_out_if_wanted(folder: Path)
     assert len(data.load_train()) == 38
 
 
+def test_pictures_of_every_kind_are_upright_and_have_their_levels(tmp_path: Path) -> None:
+    levels = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    half = np.zeros((8, 8, 3), np.uint8)
+    half[:4] = 255
+    turned = Image.Exif()
+    turned[0x112] = 6  # the camera was held on its side
+    grey = Image.fromarray((4 * levels).astype(np.uint8))
+    for name in "ab":
+        (tmp_path / "in" / name).mkdir(parents=True)
+        Image.fromarray(half).save(tmp_path / "in" / name / "0.JPG", exif=turned, quality=95)
+        Image.fromarray(levels * 1024).save(tmp_path / "in" / name / "1.png")  # 16 bits
+        grey.quantize(256).save(tmp_path / "in" / name / "2.png")
+        grey.convert("RGB").convert("CMYK").save(tmp_path / "in" / name / "3.jpeg", quality=95)
+        Image.merge("RGBA", [grey] * 3 + [Image.new("L", (8, 8), 9)]).save(
+            tmp_path / "in" / name / "4.PNG"
+        )
+    images = ready(tmp_path / "in", val_fraction=0.3, test_fraction=0.3).load_train().images
+    photo, deep, *others = images[:5].int()
+    assert photo[:, :, 5:].min() > 200
+    assert photo[:, :, :3].max() < 50
+    expected = torch.from_numpy((4 * levels).astype(np.int32))
+    assert torch.equal(deep, expected.expand(3, 8, 8))
+    for other in others:
+        assert (other - expected).abs().max() <= 8  # JPEG
+
+
+def test_files_of_programs_are_no_pictures_and_links_are(folder: Path, tmp_path: Path) -> None:
+    for name in (".DS_Store", "Thumbs.db", "._00.png"):
+        (folder / "dark" / name).write_bytes(b"x")
+    (folder / ".ipynb_checkpoints").mkdir()
+    draw(tmp_path / "elsewhere" / "a.png", 1)
+    (folder / "dark" / "link.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    (folder / "dark" / "ü\n.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    assert len(ready(folder).load_train()) == 42
+    (folder / "dark" / "00.png").unlink()
+    (folder / "dark" / "00.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(InputError, match=r"00\.png: FileNotFoundError"):
+        ready(folder)
+    assert len(ready(folder, skip_damaged=True).load_train()) == 41
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -117,8 +158,36 @@ def test_bad_folders_give_one_line(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"1 class folder\(s\) .* at least two"):
         ready(tmp_path / "one")
     (tmp_path / "one" / "light").mkdir()
-    with pytest.raises(InputError, match=r"light: has no \.png"):
+    with pytest.raises(InputError, match=r"class 'light' has 0 image\(s\) .*; 3 are needed"):
         ready(tmp_path / "one")
     draw(folder / "light" / "99.png", 1, size=(9, 8))
     with pytest.raises(InputError, match=r"9 x 8 pixels, expected 8 x 8; data\.image_size=N"):
         ready(folder)
+    with pytest.raises(InputError, match=r"data\.crop_padding=9 must be at most 8"):
+        ready(folder, crop_padding=9)
+
+
+def test_folders_that_would_be_left_out_are_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "dark" / "more").mkdir()
+    with pytest.raises(InputError, match=r"dark/more: is a folder within a class"):
+        ready(folder)
+    (folder / "dark" / "more").rmdir()
+    folder.rename(tmp_path / "test")
+    with pytest.raises(InputError, match=r"has test, no train$"):
+        ready(tmp_path)
+    (tmp_path / "test").rename(tmp_path / "train")
+    (tmp_path / "validation").mkdir()
+    with pytest.raises(InputError, match=r"validation: beside train/ there may be val/ and test/"):
+        ready(tmp_path)
+
+
+def test_a_split_may_lack_a_class_that_is_trained(folder: Path, tmp_path: Path) -> None:
+    folder.rename(tmp_path / "train")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "train").rename(tmp_path / "own" / "train")
+    draw(tmp_path / "own" / "val" / "light" / "a.png", 30)
+    data = ready(tmp_path / "own")
+    assert [labels.tolist() for _, labels in data.val_dataloader()] == [[1]]
+    (tmp_path / "own" / "val" / "light" / "a.png").unlink()
+    with pytest.raises(InputError, match=r"val: has no \.png"):
+        ready(tmp_path / "own")

@@ -253,7 +253,7 @@ def named(*, image: str | None = None, class_id: str | None = None) -> Callable[
         (wrong_size, "32 x 32 pixels, expected 64 x 64"),
         (missing_training_image, "1 of the images in .*_boxes.txt are missing, such as .*_5.JPEG"),
         (missing_class, "no .JPEG files"),
-        (missing_validation_image, "FileNotFoundError.*expected an image"),
+        (missing_validation_image, "FileNotFoundError.*expected a complete image"),
         (unknown_class, "line 1 is 'val_0.*n99999999.*', expected a file name"),
         (no_annotations, "FileNotFoundError.*expected a text file"),
         (empty_ids, "is empty"),

@@ -1,6 +1,7 @@
 """Images of the user: a folder for each class."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from memfold.data.batching import Chosen, Samples
 from memfold.data.images.augmentation import TrainingImages
 from memfold.data.images.data_module import ImageDataModule
-from memfold.data.images.decoded_files import ImageFile, Layout, cached_images
+from memfold.data.images.decoded_files import FORMATS, ImageFile, Layout, cached_images
 from memfold.data.images.image_set import ImageSet
 from memfold.data.source_files import first_line, writable_folder
 from memfold.data.spec import DataSpec
@@ -156,13 +157,20 @@ class ImageFolder(ImageDataModule):
             return {}  # a run has said it
         if not self.folder.is_dir():
             raise InputError(f"data.folder={self.folder}: there is no such folder")
-        split_folders = {split: self.folder / split for split in _SPLITS}
-        if not split_folders["train"].is_dir():
+        folders = _folders(self.folder)
+        split_folders = {split: folders[split] for split in _SPLITS if split in folders}
+        if "train" in split_folders:
+            if others := [path for name, path in folders.items() if name not in _SPLITS]:
+                raise InputError(
+                    f"{others[0]}: beside train/ there may be val/ and test/, no other"
+                )
+        elif split_folders:
+            raise InputError(
+                f"data.folder={self.folder}: has {' and '.join(split_folders)}, no train"
+            )
+        else:
             split_folders = {"train": self.folder}
-        split_folders = {split: path for split, path in split_folders.items() if path.is_dir()}
-        self.class_names = tuple(
-            sorted(p.name for p in split_folders["train"].iterdir() if p.is_dir())
-        )
+        self.class_names = tuple(_folders(split_folders["train"]))
         if len(self.class_names) < 2:
             raise InputError(
                 f"data.folder={self.folder}: {len(self.class_names)} class folder(s) in "
@@ -170,7 +178,8 @@ class ImageFolder(ImageDataModule):
             )
         self.num_classes = len(self.class_names)
         files = {split: _files(path, self.class_names) for split, path in split_folders.items()}
-        self.image_size = self._wanted_size or _size_of(files["train"][0].path)
+        self.image_size = self._wanted_size or _size_of(files["train"], self.skip_damaged)
+        self._check_padding()
         return files
 
     def _load(self) -> dict[str, tuple[ImageSet, Tensor]]:
@@ -189,6 +198,7 @@ class ImageFolder(ImageDataModule):
         except InputError as error:
             hint = "" if self._wanted_size else "data.image_size=N scales images; "
             raise InputError(f"{error}; {hint}data.skip_damaged=true leaves these out") from error
+        self._refuse_rare_classes(found["train"].labels, 1 + len(_SPLITS) - len(found))
         self._parts = {
             split: (images, torch.arange(len(images))) for split, images in found.items()
         }
@@ -203,6 +213,17 @@ class ImageFolder(ImageDataModule):
             self._parts |= {"train": (images, rest), "test": (images, test)}
         return self._parts
 
+    def _refuse_rare_classes(self, labels: Tensor, num_splits: int) -> None:
+        """Refuse a class of which training might see no image."""
+        counts = torch.bincount(labels, minlength=self.num_classes)
+        fewest = int(counts.argmin())
+        if counts[fewest] < num_splits:
+            raise InputError(
+                f"data.folder={self.folder}: class {self.class_names[fewest]!r} has "
+                f"{counts[fewest]} image(s) that can be used; {num_splits} are needed, one for "
+                "each split that is made of them"
+            )
+
     def _measure(self, images: Tensor, train: Tensor) -> None:
         sums = torch.zeros(2, self.num_channels, dtype=torch.float64)
         for some in train.split(_AT_A_TIME):
@@ -213,29 +234,52 @@ class ImageFolder(ImageDataModule):
         self.mean, self.std = tuple(mean.tolist()), tuple(std.tolist())
 
 
+def _folders(folder: Path) -> dict[str, Path]:
+    """Return the folders in a folder by their names, sorted; not the hidden ones of programs."""
+    paths = sorted(path for path in folder.iterdir() if path.is_dir())
+    return {path.name: path for path in paths if not path.name.startswith(".")}
+
+
 def _files(folder: Path, class_names: Sequence[str]) -> list[ImageFile]:
     found = []
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and path.name not in class_names:
+    folders = _folders(folder)
+    for name, path in folders.items():
+        if name not in class_names:
             raise InputError(
                 f"{path}: is no class of the training images: {', '.join(class_names)}"
             )
+        if inner := list(_folders(path).values()):
+            raise InputError(
+                f"{inner[0]}: is a folder within a class; its images must be beside it"
+            )
     for label, name in enumerate(class_names):
-        paths = sorted((folder / name).glob("*")) if (folder / name).is_dir() else []
-        of_class = [path for path in paths if path.suffix.lower() in _ENDINGS]
-        if not of_class:
-            raise InputError(f"{folder / name}: has no .png, .jpg or .jpeg files")
-        found += [ImageFile(path, label) for path in of_class]
+        paths = sorted(folders[name].iterdir()) if name in folders else []
+        found += [
+            ImageFile(path, label)
+            for path in paths
+            if path.suffix.lower() in _ENDINGS and not path.name.startswith(".")
+        ]
+    if not found:
+        raise InputError(f"{folder}: has no .png, .jpg or .jpeg files in the folders of classes")
     return found
 
 
-def _size_of(path: Path) -> int:
+def _size_of(files: Sequence[ImageFile], skips_damaged: bool) -> int:
+    """Return the height and width of the first image, or the first that can be read."""
+    for file in files[:-1] if skips_damaged else ():
+        with suppress(InputError):
+            return _side(file.path)
+    return _side(files[-1 if skips_damaged else 0].path)
+
+
+def _side(path: Path) -> int:
     try:
-        with open_regular(path) as file, Image.open(file, formats=("JPEG", "PNG")) as image:
+        with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
             width, height = image.size
     except Exception as error:  # Pillow's plug-ins report damage by any of them
         raise InputError(
-            f"{path}: {first_line(error)}; expected an image (data.image_size=N takes any size)"
+            f"{path}: {first_line(error)}; expected an image (data.image_size=N takes any size, "
+            "data.skip_damaged=true leaves out what is none)"
         ) from error
     if width != height:
         raise InputError(f"{path}: {height} x {width} pixels; data.image_size=N makes it a square")

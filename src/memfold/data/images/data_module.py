@@ -80,13 +80,10 @@ class ImageDataModule(DataModule):
         super().__init__(batch_size=batch_size, split_seed=split_seed, seed=seed)
         check_arguments(ImageDataModule.__init__, locals(), "data.")
         self.root = folder_of_sets(root)
-        largest = getattr(self, "image_size", 127)  # of folders it is not known yet
-        if crop_padding > largest:
-            raise InputError(
-                f"data.crop_padding={crop_padding} must be at most {largest}, the images'"
-            )
         self.val_fraction = val_fraction
         self.crop_padding = crop_padding
+        if hasattr(self, "image_size"):  # of folders it is not known yet
+            self._check_padding()
         self.horizontal_flip = horizontal_flip
         self.train_subset = train_subset
         self.download = download
@@ -97,6 +94,13 @@ class ImageDataModule(DataModule):
         """Images of the class's size, in its classes."""
         images = Images(self.num_channels, self.image_size, self.image_size)
         return DataSpec(images, Classes(self.num_classes, self.class_names))
+
+    def _check_padding(self) -> None:
+        if self.crop_padding > self.image_size:
+            raise InputError(
+                f"data.crop_padding={self.crop_padding} must be at most {self.image_size}, the "
+                "images' size"
+            )
 
     @abstractmethod
     def load_train(self) -> ImageSet:

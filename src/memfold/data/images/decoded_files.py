@@ -25,15 +25,15 @@ from memfold.data.source_files import first_line, move_into_place, new_folder
 from memfold.errors import InputError
 from memfold.files import open_regular
 
-__all__ = ["ImageFile", "Layout", "cached_images"]
+__all__ = ["FORMATS", "ImageFile", "Layout", "cached_images"]
 
 log = logging.getLogger(__name__)
 
-_LAYOUT = "memfold-2"
+_LAYOUT = "memfold-3"
 """Part of the fingerprint: to be changed with what the cache holds."""
 
 _NUM_FILES_AT_A_TIME = 1024
-_FORMATS = ("JPEG", "PNG")
+FORMATS = ("JPEG", "PNG")
 
 
 @dataclass(frozen=True)
@@ -163,25 +163,31 @@ def _fingerprint(files: Sequence[ImageFile], layout: Layout) -> str:
     for file in files:
         try:
             status = os.stat(file.path)
+            state = f"{status.st_size}\0{status.st_mtime_ns}"
+        except FileNotFoundError:  # a broken link: damaged, as others may be
+            state = "missing"
         except (OSError, ValueError) as error:  # NUL in a name
             raise InputError(f"{file.path}: {first_line(error)}; expected an image") from error
-        fact = f"\0{file.path.name}\0{status.st_size}\0{status.st_mtime_ns}\0{file.label}"
+        fact = f"\0{file.path.name}\0{state}\0{file.label}"
         digest.update(os.fsencode(fact))
     return digest.hexdigest()
 
 
 def _decode(path: Path, layout: Layout) -> np.ndarray:
-    """Return the image as (C, H, W) uint8; of a grey one, three channels are equal."""
+    """Return the image as (C, H, W) uint8, upright; of a grey one, three channels are equal."""
     size = layout.size
     try:
         # Some of Pillow's other formats start programs.
-        with open_regular(path) as file, Image.open(file, formats=_FORMATS) as opened:
+        with open_regular(path) as file, Image.open(file, formats=FORMATS) as opened:
             # Before any pixel is decoded.
             if opened.size != (size, size) and not layout.is_resized:
                 raise InputError(
                     f"{path}: {opened.height} x {opened.width} pixels, expected {size} x {size}"
                 )
-            image = opened.convert("L" if layout.channels == 1 else "RGB")
+            upright = ImageOps.exif_transpose(opened)
+            if upright.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            image = upright.convert("L" if layout.channels == 1 else "RGB")
             if image.size != (size, size):
                 image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
             return np.asarray(image).reshape(size, size, layout.channels).transpose(2, 0, 1)
