@@ -76,9 +76,40 @@ def test_the_default_ratio_is_the_same_when_it_is_given() -> None:
 def test_state_dicts_of_older_versions_have_no_marks(name: str) -> None:
     source, net = network(name, weights=1), network(name)
     state = copies(source)
-    del state[MARKS]
+    for key in (MARKS, "0.weight", "2.weight"):
+        del state[key]
     net.load_state_dict(state)
     assert same(source.state_dict(), net.state_dict())
+
+
+class Tied(nn.Module):
+    """A model with a tied weight, as a part of another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        body = nn.ModuleDict({"table": nn.Embedding(9, 6), "head": nn.Linear(6, 9, bias=False)})
+        body["head"].weight = body["table"].weight
+        body["between"] = nn.Linear(6, 6)
+        self.body = body
+
+
+@pytest.mark.parametrize("name", ["stable_rps", "roast", "hashednet", "mag", "rigl", "low_rank"])
+def test_neither_kind_of_model_takes_the_weights_of_the_other(name: str) -> None:
+    options = {"tile_rows": 2, "tile_columns": 2} if name == "roast" else {}
+    dense, net = Tied(), Tied()
+    memfold.compress(net.body, name, ratio=0.5, **options)
+    weights = ["body.between.weight", "body.head.weight", "body.table.weight"]
+    state = net.state_dict()
+    assert [key for key, tensor in state.items() if tensor.numel() == 0] == weights
+    before = copies(dense), copies(net)
+    for strict in (True, False):
+        with pytest.raises(RuntimeError, match=r"size mismatch for body\.table\.weight"):
+            dense.load_state_dict(state, strict=strict)
+        with pytest.raises(RuntimeError, match=r"of a dense model \(it has body\.between\.weight"):
+            net.load_state_dict(before[0], strict=strict)
+    assert same(dense.state_dict(), {**before[0], "body.between.bias": state["body.between.bias"]})
+    assert same(net.state_dict(), before[1])
+    net.load_state_dict(state)
 
 
 def averaged(first: nn.Module, second: nn.Module, weight: float) -> dict[str, Tensor]:

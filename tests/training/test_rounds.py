@@ -210,7 +210,7 @@ def test_the_first_round_is_dense_training(whole: Path, tmp_path: Path) -> None:
     dense = load(tmp_path / "checkpoints" / "last.ckpt")["state_dict"]
     ticket = load(whole / "rounds" / "0" / "checkpoints" / "last.ckpt")["state_dict"]
     for name, tensor in dense.items():
-        found = ticket.get(name, ticket.get(f"{name}_values"))
+        found = ticket.get(f"{name}_values", ticket.get(name))
         assert found is not None
         assert torch.equal(found.flatten(), tensor.flatten()), name
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,8 @@ __all__ = [
 
 # Methods of transformers models that write or replace dense weights, without a word if there are
 # none.
-_DENSE_ONLY = ("save_pretrained", "push_to_hub", "tie_weights", "resize_token_embeddings")
+_SAVE = "save_pretrained"
+_DENSE_ONLY = (_SAVE, "push_to_hub", "tie_weights", "resize_token_embeddings")
 
 
 def before_step(
@@ -116,7 +118,8 @@ def set_compression(model: nn.Module, compression: Compression) -> None:
     for module in model.modules():
         for name in _DENSE_ONLY:
             if callable(getattr(type(module), name, None)):
-                module.__dict__[name] = partial(_refuse, name)
+                refused = partial(_refuse, name)
+                module.__dict__[name] = refused if name != _SAVE else partial(_save, module)
 
 
 def _convert(
@@ -135,6 +138,17 @@ def _refuse(name: str, *arguments: object, **options: object) -> None:
         f"{name} needs dense weights, which a compressed model does not have: call it on "
         "memfold.densify(model); memfold.save(model, path) keeps the compressed one"
     )
+
+
+def _save(module: nn.Module, *arguments: object, **options: object) -> object:
+    """Save as training loops do, which name a `state_dict`, to go on from that; refuse the rest.
+
+    The class itself reads no such folder: see `ComputedWeights.dense_names`.
+    """
+    if "state_dict" not in options:
+        _refuse(_SAVE)
+    save: Any = getattr(type(module), _SAVE)
+    return save(module, *arguments, **options)
 
 
 def check_not_compressed(model: nn.Module) -> None:

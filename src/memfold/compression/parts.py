@@ -9,6 +9,7 @@ owner, a group at its first weight. A part of the model lies on the root, under 
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from math import prod
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -186,10 +187,18 @@ class ComputedWeights(Compression):
 
     def owned_names(self) -> frozenset[str]:
         """See `Compression.owned_names`."""
-        parts = {id(parameter) for parameter in self.part_tensors()}
-        state = self.model.state_dict(keep_vars=True)
-        names = {name for name, tensor in state.items() if id(tensor) in parts}
-        return frozenset(names | self.structure().keys())
+        return self._part_names() | self.structure().keys() | self.dense_names()
+
+    def dense_names(self) -> frozenset[str]:
+        """State-dict names that the computed weights have in the dense model, ties included.
+
+        In a state dict of the compressed one, each names an empty tensor. Without them, the dense
+        class would take the dict where it is not strict, and keep its own weights without a word;
+        PyTorch refuses a tensor of another shape, strict or not.
+        """
+        names = {self.names[index] for index in self.computed}
+        tied = (pair for pair in self.ties.items() if not names.isdisjoint(pair))
+        return frozenset(names.union(*tied))
 
     def structure(self) -> dict[str, Tensor]:
         """See `Compression.structure`: what tells whether values belong to these weights."""
@@ -254,6 +263,8 @@ class ComputedWeights(Compression):
         self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]
     ) -> None:
         state.update({prefix + name: tensor for name, tensor in self.structure().items()})
+        nothing = torch.empty(0, device="cpu")  # one for all: each would take 200 bytes of a file
+        state.update({prefix + name: nothing for name in sorted(self.dense_names())})
 
     def _load_structure(
         self,
@@ -268,17 +279,23 @@ class ComputedWeights(Compression):
     ) -> None:
         check_names(state, prefix, self.mark)
         names = self.structure().keys()
+        given = {name: state.pop(prefix + name, None) for name in self.dense_names()}
+        dense = [name for name, tensor in given.items() if prod(getattr(tensor, "shape", [0])) > 0]
         # A copy is a tensor also where Lightning gives a stand-in, which it reads when it is used.
         found = {
             name: torch.clone(state.pop(prefix + name)) for name in names if prefix + name in state
         }
         missing = [prefix + name for name in names if name not in found and name != MARKS]
         missing_keys += missing
-        parts = self.owned_names() - names
         try:
+            if dense:
+                raise InputError(
+                    f"the state dict is of a dense model (it has {prefix}{min(dense)}): load it "
+                    "before memfold.compress"
+                )
             if found and not missing:
                 self.adopt(found)
-            elif missing and any(prefix + name in state for name in parts):
+            elif missing and any(prefix + name in state for name in self._part_names()):
                 raise InputError(
                     f"values came without {', '.join(missing)}: nothing tells where they belong"
                 )
@@ -288,4 +305,10 @@ class ComputedWeights(Compression):
             for name in [name for name in state if name.startswith(prefix)]:
                 del state[name]
             own = module.state_dict(keep_vars=True).items()
-            state.update({prefix + name: tensor for name, tensor in own if name not in names})
+            left_out = names | self.dense_names()
+            state.update({prefix + name: tensor for name, tensor in own if name not in left_out})
+
+    def _part_names(self) -> frozenset[str]:
+        parts = {id(parameter) for parameter in self.part_tensors()}
+        state = self.model.state_dict(keep_vars=True)
+        return frozenset(name for name, tensor in state.items() if id(tensor) in parts)

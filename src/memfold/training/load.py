@@ -10,7 +10,7 @@ from torch import nn
 
 import memfold
 from memfold.compression import compression_of
-from memfold.compression.parts import MARKS
+from memfold.compression.parts import MARKS, ComputedWeights
 from memfold.data.data_module import DataModule
 from memfold.data.spec import DataSpec
 from memfold.errors import InputError
@@ -119,7 +119,9 @@ def read_run_checkpoint(path: Path, module: nn.Module, *, resumes: bool = False)
     resizable: set[str] = set()
     if compression is not None and compression.is_resizable:
         resizable = {f"net.{name}" for name in compression.owned_names()}
-    optional = (f"net.{MARKS}",)
+    optional = {f"net.{MARKS}"}
+    if isinstance(compression, ComputedWeights):
+        optional |= {f"net.{name}" for name in compression.dense_names()}
     return read_checkpoint(path, module.state_dict(), resizable, optional, resumes=resumes)
 
 
