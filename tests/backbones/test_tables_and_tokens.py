@@ -123,6 +123,18 @@ def test_causal_models_classify_whole_sequences(transformers: object) -> None:
     assert net(spec.inputs.example(5)).logits.shape == (5, 3)
 
 
+@pytest.mark.parametrize("name", ["roberta", "mpnet"])
+def test_no_token_of_the_data_is_padding(name: str, transformers: object) -> None:
+    spec = DataSpec(Tokens(20, 12), Classes(3))
+    torch.manual_seed(0)
+    net = build("hf", spec, f"backbone.name={name}", f"backbone.config={{{SMALL}}}").eval()
+    first, second = net(torch.ones(1, 12).long()).logits, net(torch.ones(1, 11).long()).logits
+    assert not torch.equal(first, second)  # ones are counted
+    first.sum().backward()
+    embedding = net.get_input_embeddings()  # type: ignore[operator]
+    assert embedding.weight.grad[1].abs().sum() > 0
+
+
 @pytest.mark.parametrize(
     ("spec", "overrides", "reason"),
     [

@@ -54,7 +54,9 @@ def build_hf(spec: DataSpec, *, name: str, config: Mapping[str, Any] | None = No
             for key, value in _inputs(spec).items():
                 if key not in given and hasattr(fields, key):
                     setattr(fields, key, value)
+            fields.architectures = fields.architectures or []  # some types look a head up in it
             model = auto.from_config(fields, trust_remote_code=False)
+            _unpad(model)
     except InputError:
         raise
     except (ValueError, TypeError, AttributeError, KeyError, OSError, ImportError) as error:
@@ -65,6 +67,16 @@ def build_hf(spec: DataSpec, *, name: str, config: Mapping[str, Any] | None = No
         # A classifier of a causal model reads the last token that is no padding: none is.
         model.config.pad_token_id = -1
     return model
+
+
+def _unpad(model: nn.Module) -> None:
+    """No token of the data is padding: RoBERTa and its kin would count positions without it."""
+    module: Any
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None
+        elif hasattr(module, "padding_idx"):
+            module.padding_idx = -1  # positions are counted from padding_idx + 1 on
 
 
 def _head(spec: DataSpec) -> str:

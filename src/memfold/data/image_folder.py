@@ -179,7 +179,7 @@ class ImageFolder(ImageDataModule):
         self.num_classes = len(self.class_names)
         files = {split: _files(path, self.class_names) for split, path in split_folders.items()}
         self.image_size = self._wanted_size or _size_of(files["train"], self.skip_damaged)
-        self._check_padding()
+        self.check_padding()
         return files
 
     def _load(self) -> dict[str, tuple[ImageSet, Tensor]]:

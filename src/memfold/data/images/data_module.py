@@ -83,7 +83,7 @@ class ImageDataModule(DataModule):
         self.val_fraction = val_fraction
         self.crop_padding = crop_padding
         if hasattr(self, "image_size"):  # of folders it is not known yet
-            self._check_padding()
+            self.check_padding()
         self.horizontal_flip = horizontal_flip
         self.train_subset = train_subset
         self.download = download
@@ -95,7 +95,7 @@ class ImageDataModule(DataModule):
         images = Images(self.num_channels, self.image_size, self.image_size)
         return DataSpec(images, Classes(self.num_classes, self.class_names))
 
-    def _check_padding(self) -> None:
+    def check_padding(self) -> None:
         if self.crop_padding > self.image_size:
             raise InputError(
                 f"data.crop_padding={self.crop_padding} must be at most {self.image_size}, the "
