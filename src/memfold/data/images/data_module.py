@@ -96,6 +96,11 @@ class ImageDataModule(DataModule):
         return DataSpec(images, Classes(self.num_classes, self.class_names))
 
     def check_padding(self) -> None:
+        """Check `crop_padding` once the size is known.
+
+        Raises:
+            InputError: It is larger than the images.
+        """
         if self.crop_padding > self.image_size:
             raise InputError(
                 f"data.crop_padding={self.crop_padding} must be at most {self.image_size}, the "
