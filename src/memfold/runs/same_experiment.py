@@ -29,6 +29,7 @@ _MAY_DIFFER = (
     "distill.allow",
     "distill.teacher",  # may have moved; training.teacher compares what is in it
     "trainer.accelerator",
+    "trainer.activation_checkpointing",
     "trainer.benchmark",
     "trainer.detect_anomaly",
     "trainer.devices",

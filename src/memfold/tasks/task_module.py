@@ -38,6 +38,8 @@ class TaskModule(LightningModule):
         optimizer: OptimizerFactory,
         scheduler: SchedulerFactory,
         distillation: Distillation | None = None,
+        *,
+        compiles: bool = False,
     ) -> None:
         """Take over a network that is ready to be trained.
 
@@ -48,6 +50,8 @@ class TaskModule(LightningModule):
             scheduler: (optimizer, total_steps=, steps_per_epoch=) -> scheduler, which is stepped
                 after every optimizer step.
             distillation: The teacher, in training only; it stays outside of this module.
+            compiles: Whether the network runs through `torch.compile`, once for each shape of a
+                batch; `net` itself, and the names of its tensors, stay as they are.
         """
         super().__init__()
         self.net = net
@@ -55,6 +59,8 @@ class TaskModule(LightningModule):
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._distillation = distillation
+        # With sizes left open, what a batch gives would depend on the sizes seen before.
+        self._call = torch.compile(_call, dynamic=False) if compiles else _call
         self.directions = dict(task.directions)
         """What is logged in training, and which way is better."""
         if distillation is not None:
@@ -70,7 +76,7 @@ class TaskModule(LightningModule):
 
     def forward(self, inputs: Tensor) -> Any:
         """Return what the network makes of `inputs` (B, ...)."""
-        return self.net(inputs)
+        return self._call(self.net, inputs)
 
     def on_train_epoch_start(self) -> None:
         """Log the learning rate of the epoch's first step."""
@@ -152,3 +158,7 @@ class TaskModule(LightningModule):
                 meter.update(logits, targets)
             self.log(f"{name}/{key}", meter, prog_bar=shown == key, **options)
         return loss
+
+
+def _call(net: nn.Module, inputs: Tensor) -> Any:
+    return net(inputs)

@@ -32,6 +32,7 @@ from memfold.processes.ranks import is_rank_zero
 from memfold.runs.folder import LAST_CHECKPOINT, read_result
 from memfold.runs.same_experiment import refuse_other_total_batch
 from memfold.tasks import Task, TaskModule
+from memfold.training.activation_checkpointing import checkpoint_activations
 from memfold.training.callbacks import (
     EpochLog,
     FiniteLoss,
@@ -73,6 +74,9 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+_OF_THE_NETWORK = ("compile", "activation_checkpointing")
+"""Options of `trainer` that are not Lightning's."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,11 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
     net, strategy, num_dense_parameters = build_network(
         config, data, task, None if initial is None else initial.fill
     )
-    module = TaskModule(net, task, optimizer, scheduler.attach, distillation)
+    compiles = config["trainer"].get("compile", False)
+    pattern = config["trainer"].get("activation_checkpointing")
+    if pattern is not None:
+        checkpoint_activations(net, pattern, compiles=compiles)
+    module = TaskModule(net, task, optimizer, scheduler.attach, distillation, compiles=compiles)
     callbacks: list[Callback] = trainer.callbacks  # pyright: ignore
     refuse_wrong_monitors(callbacks, module.directions)
     start = _starting_point(config, folder, module)
@@ -255,8 +263,9 @@ def _build_trainer(
     callbacks, environment = build_callbacks(config["callbacks"], task), cluster_environment()
     is_asynchronous = config["checkpoint"]["asynchronous"]
     checkpoint_io = AsyncCheckpointIO() if is_asynchronous else AtomicCheckpointIO()
+    options = {key: value for key, value in config["trainer"].items() if key not in _OF_THE_NETWORK}
     return instantiate(
-        config["trainer"],
+        options,
         "trainer",
         Trainer,
         default_root_dir=folder,

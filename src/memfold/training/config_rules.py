@@ -139,6 +139,8 @@ _KINDS: dict[str, Any] = {
     "init_from_strict": bool,
     "resume": str | None,
     "test_checkpoint": Literal["last", "best"],
+    "trainer.compile": bool,
+    "trainer.activation_checkpointing": str | None,
     "trainer.max_epochs": Count,
     "trainer.max_steps": _COUNT | Literal[-1],
     "trainer.min_epochs": _COUNT | None,

@@ -378,6 +378,9 @@ def _explain(error: BaseException) -> BaseException:
     is_about_batches = isinstance(error, ValueError) and "val_check_interval" in str(error)
     if isinstance(error, MisconfigurationException) or is_about_batches:
         return InputError(" ".join(f"trainer: {error}".split()))
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        first = " ".join(" ".join(str(error).splitlines()[:2]).split())
+        return InputError(f"trainer.compile: torch.compile failed ({first}); leave it at false")
     lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
     is_lost = isinstance(error, RuntimeError) and any(text in str(error) for text in lost)
     if is_lost or isinstance(error, torch.distributed.DistError):
