@@ -11,12 +11,14 @@ from torch import nn
 import memfold
 from memfold.data.spec import Classes, DataSpec, Images, NextToken, Reals, Table, Tokens
 from memfold.errors import InputError
+from memfold.tasks import task_for
 from memfold.training.networks import build_backbone
 
 CONF = str(Path(__file__).parents[2] / "conf")
 TABLE = DataSpec(Table(3, (4, 9)), Classes(3))
 TEXT = DataSpec(Tokens(20, 12), NextToken(20))
 PICTURES = DataSpec(Images(1, 8, 8), Classes(10))
+WIDE = DataSpec(Images(3, 8, 12), Classes(10))
 CASES = {
     "mlp": DataSpec(Table(3, (4, 9)), Reals((0.0, 1.0), (1.0, 2.0))),
     "table_transformer": TABLE,
@@ -67,11 +69,36 @@ def test_all_of_them_can_be_compressed_saved_and_made_dense(name: str, tmp_path:
         ("mlp", TEXT, r"backbone=mlp takes images .* and the data give tokens"),
         ("table_transformer", PICTURES, r"takes tables .* and the data give images"),
         ("lstm", TABLE, "backbone=lstm takes tokens, and the data give tables"),
+        ("cnn", WIDE, "backbone=CNN takes square images, and the data give 8 x 12"),
+        ("vit", TEXT, "takes images .* and the data give tokens"),
+        ("timm", TABLE, "backbone=timm takes images, and the data give tables"),
+        ("gpt", TABLE, "takes tokens .* and the data give tables"),
     ],
 )
 def test_what_does_not_fit_is_refused(name: str, spec: DataSpec, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
-        build(name, spec)
+        build(name, spec, *(["backbone.name=resnet18"] if name == "timm" else []))
+
+
+def test_outputs_that_do_not_fit_are_refused_with_the_first_batch() -> None:
+    tokens = torch.zeros(2, 12, dtype=torch.int64)
+    classes = DataSpec(Tokens(20, 12), Classes(3))
+    for spec, target, expected in (
+        (classes, torch.zeros(2, dtype=torch.int64), r"\(2, 3\), not \(2, 12, 20\)"),
+        (DataSpec(Tokens(30, 12), NextToken(30)), tokens, r"\(2, 12, 30\), not \(2, 12, 20\)"),
+    ):
+        task = task_for(spec, label_smoothing=0.0)
+        with pytest.raises(InputError, match=f"these data a network must return {expected}"):
+            task.training_loss(build("gpt", TEXT)(tokens), target)
+    larger = task_for(DataSpec(Tokens(9, 12), NextToken(9)), label_smoothing=0.0)
+    assert larger.loss(build("gpt", TEXT)(tokens), tokens).shape == ()
+    with pytest.raises(InputError, match="the next of 5 tokens must follow as many kinds"):
+        DataSpec(Images(1, 8, 8), NextToken(5))
+
+
+def test_resnets_take_images_of_any_height_and_width() -> None:
+    for name in ("resnet18", "resnet20"):
+        assert build(name, WIDE).eval()(WIDE.inputs.example(2)).shape == (2, 10)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +167,29 @@ def test_no_token_of_the_data_is_padding(name: str, transformers: object) -> Non
     [
         (TEXT, ["backbone.name=gtp2"], r"backbone\.name=gtp2: is no model type .* nearest: gpt2"),
         (TABLE, ["backbone.name=gpt2"], "backbone=hf takes images or tokens"),
-        (TEXT, ["backbone.name=vit"], r"backbone\.name=vit: ValueError"),
+        (TEXT, ["backbone.name=vit"], "vit takes no tokens .* has no AutoModelForCausalLM of it"),
+        (PICTURES, ["backbone.name=gpt2"], "takes no images .* no AutoModelForImageClassification"),
+        (
+            TEXT,
+            ["backbone.name=gpt2", "backbone.config={vocab_size: 19}"],
+            r"config\.vocab_size=19: the data have 20 tokens",
+        ),
+        (
+            TEXT,
+            ["backbone.name=gpt2", "backbone.config={n_positions: 8}"],
+            r"max_position_embeddings=8: the data have 12",
+        ),
+        (
+            TEXT,
+            ["backbone.name=gpt2", "backbone.config={n_layr: 2}"],
+            r"config\.n_layr: gpt2 has no such field; nearest: n_layer",
+        ),
+        (PICTURES, ["backbone.name=vit"], r"patch_size=16: the images have 8 x 8 pixels"),
+        (
+            WIDE,
+            ["backbone.name=vit", "backbone.config={num_channels: 1}"],
+            r"num_channels=1: the images have 3",
+        ),
         (TEXT, ["backbone.name=gpt2", "backbone.config={n_head: 5}"], r"backbone\.name=gpt2"),
     ],
 )

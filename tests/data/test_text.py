@@ -13,6 +13,7 @@ from memfold.data.python_docs import PythonDocs
 from memfold.data.shakespeare import Shakespeare
 from memfold.data.spec import IGNORED
 from memfold.data.text.data_module import SPLITS, Text, part_by_position
+from memfold.data.text.tokenizers import train_bpe
 from memfold.data.text.windows import EvaluationWindows, TrainingWindows
 from memfold.data.text_files import TextFiles
 from memfold.errors import InputError
@@ -145,6 +146,29 @@ def test_bpe_is_trained_on_the_training_text_and_knows_its_bytes(text_file: Path
         assert sum(bytes_of[token] for token in tokens) == len(texts[split].content)
         assert data.tokenizer.decode(tokens) == texts[split].content.decode()
     assert len(data.tokens("train")[0]) < len(texts["train"].content) / 2
+
+
+def test_a_tokenizer_that_leaves_bytes_out_is_refused(text_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    from tokenizers.normalizers import Lowercase, Strip
+
+    own = train_bpe(text_file.read_bytes(), 300)._tokenizer
+    own.add_special_tokens(["<|end|>"])
+    text_file.write_text("THE quick<|end|>\n" * 60)
+    for normalizer, reason in ((Lowercase(), None), (Strip(), r"stand for 0 of 1 bytes, so that")):
+        own.normalizer = normalizer
+        own.save(str(tmp_path / "own.json"))
+        data = TextFiles(
+            files=[str(text_file)], tokenizer=str(tmp_path / "own.json"), length=8, val_fraction=0.2
+        )
+        if reason is None:
+            tokens = data.tokens("val")[0][1:]
+            counted = sum(data.bytes_of[token] for token in tokens)  # type: ignore[index]
+            content = data.read_text()["val"].content
+            assert counted == len(content) - 7 * content.count(b"<|end|>")
+            continue
+        with pytest.raises(InputError, match=reason):
+            data.setup()
 
 
 def test_the_tokenizer_of_a_run_is_read_back(text_file: Path, tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ def named_facts(build: Callable[..., object], spec: DataSpec, key: str) -> dict[
     it.
 
     Raises:
-        InputError: It needs facts about another kind of data; the message begins with `key`.
+        InputError: It needs facts about another kind of data, or one number for the size of images
+            that are not square; the message begins with `key`.
     """
     try:
         parameters = inspect.signature(build).parameters.values()
@@ -58,4 +59,7 @@ def named_facts(build: Callable[..., object], spec: DataSpec, key: str) -> dict[
                 f"{key} takes {kind.kind} (it needs {' and '.join(needed)}), and the data give "
                 f"{spec.inputs.kind}; docs/backbones.md lists backbones for {spec.inputs.kind}"
             )
+    size = facts.get("image_size")
+    if isinstance(size, tuple) and "image_size" in named and named["image_size"].annotation is int:
+        raise InputError(f"{key} takes square images, and the data give {size[0]} x {size[1]}")
     return {name: fact for name, fact in facts.items() if name in named}

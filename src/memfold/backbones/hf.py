@@ -1,5 +1,6 @@
 """Any model of Hugging Face's transformers, with the head that the data ask for."""
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,21 +48,29 @@ def build_hf(spec: DataSpec, *, name: str, config: Mapping[str, Any] | None = No
                 trust_remote_code=False,
                 **facts,
             )
-            _refuse_small_vocabulary(spec, model.config)
         else:
             refuse_unknown(name, library.CONFIG_MAPPING, "model type of transformers, nor a folder")
+            _refuse_unknown_fields(library.AutoConfig.for_model(name), given)
             fields = library.AutoConfig.for_model(name, **_outputs(spec) | given)
             for key, value in _inputs(spec).items():
-                if key not in given and hasattr(fields, key):
+                names = {key, fields.attribute_map.get(key, key)}
+                if hasattr(fields, key) and not names & given.keys():
                     setattr(fields, key, value)
             fields.architectures = fields.architectures or []  # some types look a head up in it
+            _refuse_unfit(spec, fields)
             model = auto.from_config(fields, trust_remote_code=False)
             _unpad(model)
     except InputError:
         raise
     except (ValueError, TypeError, AttributeError, KeyError, OSError, ImportError) as error:
+        if str(error).startswith("Unrecognized configuration class"):
+            raise InputError(
+                f"backbone.name={name} takes no {spec.inputs.kind} or gives no "
+                f"{spec.target.kind.replace('_', ' ')}: transformers has no {auto.__name__} of it"
+            ) from error
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"backbone.name={name}: {type(error).__name__}: {reason}") from error
+    _refuse_unfit(spec, model.config)
     model.config.use_cache = False  # of training; `generate` asks for it itself
     if getattr(model.config, "pad_token_id", None) is None:
         # A classifier of a causal model reads the last token that is no padding: none is.
@@ -77,6 +86,17 @@ def _unpad(model: nn.Module) -> None:
             module.padding_idx = None
         elif hasattr(module, "padding_idx"):
             module.padding_idx = -1  # positions are counted from padding_idx + 1 on
+
+
+def _refuse_unknown_fields(config: Any, given: Mapping[str, Any]) -> None:
+    """Refuse what the library would keep without a word, and not use."""
+    for key in given:
+        if not hasattr(config, key) and not hasattr(config, f"_{key}"):  # _attn_implementation
+            nearest = difflib.get_close_matches(key, config.to_dict(), n=3, cutoff=0.3)
+            raise InputError(
+                f"backbone.config.{key}: {config.model_type} has no such field; nearest: "
+                f"{', '.join(nearest) or 'none'}"
+            )
 
 
 def _head(spec: DataSpec) -> str:
@@ -102,17 +122,35 @@ def _inputs(spec: DataSpec) -> Mapping[str, object]:
     """Return what a configuration calls facts of the data; each is set where it exists."""
     inputs = spec.inputs
     if isinstance(inputs, Images):
-        return {"num_channels": inputs.channels, "image_size": inputs.height}
+        is_square = inputs.height == inputs.width
+        size = inputs.height if is_square else (inputs.height, inputs.width)
+        return {"num_channels": inputs.channels, "image_size": size}
     assert isinstance(inputs, Tokens)
     size = {"vocab_size": inputs.vocabulary_size, "max_position_embeddings": inputs.length}
     return size | {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 
 
-def _refuse_small_vocabulary(spec: DataSpec, config: Any) -> None:
-    size = getattr(config, "vocab_size", None)
-    if isinstance(spec.inputs, Tokens) and size is not None and size < spec.inputs.vocabulary_size:
+def _refuse_unfit(spec: DataSpec, config: Any) -> None:
+    """Refuse what the user or a folder has made too small for the data."""
+    inputs = spec.inputs
+    assert not isinstance(inputs, Table)
+    if isinstance(inputs, Tokens):
+        least = {
+            "vocab_size": (inputs.vocabulary_size, "tokens; FOLDER/tokenizer.json has its own"),
+            "max_position_embeddings": (inputs.length, "positions, data.length"),
+        }
+        for key, (needed, what) in least.items():
+            size = getattr(config, key, None)
+            if isinstance(size, int) and size < needed:
+                raise InputError(f"backbone.config.{key}={size}: the data have {needed} {what}")
+        return
+    if getattr(config, "num_channels", inputs.channels) != inputs.channels:
         raise InputError(
-            f"backbone.name: the model has {size} tokens, and the data have "
-            f"{spec.inputs.vocabulary_size}; take its own tokenizer: data.tokenizer=FOLDER/"
-            "tokenizer.json"
+            f"backbone.config.num_channels={config.num_channels}: the images have {inputs.channels}"
+        )
+    patch_size = getattr(config, "patch_size", None)
+    if isinstance(patch_size, int) and patch_size > min(inputs.height, inputs.width):
+        raise InputError(
+            f"backbone.config.patch_size={patch_size}: the images have {inputs.height} x "
+            f"{inputs.width} pixels"
         )

@@ -30,7 +30,10 @@ class LSTM(nn.Module):
         check_positive("width", width)
         check_positive("depth", depth)
         if not isinstance(spec.inputs, Tokens):
-            raise InputError(f"backbone=lstm takes tokens, and the data give {spec.inputs.kind}")
+            raise InputError(
+                f"backbone=lstm takes tokens, and the data give {spec.inputs.kind}; "
+                f"docs/backbones.md lists backbones for {spec.inputs.kind}"
+            )
         self.is_causal = isinstance(spec.target, NextToken)
         self.embedding = nn.Embedding(spec.inputs.vocabulary_size, width)
         between = dropout if depth > 1 else 0.0

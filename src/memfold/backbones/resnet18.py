@@ -17,7 +17,7 @@ class ResNet18(ResidualNetwork):
     def __init__(
         self,
         in_channels: int,
-        image_size: int,
+        image_size: int | tuple[int, int],
         num_classes: int,
         *,
         width: int = 64,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from memfold.errors import InputError
+
 __all__ = ["IGNORED", "Classes", "DataSpec", "Images", "NextToken", "Reals", "Table", "Tokens"]
 
 IGNORED = -100
@@ -152,6 +154,21 @@ class DataSpec:
 
     inputs: Inputs
     target: Target
+
+    def __post_init__(self) -> None:
+        """Check that tokens follow tokens.
+
+        Raises:
+            InputError: They do not, or are of another vocabulary.
+        """
+        if not isinstance(self.target, NextToken):
+            return
+        size = getattr(self.inputs, "vocabulary_size", 0)
+        if size != self.target.vocabulary_size:
+            raise InputError(
+                f"spec: the next of {self.target.vocabulary_size} tokens must follow as many kinds "
+                f"of tokens, not {self.inputs}"
+            )
 
     @property
     def num_outputs(self) -> int:

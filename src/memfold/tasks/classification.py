@@ -38,11 +38,12 @@ class Classification(Task):
 
     def loss(self, output: object, target: Tensor) -> Tensor:
         """Return the mean cross-entropy of labels (B,), in nats."""
-        return F.cross_entropy(logits_of(output), target)
+        return F.cross_entropy(self._logits(output, target), target)
 
     def training_loss(self, output: object, target: Tensor) -> Tensor:
         """Return it with smoothed labels."""
-        return F.cross_entropy(logits_of(output), target, label_smoothing=self.label_smoothing)
+        logits = self._logits(output, target)
+        return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
 
     def rows(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return all of them."""
@@ -52,3 +53,6 @@ class Classification(Task):
         """Return the accuracy over all samples."""
         num_classes = self.spec.num_outputs
         return {"acc": MulticlassAccuracy(num_classes, average="micro", validate_args=False)}
+
+    def _logits(self, output: object, target: Tensor) -> Tensor:
+        return logits_of(output, (len(target), self.spec.num_outputs))

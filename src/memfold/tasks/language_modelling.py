@@ -73,8 +73,11 @@ class LanguageModelling(Task):
         return float((target != IGNORED).sum())
 
     def _cross_entropy(self, output: object, target: Tensor, label_smoothing: float) -> Tensor:
+        logits = logits_of(output)
+        # A model may know more tokens than the data have.
+        vocabulary_size = max((self.spec.num_outputs, *logits.shape[-1:]))
         return F.cross_entropy(
-            logits_of(output).flatten(0, 1),
+            logits_of(logits, (*target.shape, vocabulary_size)).flatten(0, 1),
             target.flatten(),
             ignore_index=IGNORED,
             label_smoothing=label_smoothing,

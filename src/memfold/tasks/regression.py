@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, R2Score
 
 from memfold.data.spec import DataSpec, Reals
-from memfold.errors import InputError
 from memfold.tasks.task import Measure, Task, logits_of
 
 __all__ = ["Regression"]
@@ -86,11 +85,6 @@ class _InUnit(Metric):
 
 def _shaped(output: object, target: Tensor) -> Tensor:
     outputs = logits_of(output)
-    if outputs.shape == target.shape:
-        return outputs
     if outputs.shape == target.shape[:1] and target.shape[1:] == (1,):
         return outputs[:, None]
-    raise InputError(
-        f"backbone: a network for {target.shape[1]} number(s) a sample must return "
-        f"{tuple(target.shape)}, not {tuple(outputs.shape)}"
-    )
+    return logits_of(outputs, tuple(target.shape))

@@ -99,16 +99,24 @@ class Task(ABC):
         return float(len(target))
 
 
-def logits_of(output: object) -> Tensor:
+def logits_of(output: object, shape: tuple[int, ...] | None = None) -> Tensor:
     """Return the tensor in what a network returned: itself, or its attribute `logits`.
 
+    Args:
+        output: What the network returned.
+        shape: That it must have; `None` for any.
+
     Raises:
-        InputError: There is none.
+        InputError: There is none, or it has another shape.
     """
     found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if not isinstance(found, torch.Tensor):
         raise InputError(
             "backbone: a network must return a tensor, or an object with .logits, not "
             f"{type(output).__name__}"
+        )
+    if shape not in (None, found.shape):
+        raise InputError(
+            f"backbone: for these data a network must return {shape}, not {tuple(found.shape)}"
         )
     return found

@@ -66,9 +66,17 @@ class FromLibrary(Tokenizer):
         self._tokenizer = tokenizer
         self.vocabulary_size = tokenizer.get_vocab_size()
         self.bytes_of = _bytes_of(tokenizer)
+        self._covered = np.array(self.bytes_of)
+        """Bytes of a text that each token takes up: special ones have some, too."""
+        for number, token in tokenizer.get_added_tokens_decoder().items():
+            self._covered[number] = len(str(token.content).encode())
 
     def encode(self, text: bytes) -> NDArray[np.unsignedinteger]:
-        """Return the tokens of a text in UTF-8."""
+        """Return the tokens of a text in UTF-8.
+
+        Raises:
+            InputError: It is something else, or parts of it become no token.
+        """
         try:
             decoded = text.decode()
         except UnicodeDecodeError as error:
@@ -77,7 +85,15 @@ class FromLibrary(Tokenizer):
                 f"{error.start}; data.tokenizer=bytes takes anything"
             ) from error
         dtype = np.uint16 if self.vocabulary_size <= 2**16 else np.uint32
-        return np.array(self._tokenizer.encode(decoded, add_special_tokens=False).ids, dtype=dtype)
+        tokens = np.array(self._tokenizer.encode(decoded, add_special_tokens=False).ids, dtype)
+        covered = int(np.take(self._covered, tokens).sum())
+        if covered not in (len(text), len(text) + 1):  # some put a blank before the text
+            raise InputError(
+                f"data.tokenizer={self.name}: its tokens stand for {covered} of {len(text)} bytes, "
+                "so that bits per byte would be wrong; take one that leaves nothing out, such as "
+                "GPT-2's"
+            )
+        return tokens
 
     def decode(self, tokens: NDArray[np.integer]) -> str:
         """Return the text of tokens."""
