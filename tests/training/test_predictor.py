@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from memfold.data.cifar10 import CIFAR10
+from memfold.data.diabetes import Diabetes
 from memfold.data.digits import Digits
 from memfold.errors import InputError
 from memfold.training import Predictor, load_model, run
@@ -130,3 +131,49 @@ def test_channels_stand_where_the_library_has_them(colour: Predictor) -> None:
     for swapped in (images.numpy(), images.movedim(1, -1)):
         with pytest.raises(InputError, match="images of cifar10 must have shape"):
             colour.prepare(swapped)
+
+
+def test_rows_give_numbers_in_the_unit_of_the_table(tmp_path: Path) -> None:
+    overrides = ("data=diabetes", "optimizer=adamw", "trainer.max_epochs=2", "compression=mag")
+    result = run(compose_job(tmp_path, *SMALL, *overrides, "ratio=0.3"))
+    predict = Predictor(tmp_path)
+    data = Diabetes()
+    columns, targets = data.read_table()
+    data.read_test()
+    positions = data._parts["test"]
+    table = {name: values[positions].tolist() for name, values in columns.items()}
+    found = predict(table)
+    assert found.shape == (len(positions), 1)
+    ((_, wanted),) = targets.items()
+    errors = found[:, 0] - torch.from_numpy(wanted[positions])
+    assert float(errors.square().mean().sqrt()) == pytest.approx(result["metrics"]["test/rmse"])
+    for samples, message in (
+        ([1.0], "rows must be given as column -> values, got list"),
+        ({**table, "age": [1.0]}, "the columns have different numbers of rows"),
+        ({**table, "age": 1.0}, "column 'age' must be a sequence of numbers or of texts"),
+        ({**table, "age": ["old"] * len(positions)}, "column 'age' has text where numbers were"),
+        ({"age": [1.0]}, "there is no column"),
+    ):
+        with pytest.raises(InputError, match=message):
+            predict(samples)
+    with pytest.raises(InputError, match="data=diabetes has no text"):
+        predict.generate("a", 3)
+
+
+def test_a_language_model_reads_and_writes(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("A line of a book that says little.\n" * 80)
+    overrides = (f"data.files=[{tmp_path / 'book.txt'}]", "data.length=16", "trainer.max_epochs=1")
+    small = [text for text in SMALL if text != "backbone=mlp"]
+    small += ["backbone=gpt", "backbone.width=16", "backbone.num_heads=2", "backbone.depth=1"]
+    result = run(compose_job(tmp_path / "run", *small, "data=text", *overrides))
+    predict = Predictor(tmp_path / "run")
+    assert predict("A line").shape == (1, 6, 256)
+    tokens = torch.tensor(list(b"A line"))
+    assert torch.equal(predict(tokens), predict("A line"))
+    text = predict.generate("A line", 9, seed=3)
+    assert len(text) == 9
+    assert text == predict.generate("A line", 9, seed=3)
+    assert result["sample"] is not None
+    for samples in ("", tokens.float(), tokens + 256):
+        with pytest.raises(InputError):
+            predict(samples)

@@ -1,29 +1,31 @@
-"""Predictions of a saved run for images as its data set has them."""
+"""Predictions of a saved run for images, rows or text as its data set has them."""
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from memfold.data.images.data_module import ImageDataModule
+from memfold.data.images.pixels import Images, pixels_of
+from memfold.data.spec import Reals
+from memfold.data.tables.data_module import TableDataModule
+from memfold.data.tables.encoding import Column
+from memfold.data.text.token_data_module import TokenDataModule
 from memfold.errors import InputError
+from memfold.tasks.generation import generate
+from memfold.tasks.task import logits_of
 from memfold.training.load import load_model, read_data
 
-__all__ = ["Images", "Predictor"]
+__all__ = ["Predictor", "Samples"]
 
-Images = Image.Image | NDArray[Any] | Tensor | Sequence["Images"]
-
-_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-"""Channels -> what PIL calls such an image."""
+Samples = Images | Mapping[str, Sequence[object]] | str
 
 
 class Predictor:
-    """The network of a run behind the normalisation of its data set.
+    """The network of a run behind what its data set does to a sample.
 
     `network` is what `load_model` returns; moved to a GPU, it predicts there.
     """
@@ -46,83 +48,130 @@ class Predictor:
             InputError: As `load_model` does.
         """
         _, data = read_data(run_dir, allow=allow)
-        if not isinstance(data, ImageDataModule):
-            raise InputError(f"{run_dir}: Predictor takes images, and data={data.name} has none")
+        if not isinstance(data, ImageDataModule | TableDataModule | TokenDataModule):
+            raise InputError(
+                f"{run_dir}: Predictor takes images, rows or text, and nobody says what "
+                f"data={data.name} does to them: take load_model"
+            )
         self._data = data
         self.network = load_model(run_dir, weights, allow=allow)
 
     @torch.no_grad()
-    def __call__(self, images: Images) -> Tensor:
-        """Classify images.
+    def __call__(self, samples: Samples) -> Tensor:
+        """Predict.
 
         Args:
-            images: See `prepare`.
+            samples: See `prepare`.
 
         Returns:
-            Logits (B, classes), float32 on the device of `network`; B is 1 for a single image.
+            On the device of `network`: logits (B, classes) of images and rows, B being 1 for a
+            single image; numbers (B, outputs) in the unit of the table, float64; logits (B, tokens,
+            vocabulary) of the token after each.
 
         Raises:
             InputError: As `prepare` does.
         """
         device = next(self.network.parameters()).device
-        return self.network(self.prepare(images, device))
+        output = logits_of(self.network(self.prepare(samples, device)))
+        target = self._data.spec.target
+        if not isinstance(target, Reals):
+            return output
+        mean, std = (
+            torch.tensor(values, dtype=torch.float64, device=device)
+            for values in (target.mean, target.std)
+        )
+        return output.double().reshape(-1, len(mean)) * std + mean
 
-    def prepare(self, images: Images, device: torch.device | None = None) -> Tensor:
-        """Turn images into what the network takes: those of a test batch, bit for bit.
+    def generate(
+        self, prompt: str, num_tokens: int, *, temperature: float = 1.0, seed: int = 0
+    ) -> str:
+        """Draw the text that follows a prompt, from a language model.
 
         Args:
-            images: Pixels 0 to 255: PIL images, uint8 NumPy arrays (H, W, C) or (B, H, W, C),
-                uint8 tensors (C, H, W) or (B, C, H, W), grey ones without C too, or a sequence
-                of such. Height, width and channels are those of the data set.
-            device: Where to normalise them; where they are if `None`.
-
-        Returns:
-            (B, C, H, W), float32, normalised as the run's data module does it.
+            prompt: At least one token.
+            num_tokens: To draw.
+            temperature: The logits are divided by it; above 0.
+            seed: Of the draws.
 
         Raises:
-            InputError: An image has another type, size or number of channels.
+            InputError: The run is of no text, or the prompt is empty.
         """
-        pixels = self._pixels(images)
+        data = self._data
+        if not isinstance(data, TokenDataModule) or data.tokenizer is None:
+            raise InputError(f"generate: data={data.name} has no text")
+        tokens = self.prepare(prompt, next(self.network.parameters()).device)[0]
+        drawn = generate(
+            self.network, tokens, num_tokens, length=data.length, temperature=temperature, seed=seed
+        )
+        return data.tokenizer.decode(drawn.numpy())
+
+    def prepare(self, samples: Samples, device: torch.device | None = None) -> Tensor:
+        """Turn samples into what the network takes: those of a test batch, bit for bit.
+
+        Args:
+            samples: What the run's data have.
+
+                * Images: see `pixels_of`; they are normalised as in training.
+                * Tables: column -> values, such as a dictionary of lists or a DataFrame: numbers or
+                  texts, `None` or NaN where one is missing. Columns that the network does not know
+                  are left out.
+                * Text: a text, or int64 tokens (L,) or (B, L).
+            device: Where to put it; where it is if `None`.
+
+        Returns:
+            The inputs of the network: (B, ...).
+
+        Raises:
+            InputError: A sample is of another kind, type or shape; a column is missing.
+        """
+        if isinstance(self._data, TableDataModule):
+            if not hasattr(samples, "keys"):
+                raise InputError(
+                    f"rows must be given as column -> values, got {type(samples).__name__}"
+                )
+            return self._data.encoding.inputs(_columns(samples)).to(device)
+        if isinstance(self._data, TokenDataModule):
+            return self._tokens(samples).to(device)
+        pixels = pixels_of(samples, self._data)
         labels = torch.empty(len(pixels), dtype=torch.int64)
         return self._data.on_after_batch_transfer((pixels.to(device), labels))[0]
 
-    def _pixels(self, images: Images) -> Tensor:
-        """Return uint8 (B, C, H, W)."""
-        if isinstance(images, Image.Image):
-            return self._pixels(self._of_mode(images))
-        if isinstance(images, np.ndarray) and images.dtype == np.uint8:
-            found = torch.from_numpy(np.array(images))  # a copy: it may be read-only
-            return self._shaped(found, "H, W, C").movedim(-1, 1)
-        if isinstance(images, Tensor) and images.dtype == torch.uint8:
-            return self._shaped(images, "C, H, W")
-        if isinstance(images, list | tuple) and images:
-            return torch.cat([self._pixels(image) for image in images])
-        is_empty = isinstance(images, list | tuple)
-        kind = "none" if is_empty else getattr(images, "dtype", type(images).__name__)
+    def _tokens(self, samples: Any) -> Tensor:
+        """Return int64 (B, L), B being 1 for a text."""
+        data = self._data
+        assert isinstance(data, TokenDataModule)
+        tokens = samples
+        if isinstance(samples, str) and data.tokenizer is not None:
+            encoded = data.tokenizer.encode(samples.encode())
+            tokens = torch.from_numpy(encoded.astype(np.int64))
+        if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64 or tokens.ndim > 2:
+            text = "a text, or " if data.tokenizer is not None else ""
+            raise InputError(
+                f"samples of {data.name} must be {text}int64 tokens (L,) or (B, L), got "
+                f"{getattr(samples, 'dtype', type(samples).__name__)}"
+            )
+        size = data.vocabulary_size
+        if tokens.numel() == 0 or not 0 <= int(tokens.min()) <= int(tokens.max()) < size:
+            raise InputError(f"there must be tokens, and each from 0 to {size - 1}")
+        return tokens.reshape(-1, tokens.shape[-1])
+
+
+def _columns(table: Any) -> dict[str, Column]:
+    columns = {str(name): _column(name, table[name]) for name in table.keys()}  # noqa: SIM118
+    sizes = {name: len(values) for name, values in columns.items()}
+    if len(set(sizes.values())) > 1:
+        raise InputError(f"the columns have different numbers of rows: {sizes}")
+    return columns
+
+
+def _column(name: object, values: Any) -> Column:
+    """Return numbers, NaN where one is missing, or texts, `None` where one is."""
+    try:
+        items = [None if value is None or value != value else value for value in values]
+        if any(isinstance(item, str) for item in items):
+            return np.array([None if item is None else str(item) for item in items], dtype=object)
+        return np.array(items, dtype=np.float64)
+    except (TypeError, ValueError) as error:
         raise InputError(
-            "images must be PIL images, uint8 arrays or tensors with values 0 to 255 (not "
-            f"normalised: that is done here), or a list of such, got {kind}"
-        )
-
-    def _of_mode(self, image: Image.Image) -> NDArray[Any]:
-        mode = _MODES.get(self._data.num_channels)
-        if image.mode != mode:
-            raise InputError(
-                f"the images of {self._data.name} have mode {mode}, got {image.mode}: "
-                f"image.convert({mode!r})"
-            )
-        return np.asarray(image)
-
-    def _shaped(self, pixels: Tensor, layout: str) -> Tensor:
-        """Add what may be missing of the dimensions (B, *layout)."""
-        channels, size = self._data.num_channels, self._data.image_size
-        sizes = {"C": channels, "H": size, "W": size}
-        expected = tuple(sizes[letter] for letter in layout.split(", "))
-        fits = pixels.shape[-3:] == expected and pixels.ndim in (3, 4)
-        is_grey = channels == 1 and pixels.shape[-2:] == (size, size) and pixels.ndim in (2, 3)
-        if not fits and not is_grey:
-            raise InputError(
-                f"images of {self._data.name} must have shape {expected} ({layout}) or "
-                f"(B, {', '.join(map(str, expected))}), got {tuple(pixels.shape)}"
-            )
-        return pixels.reshape(-1, *expected)
+            f"column {name!r} must be a sequence of numbers or of texts, None where one is missing"
+        ) from error
