@@ -97,10 +97,10 @@ def test_no_token_sees_a_later_one_and_the_cache_changes_nothing(
     assert torch.equal(net(changed)[:, :7], whole[:, :7])
     assert not torch.allclose(net(changed)[:, 7:], whole[:, 7:])
     cache: list[tuple[Tensor, Tensor]] = []
-    parts = [net(tokens[:, a:b], cache=cache) for a, b in ((0, 5), (5, 6), (6, 11), (11, 12))]
+    parts = [net(tokens[:, a:b], kv_cache=cache) for a, b in ((0, 5), (5, 6), (6, 11), (11, 12))]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-6)
     with pytest.raises(InputError, match="takes at most 12 tokens, got 13"):
-        net(tokens[:, :1], cache=cache)
+        net(tokens[:, :1], kv_cache=cache)
 
 
 class Counter(nn.Module):
@@ -127,7 +127,9 @@ def test_generation_with_a_cache_draws_what_it_draws_without() -> None:
     net = GPT(V, 16, width=16, depth=2, num_heads=2).eval()
 
     class Plain(nn.Module):
-        def forward(self, tokens: Tensor) -> Tensor:
+        # Models of transformers have a cache of another kind.
+        def forward(self, tokens: Tensor, cache: object = None) -> Tensor:
+            assert cache is None
             return net(tokens)
 
     prompt = torch.tensor([1, 2])

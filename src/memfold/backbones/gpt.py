@@ -75,15 +75,15 @@ class GPT(nn.Module):
         if tied_head:
             self.head.weight = self.embedding.weight
 
-    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, kv_cache: Cache | None = None) -> Tensor:
         """Map tokens (B, L) to the logits (B, L, vocabulary_size) of those that follow.
 
         Args:
             tokens: int64; at most `length` of them with those in the cache.
-            cache: Keys and values of the tokens before, to which those of `tokens` are added; an
+            kv_cache: Keys and values of the tokens before, to which those of `tokens` are added; an
                 empty list at the beginning.
         """
-        start = cache[0][0].shape[2] if cache else 0
+        start = kv_cache[0][0].shape[2] if kv_cache else 0
         end = start + tokens.shape[1]
         if end > self.length:
             raise InputError(f"gpt takes at most {self.length} tokens, got {end}")
@@ -93,7 +93,8 @@ class GPT(nn.Module):
         x = self.dropout(x)
         table = None if self.positions is None else self.positions[:, start:end]
         for number, block in enumerate(self.blocks):
-            x, now = block(x, table, cache[number] if cache and number < len(cache) else None)
-            if cache is not None:
-                cache[number : number + 1] = [now]
+            before = kv_cache[number] if kv_cache and number < len(kv_cache) else None
+            x, now = block(x, table, before)
+            if kv_cache is not None:
+                kv_cache[number : number + 1] = [now]
         return self.head(self.norm(x))

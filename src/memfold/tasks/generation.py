@@ -22,8 +22,8 @@ def generate(
 ) -> Tensor:
     """Draw the tokens that follow a prompt.
 
-    A network whose `forward` has a parameter `cache`, as that of `gpt`, computes each token once;
-    any other sees the last `length` tokens each time.
+    A network whose `forward` has a parameter `kv_cache`, as that of `gpt`, computes each token
+    once; any other sees the last `length` tokens each time.
 
     Args:
         net: Tokens (1, L) to logits (1, L, vocabulary), in evaluation mode.
@@ -37,16 +37,16 @@ def generate(
         int64 (num_tokens,), on the CPU.
     """
     generator = torch.Generator().manual_seed(seed)
-    has_cache = "cache" in inspect.signature(net.forward).parameters
+    has_cache = "kv_cache" in inspect.signature(net.forward).parameters
     tokens, cache, seen = prompt, [], 0
     for _ in range(num_tokens):
         if has_cache and seen + 1 < length and cache:
-            output = net(tokens[None, -1:], cache=cache)
+            output = net(tokens[None, -1:], kv_cache=cache)
             seen += 1
         else:  # where the cache is full, half of what was seen goes on
             start = max(len(tokens) - (length if not has_cache else length // 2 or 1), 0)
             cache, seen = [], len(tokens) - start
-            arguments = {"cache": cache} if has_cache else {}
+            arguments = {"kv_cache": cache} if has_cache else {}
             output = net(tokens[None, start:], **arguments)
         logits = logits_of(output)[0, -1].float().cpu() / temperature
         drawn = torch.multinomial(logits.softmax(0), 1, generator=generator)
