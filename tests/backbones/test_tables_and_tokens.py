@@ -143,6 +143,27 @@ def test_models_of_transformers_by_type(name: str, transformers: object, tmp_pat
     torch.testing.assert_close(again(inputs).logits, net(inputs).logits)
 
 
+def test_a_folder_with_another_head_or_compressed_weights(
+    transformers: object, tmp_path: Path
+) -> None:
+    spec, config = HF["bert"]
+    net = build("hf", spec, "backbone.name=bert", f"backbone.config={config}")
+    net.save_pretrained(tmp_path / "three")  # type: ignore[operator]
+    other = DataSpec(spec.inputs, Classes(5))
+    with pytest.raises(InputError, match="have other shapes than the model"):
+        build("hf", other, f"backbone.name={tmp_path / 'three'}")
+    anew = "backbone.config={ignore_mismatched_sizes: true}"
+    five = build("hf", other, f"backbone.name={tmp_path / 'three'}", anew)
+    assert five(other.inputs.example(2)).logits.shape == (2, 5)
+    name = "bert.encoder.layer.0.output.dense.weight"
+    assert torch.equal(five.get_parameter(name), net.get_parameter(name))
+    # What the Trainer of transformers saves of a compressed model.
+    memfold.compress(net, "mag", ratio=0.5)
+    net.save_pretrained(tmp_path / "small", state_dict=None)  # type: ignore[operator]
+    with pytest.raises(InputError, match="have other shapes than the model"):
+        build("hf", spec, f"backbone.name={tmp_path / 'small'}")
+
+
 def test_causal_models_classify_whole_sequences(transformers: object) -> None:
     spec = DataSpec(Tokens(20, 12), Classes(3))
     config = "backbone.config={n_layer: 1, n_head: 2, n_embd: 16}"

@@ -62,6 +62,14 @@ def build_hf(spec: DataSpec, *, name: str, config: Mapping[str, Any] | None = No
             _unpad(model)
     except InputError:
         raise
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise InputError(
+            f"backbone.name={name}: tensors in the folder have other shapes than the model "
+            "(listed above); 'backbone.config={ignore_mismatched_sizes: true}' draws these anew, "
+            "such as another head"
+        ) from error
     except (ValueError, TypeError, AttributeError, KeyError, OSError, ImportError) as error:
         if str(error).startswith("Unrecognized configuration class"):
             raise InputError(
