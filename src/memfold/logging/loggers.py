@@ -2,6 +2,8 @@
 
 import csv
 import io
+import textwrap
+from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,9 +34,25 @@ class ContinuedSteps(Logger):
         step = None if step is None else step + self.earlier_steps
         super().log_metrics(metrics, step)  # pyright: ignore[reportAbstractUsage]
 
+    @abstractmethod
+    def conclude(self, result: Mapping[str, Any], artifact: Path) -> None:
+        """Log what a completed run has beside its metrics.
+
+        Args:
+            result: As in `result.json`.
+            artifact: The file.
+        """
+
 
 class _TensorBoardFiles(ContinuedSteps, TensorBoardLogger):
-    pass
+    @rank_zero_only
+    def conclude(self, result: Mapping[str, Any], artifact: Path) -> None:
+        """Log the text that a language model has drawn."""
+        if "sample" in result:
+            # As code: in markdown lines would run into each other.
+            text = textwrap.indent(result["sample"], "    ")
+            self.experiment.add_text("sample", text, result["training"]["steps"])
+            self.experiment.flush()
 
 
 class MetricsFile(Logger):

@@ -1,5 +1,6 @@
 """Weights & Biases: what a run logs there, and under which names. docs/wandb.md lists them."""
 
+import html
 import os
 import re
 import shlex
@@ -65,10 +66,12 @@ class WandbRun(ContinuedSteps, WandbLogger):
     def conclude(self, result: Mapping[str, Any], artifact: Path) -> None:
         """Log the final values, whatever was logged last, and the artifact if it is wanted.
 
-        Args:
-            result: Of the completed run, as in `result.json`.
-            artifact: The file.
+        The text that a language model has drawn is a page: a table would leave a copy in the user's
+        home.
         """
+        if "sample" in result:
+            page = f"<pre>{html.escape(result['sample'])}</pre>"
+            self.experiment.log({"sample": wandb.Html(page)})
         summary = flat_summary(result)
         self._configure(flat_facts(result))
         self.experiment.summary.update(summary)

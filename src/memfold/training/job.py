@@ -19,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 
 import memfold
 from memfold.compression import compression_of
-from memfold.data.text.token_data_module import TokenDataModule
 from memfold.errors import InputError
+from memfold.logging.loggers import ContinuedSteps
 from memfold.logging.quiet import hush_libraries
 from memfold.logging.wandb_run import WandbRun, close_wandb
 from memfold.processes.lightning_internals import release_children
@@ -40,8 +40,6 @@ from memfold.runs.recorded import read_config
 from memfold.runs.result import ResultFile, describe_job
 from memfold.runs.resume import resume_command
 from memfold.runs.same_experiment import keep_settings, refuse_other_experiment
-from memfold.tasks import LanguageModelling
-from memfold.tasks.generation import generate
 from memfold.training.build import (
     Experiment,
     build,
@@ -49,6 +47,7 @@ from memfold.training.build import (
     plain_config,
 )
 from memfold.training.config_rules import check_config
+from memfold.training.language_results import describe_text, tokenizer_bytes
 from memfold.training.load import read_run_checkpoint
 from memfold.training.networks import build_backbone
 from memfold.training.preemption import Preemption
@@ -59,9 +58,6 @@ from memfold.training.weight_average import average_of
 __all__ = ["run_job"]
 
 log = logging.getLogger(__name__)
-
-_SAMPLE_TOKENS = 200
-"""Of the text that is drawn from a language model at the end."""
 
 
 def run_job(cfg: DictConfig) -> dict[str, Any]:
@@ -117,11 +113,11 @@ def _run_locked(cfg: DictConfig, folder: Path, termination: Termination) -> dict
         _announce(experiment, {**facts, **built})
         result_file.add(_train(experiment, cfg, result_file, termination))
         result_file.add(_describe_built(experiment, facts))  # rounds change the counts
-        result_file.add(_describe_text(experiment))
+        result_file.add(describe_text(experiment))
         result = result_file.complete()
         completed = True
         for logger in experiment.trainer.loggers:
-            if isinstance(logger, WandbRun):
+            if isinstance(logger, ContinuedSteps):
                 logger.conclude(result, folder / ARTIFACT)
     except SIGTERMException:
         reason = f"terminated (SIGTERM); continue with: {resume_command(folder)}"
@@ -244,11 +240,11 @@ def _finish(experiment: Experiment) -> dict[str, Any]:
     if trainer.is_global_zero:
         with writing(artifact):
             memfold.save(experiment.net, artifact)
-        memory["artifact_bytes"] = artifact.stat().st_size
+        last = {"artifact_bytes": artifact.stat().st_size, **tokenizer_bytes(experiment)}
+        memory |= last
         for logger in trainer.loggers:
-            logger.log_metrics(
-                {"memory/artifact_bytes": float(memory["artifact_bytes"])}, trainer.global_step
-            )
+            named = {f"memory/{key}": float(value) for key, value in last.items()}
+            logger.log_metrics(named, trainer.global_step)
     trainer.test(module, datamodule=data, verbose=False)
     metrics |= _metrics(trainer)
     if experiment.strategy.bits != 32:
@@ -339,28 +335,6 @@ def _describe_built(experiment: Experiment, facts: dict[str, Any]) -> dict[str, 
             "world_size": experiment.trainer.world_size,
         },
     }
-
-
-def _describe_text(experiment: Experiment) -> dict[str, Any]:
-    """Draw a text from a language model, and say what counting reaches."""
-    data, net = experiment.data, experiment.net
-    if not isinstance(data, TokenDataModule) or not is_rank_zero():
-        return {}
-    found: dict[str, Any] = {"references": data.references()}
-    if isinstance(experiment.module.task, LanguageModelling) and data.tokenizer is not None:
-        device = next(net.parameters()).device
-        start = torch.from_numpy(data.tokens("test")[0][: data.length // 2].astype("int64"))
-        net.eval()
-        drawn = generate(
-            net,
-            start.to(device),
-            _SAMPLE_TOKENS,
-            length=data.length,
-            temperature=0.8,
-            seed=experiment.config["seed"],
-        )
-        found["sample"] = data.tokenizer.decode(drawn.numpy())
-    return found
 
 
 def _record_overrides(cfg: DictConfig, folder: Path) -> None:

@@ -38,6 +38,8 @@ def print_summary(result: dict[str, Any], folder: str) -> None:
         "time": f"{times['fit_seconds']:.1f} s"
         + (f", {1000 * times['step_seconds']:.1f} ms a step" if times["step_seconds"] else ""),
     }
+    if "tokenizer_bytes" in memory:  # beside what is stored of the model
+        rows["tokenizer bytes"] = f"{memory['tokenizer_bytes']:,}"
     if result["epochs"] < result["max_epochs"]:
         rows["stopped early"] = f"after epoch {result['epochs']} of {result['max_epochs']}"
     training = result["training"]
@@ -50,5 +52,7 @@ def print_summary(result: dict[str, Any], folder: str) -> None:
     console = Console()
     console.print(table)
     if result.get("sample"):
-        console.print(f"a sample:\n{result['sample']}\n", highlight=False, markup=False)
+        # Drawn characters may be those that control a terminal.
+        shown = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in result["sample"])
+        console.print(f"a sample:\n{shown}\n", soft_wrap=True, highlight=False, markup=False)
     console.print(f"run folder: {folder}", soft_wrap=True, highlight=False, markup=False)
