@@ -9,10 +9,10 @@ from memfold.backbones.custom import build_custom
 from memfold.backbones.gpt import GPT
 from memfold.backbones.hf import build_hf
 from memfold.backbones.lstm import LSTM
-from memfold.backbones.mlp import MLP, build_mlp
+from memfold.backbones.mlp import MLP, TableMLP, build_mlp
 from memfold.backbones.resnet18 import ResNet18
 from memfold.backbones.resnet20 import ResNet20
-from memfold.backbones.tables import TableMLP, TableTransformer
+from memfold.backbones.tables import TableTransformer
 from memfold.backbones.timm import build_timm
 from memfold.backbones.vgg11_bn import VGG11BN
 from memfold.backbones.vit import ViT

@@ -2,23 +2,53 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from memfold.backbones.facts import named_facts
 from memfold.backbones.initialisation import check_positive, check_widths, initialise
-from memfold.backbones.tables import TableMLP
+from memfold.backbones.tables import Columns
 from memfold.data.spec import DataSpec, Table
 
-__all__ = ["MLP", "build_mlp"]
+__all__ = ["MLP", "TableMLP", "build_mlp"]
 
 
-class MLP(nn.Module):
+class _Perceptron(nn.Module):
     """Linear layers with ReLU between them, Kaiming normal weights, zero biases."""
 
     widths: tuple[int, ...]
     """Outputs of each hidden layer."""
+    _facts: tuple[Any, ...]
+    """What a subclass was told of the data."""
+
+    def _build(
+        self,
+        num_features: int,
+        num_outputs: int,
+        width: int,
+        hidden_widths: Sequence[int] | None,
+    ) -> None:
+        """Build the layers, once the subclass has built what makes features of its inputs."""
+        check_positive("width", width)
+        hidden = [width, width] if hidden_widths is None else hidden_widths
+        self.widths = check_widths("hidden_widths", hidden)
+        widths = [num_features, *self.widths]
+        self.hidden = nn.Sequential()
+        for inputs, outputs in pairwise(widths):
+            self.hidden.append(nn.Linear(inputs, outputs))
+            self.hidden.append(nn.ReLU())
+        self.head = nn.Linear(widths[-1], num_outputs)
+        initialise(self)
+
+    def with_widths(self, widths: Sequence[int]) -> Self:
+        """Build a fresh network for the same data with these hidden `widths`."""
+        return type(self)(*self._facts, hidden_widths=widths)
+
+
+class MLP(_Perceptron):
+    """A perceptron on the pixels of an image."""
 
     def __init__(
         self,
@@ -42,25 +72,48 @@ class MLP(nn.Module):
             InputError: A width is not an integer of at least 1.
         """
         super().__init__()
-        check_positive("width", width)
-        hidden = [width, width] if hidden_widths is None else hidden_widths
-        self.widths = check_widths("hidden_widths", hidden)
         self._facts = (in_channels, image_size, num_classes)
-        widths = [in_channels * image_size**2, *self.widths]
-        self.hidden = nn.Sequential()
-        for num_inputs, num_outputs in pairwise(widths):
-            self.hidden.append(nn.Linear(num_inputs, num_outputs))
-            self.hidden.append(nn.ReLU())
-        self.head = nn.Linear(widths[-1], num_classes)
-        initialise(self)
+        self._build(in_channels * image_size**2, num_classes, width, hidden_widths)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to logits (B, num_classes)."""
         return self.head(self.hidden(images.flatten(1)))
 
-    def with_widths(self, widths: Sequence[int]) -> "MLP":
-        """Build a fresh network for the same data with these hidden `widths`."""
-        return MLP(*self._facts, hidden_widths=widths)
+
+class TableMLP(_Perceptron):
+    """A perceptron on the numbers and embedded categories of a row."""
+
+    def __init__(
+        self,
+        num_numeric: int,
+        cardinalities: Sequence[int],
+        num_outputs: int,
+        *,
+        width: int = 256,
+        hidden_widths: Sequence[int] | None = None,
+    ) -> None:
+        """Build the network.
+
+        Args:
+            num_numeric: Columns of numbers.
+            cardinalities: Of the columns of categories.
+            num_outputs: Outputs.
+            width: See `MLP`.
+            hidden_widths: See `MLP`.
+
+        Raises:
+            InputError: A width is not an integer of at least 1.
+        """
+        super().__init__()
+        self._facts = (num_numeric, tuple(cardinalities), num_outputs)
+        self.columns = Columns(num_numeric, cardinalities, None)
+        self._build(self.columns.width, num_outputs, width, hidden_widths)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Map rows (B, num_numeric + categories) to outputs (B, num_outputs)."""
+        numbers, embedded = self.columns(rows)
+        features = torch.cat([numbers.to(self.head.weight.dtype), *embedded], dim=1)
+        return self.head(self.hidden(features))
 
 
 def build_mlp(

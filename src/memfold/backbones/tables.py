@@ -1,15 +1,14 @@
 """Networks for tables: numbers and categories of each row."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from memfold.backbones.initialisation import check_positive, check_widths, initialise
+from memfold.backbones.initialisation import check_positive
 from memfold.backbones.transformer import Block, check_heads, initialise_transformer
 
-__all__ = ["TableMLP", "TableTransformer"]
+__all__ = ["Columns", "TableTransformer"]
 
 
 class Columns(nn.Module):
@@ -38,58 +37,6 @@ class Columns(nn.Module):
         numbers, codes = rows[:, : self.num_numeric], rows[:, self.num_numeric :].long()
         pairs = zip(self.embeddings, codes.unbind(1), strict=True)
         return numbers, [embedding(code) for embedding, code in pairs]
-
-
-class TableMLP(nn.Module):
-    """Linear layers with ReLU between them, on numbers and embedded categories."""
-
-    widths: tuple[int, ...]
-    """Outputs of each hidden layer."""
-
-    def __init__(
-        self,
-        num_numeric: int,
-        cardinalities: Sequence[int],
-        num_outputs: int,
-        *,
-        width: int = 256,
-        hidden_widths: Sequence[int] | None = None,
-    ) -> None:
-        """Build the network.
-
-        Args:
-            num_numeric: Columns of numbers.
-            cardinalities: Of the columns of categories.
-            num_outputs: Outputs.
-            width: Outputs of each of the two hidden layers, when `hidden_widths` is not given.
-            hidden_widths: Outputs of each hidden layer instead; empty for a linear model.
-
-        Raises:
-            InputError: A width is not an integer of at least 1.
-        """
-        super().__init__()
-        check_positive("width", width)
-        hidden = [width, width] if hidden_widths is None else hidden_widths
-        self.widths = check_widths("hidden_widths", hidden)
-        self._facts = (num_numeric, tuple(cardinalities), num_outputs)
-        self.columns = Columns(num_numeric, cardinalities, None)
-        widths = [self.columns.width, *self.widths]
-        self.hidden = nn.Sequential()
-        for num_inputs, num_units in pairwise(widths):
-            self.hidden.append(nn.Linear(num_inputs, num_units))
-            self.hidden.append(nn.ReLU())
-        self.head = nn.Linear(widths[-1], num_outputs)
-        initialise(self)
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Map rows (B, num_numeric + categories) to outputs (B, num_outputs)."""
-        numbers, embedded = self.columns(rows)
-        features = torch.cat([numbers.to(self.head.weight.dtype), *embedded], dim=1)
-        return self.head(self.hidden(features))
-
-    def with_widths(self, widths: Sequence[int]) -> "TableMLP":
-        """Build a fresh network for the same data with these hidden `widths`."""
-        return TableMLP(*self._facts, hidden_widths=widths)
 
 
 class TableTransformer(nn.Module):

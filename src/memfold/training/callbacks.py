@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor, nn
+from torch.optim import SGD
 
 from memfold.errors import InputError
 from memfold.memory import PeakMeter, footprint, grad_sync_bytes, train_state_bytes
@@ -342,9 +343,11 @@ class StepTimer(Callback):
 def _diverged(trainer: Trainer, what: str, step: int) -> InputError:
     rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
     rate = f", learning rate {rates[0]:.3g}" if rates else ""
+    is_sgd = any(isinstance(optimizer, SGD) for optimizer in trainer.optimizers)
+    other = "take optimizer=adamw, " if is_sgd else ""
     return InputError(
-        f"{what} at step {step} (epoch {trainer.current_epoch}{rate}): lower optimizer.lr, set "
-        "scheduler.warmup_epochs or trainer.gradient_clip_val"
+        f"{what} at step {step} (epoch {trainer.current_epoch}{rate}): lower optimizer.lr, {other}"
+        "set scheduler.warmup_epochs or trainer.gradient_clip_val"
     )
 
 
