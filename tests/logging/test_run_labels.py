@@ -19,7 +19,8 @@ def label(
     strategy = Strategy.from_dict(options)
     net = nn.Linear(100, 100)
     counts = memfold.footprint(memfold.compress(net, strategy) if is_compressed else net)
-    settings = {"seed": 1, "distill": {"teacher": None}, "backbone": {}, "callbacks": {}} | config
+    settings = {"seed": 1, "distill": {"teacher": None}, "backbone": {}, "callbacks": {}}
+    settings |= {"init_from": None} | config
     return label_run(settings, {"backbone": "resnet20", "data": "digits"}, strategy, counts)
 
 
@@ -56,14 +57,15 @@ def test_a_name_says_what_was_asked_for(options: dict[str, object], name: str, m
     assert labels.tags == (options["name"], "resnet20", "digits")
 
 
-def test_custom_backbones_teachers_and_averages_are_named() -> None:
+def test_custom_backbones_teachers_given_weights_and_averages_are_named() -> None:
     labels = label(
         {"name": "dense"},
         backbone={"target": "pkg.mod.Net"},
         distill={"teacher": "runs/1"},
         callbacks={"ema": {"decay": 0.9}},
+        init_from="runs/2",
     )
-    assert labels.name == "Net-dense-distilled-ema-s1"
+    assert labels.name == "Net-dense-distilled-pretrained-ema-s1"
 
 
 def test_seeds_share_a_setting_and_nothing_else_does() -> None:

@@ -145,16 +145,21 @@ def test_methods_are_named_by_the_options_in_which_their_runs_differ(here):
     }
 
 
-def test_a_teacher_and_an_average_are_part_of_the_method(here):
+def test_a_teacher_given_weights_and_an_average_are_part_of_the_method(here):
     teacher = {"run": "x", "backbone": "resnet20", "compression": {"name": "dense"}}
     distill = {"teacher": teacher, "temperature": 4.0, "weight": 0.9}
     write_run(here / "a", result(distill=distill))
     write_run(here / "b", result("mag"))
     write_run(here / "c", result("mag", ema={"decay": 0.99}))
+    write_run(here / "d", result("mag", init_from={"source": "/data/first/w.pt"}))
     runs, problems = read([here])
     assert problems == []
-    methods = {r.method for r in runs}
-    assert methods == {"stable_rps (distill=resnet20 dense)", "mag", "mag (ema=0.99)"}
+    assert {r.method for r in runs} == {
+        "stable_rps (distill=resnet20 dense)",
+        "mag",
+        "mag (ema=0.99)",
+        "mag (init_from=first/w.pt)",
+    }
 
 
 def test_jobs_of_a_sweep_that_never_ran_are_missing(here):

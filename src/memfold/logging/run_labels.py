@@ -45,6 +45,7 @@ def label_run(
     told = ", ".join(f"{key}={_text(value)}" for key, value in changed.items())
     bits = [] if strategy.bits == 32 else [f"{strategy.bits}bit"]
     further = ["distilled"] if config["distill"]["teacher"] else []
+    further += ["pretrained"] if config["init_from"] else []
     further += ["ema"] if config["callbacks"].get("ema") else []
     asked = "-".join([strategy.name, *variants, *_budget(strategy, counts), *bits, *further])
     data, target = str(choices["data"]), config["backbone"].get("target")

@@ -9,8 +9,8 @@ from memfold.reporting.records import Run, Setting
 
 __all__ = ["label_methods", "label_settings"]
 
-# A teacher is no detail, even if all runs of a strategy have one, nor is an average of weights.
-_ALWAYS_SHOWN = ("distill", "ema")
+# A teacher is no detail, even if all runs of a strategy have one, an average, or given weights.
+_ALWAYS_SHOWN = ("distill", "ema", "init_from")
 
 
 def label_methods(runs: Sequence[Run]) -> list[Run]:

@@ -134,7 +134,7 @@ def _parse(result: object, name: str) -> Run:
         seed=check(_TYPES["seed"], values.get("seed"), "seed"),
         test=check(of_test, metrics.get(test), f"metrics.{test}"),
         val=check(of_val, metrics.get(val), f"metrics.{val}"),
-        options=_options(compression, values.get("distill"), values.get("ema")),
+        options=_options(compression, values),
         recipe=check(dict[str, Any], values.get("recipe") or {}, "recipe"),
         environment=check(dict[str, Any], values.get("environment") or {}, "environment"),
         command=_shorten(str(values.get("command") or "")),
@@ -156,8 +156,9 @@ def _refuse_unfinished(values: Mapping[str, Any]) -> None:
     raise InputError(f"{status}: {values.get('error', 'no reason is given')} ({job})")
 
 
-def _options(compression: Mapping[str, object], distill: object, ema: object) -> dict[str, object]:
+def _options(compression: Mapping[str, object], values: Mapping[str, Any]) -> dict[str, object]:
     options = {key: value for key, value in compression.items() if key not in _NO_OPTIONS}
+    distill, ema, given = (values.get(key) for key in ("distill", "ema", "init_from"))
     if isinstance(distill, dict):
         teacher = distill.get("teacher")
         teacher = teacher if isinstance(teacher, dict) else {}
@@ -168,6 +169,8 @@ def _options(compression: Mapping[str, object], distill: object, ema: object) ->
             options[f"distill.{key}"] = distill.get(key)
     if isinstance(ema, dict):
         options["ema"] = ema.get("decay")
+    if isinstance(given, dict):
+        options["init_from"] = "/".join(PurePath(str(given.get("source"))).parts[-2:])
     return options
 
 
