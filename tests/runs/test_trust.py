@@ -397,3 +397,9 @@ def test_what_lies_where_a_file_is_written_is_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / ".lock")
     with pytest.raises(InputError, match="cannot write"), locked(tmp_path):
         pass
+
+
+def test_weights_to_start_from_are_a_setting_wherever_they_are() -> None:
+    parse = OverridesParser.create().parse_override
+    assert is_setting(parse("init_from=/elsewhere/weights.pt"))
+    assert not is_setting(parse("backbone=/elsewhere/weights.pt"))

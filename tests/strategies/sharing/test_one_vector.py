@@ -41,7 +41,7 @@ def test_every_count_has_them_once(tmp_path: Path) -> None:
     assert [name for name, value in state.items() if value.numel() == NUM_VALUES] == [
         "shared_values"
     ]
-    pointers = [value.data_ptr() for value in state.values()]
+    pointers = [value.data_ptr() for value in state.values() if value.numel() > 0]
     assert len(set(pointers)) == len(pointers)
     save_file(state, tmp_path / "state.safetensors")  # refuses tensors that share memory
     loaded = load_file(tmp_path / "state.safetensors")
