@@ -3,7 +3,6 @@
 import csv
 import io
 import textwrap
-from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,9 +33,8 @@ class ContinuedSteps(Logger):
         step = None if step is None else step + self.earlier_steps
         super().log_metrics(metrics, step)  # pyright: ignore[reportAbstractUsage]
 
-    @abstractmethod
     def conclude(self, result: Mapping[str, Any], artifact: Path) -> None:
-        """Log what a completed run has beside its metrics.
+        """Log what a completed run has beside its metrics: nothing, where a logger has no place.
 
         Args:
             result: As in `result.json`.
