@@ -149,7 +149,7 @@ def test_failed_run_says_why(tmp_path: Path) -> None:
 
 
 def test_diverging_run_fails_and_keeps_no_checkpoint_of_it(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="training loss is nan at step 3 .* take optimizer=adamw"):
+    with pytest.raises(InputError, match=r"training loss is nan at step 3 .* take optimizer=adamw"):
         run_small(tmp_path, "backbone=custom", "backbone.target=training.networks.Infinite")
     assert read(tmp_path)["status"] == "failed"
     assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
