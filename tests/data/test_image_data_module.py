@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import lightning.pytorch as pl
 import pytest
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import Tensor, nn
@@ -274,6 +275,14 @@ def test_configs_list_every_option(name: str, monkeypatch: pytest.MonkeyPatch) -
     assert module.seed == 11
     assert module.batch_size == (64 if name == "digits" else 128)
     assert len(module.mean) == len(module.std) == module.num_channels
+
+
+def test_the_options_of_all_sets_have_the_defaults_of_their_class() -> None:
+    given = yaml.safe_load((CONF / "images.yaml").read_text())
+    assert (given.pop("root"), given.pop("seed")) == ("${oc.env:MEMFOLD_DATA,data}", "${seed}")
+    parameters = inspect.signature(ImageDataModule).parameters.values()
+    defaults = {parameter.name: parameter.default for parameter in parameters}
+    assert given.items() <= defaults.items()
 
 
 @pytest.mark.parametrize("build", [MNIST, CIFAR10])
