@@ -166,6 +166,8 @@ def test_truth_values_are_numbers_and_two_classes(tmp_path: Path) -> None:
     content = "a,b,y\n" + "".join(f"{i},{i % 3 == 0},{i % 2 == 0}\n" for i in range(40))
     data = read(tmp_path, content, "y")
     assert (data.spec.inputs, data.spec.target) == (Table(2), Classes(2, ("0", "1")))
+    gaps = "a,b,y\n" + "".join(f"{i},{('True', 'False', '')[i % 3]},{i % 2}\n" for i in range(40))
+    assert read(tmp_path, gaps, "y").spec.inputs == Table(3)  # and whether b is missing
 
 
 @pytest.mark.parametrize(

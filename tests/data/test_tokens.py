@@ -149,6 +149,8 @@ def test_bad_files_give_one_line(tmp_path: Path) -> None:
     np.save(tmp_path / "reals.npy", TOKENS / 2)
     np.save(tmp_path / "signed.npy", TOKENS.astype(np.int64) - 5)
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object))
+    with (tmp_path / "archive.npy").open("wb") as file:
+        np.savez(file, TOKENS)
     write_tokens(tmp_path / "empty.bin", TOKENS[:0])
     for name, options, reason in (
         ("none.bin", {}, "No such file"),
@@ -158,6 +160,7 @@ def test_bad_files_give_one_line(tmp_path: Path) -> None:
         ("odd.bin", {"dtype": "uint16"}, "3 bytes are no whole number of uint16"),
         ("reals.npy", {}, r"is float64 of shape \(1000,\); expected whole numbers"),
         ("signed.npy", {}, r"token -5 at place \d+ is negative"),
+        ("archive.npy", {}, "is an archive; expected one array"),
         ("objects.npy", {}, "expected an array of tokens"),
         (
             "own.bin",

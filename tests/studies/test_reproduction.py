@@ -122,7 +122,10 @@ def test_a_signal_ends_it_and_it_says_how_to_go_on(name: str, reproduce: Run, ro
         (("--methods", "dens"), "error: --methods dens is unknown; available: "),
         ((" -- ", "seed=2"), "error: seed=2: use --seeds instead"),
         ((" -- ", "fantasy.lr=3"), "error: fantasy is no key of the configuration"),
-        ((" -- ", "optimizer=sgdd"), "error: optimizer=sgdd is unknown; available: adamw, sgd"),
+        (
+            (" -- ", "optimizer=sgdd"),
+            "error: optimizer=sgdd is unknown; available: adamw, muon, sgd",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line(

@@ -92,7 +92,7 @@ def test_a_pattern_that_matches_nothing_is_refused() -> None:
     assert "blocks.0, " in str(caught.value)
 
 
-def test_statistics_in_a_compiled_network_are_refused() -> None:
-    with pytest.raises(InputError, match=r"with trainer\.compile=true: 0 has statistics"):
+def test_buffers_in_a_compiled_network_are_refused() -> None:
+    with pytest.raises(InputError, match=r"with trainer\.compile=true: 0 has buffers"):
         checkpoint_activations(convolutional(), "0", compiles=True)
     checkpoint_activations(gpt(), "blocks.*", compiles=True)

@@ -90,3 +90,10 @@ def test_what_the_compiler_says_is_one_line(
     with pytest.raises(InputError, match=r"trainer\.compile: torch\.compile failed \(") as caught:
         run(job)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["set", "rigl", "ltr"])
+def test_what_changes_its_structure_is_not_compiled(name: str, tmp_path: Path) -> None:
+    job = compose_job(tmp_path, *SMALL, f"compression={name}", "trainer.compile=true")
+    with pytest.raises(InputError, match=rf"^trainer\.compile=true: compression={name} changes"):
+        run(job)

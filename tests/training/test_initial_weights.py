@@ -179,6 +179,7 @@ def test_a_tied_tensor_needs_one_of_its_names() -> None:
     [
         ({"body.0.bias": None}, r"not there: body\.0\.bias; with init_from_strict=false"),
         ({"other": torch.ones(1)}, "without a place in the backbone: other;"),
+        ({"body.0.bias": torch.ones(5).byte()}, r"body\.0\.bias uint8 \(5,\) instead of \(5,\);"),
         ({"body.0.bias": torch.ones(2)}, r"body\.0\.bias \(2,\) instead of \(5,\);"),
         ({"body.1.num_batches_tracked": torch.ones(())}, r"\(\) instead of int64 \(\)"),
         ({"body.0.bias": torch.full((5,), torch.nan)}, r"body\.0\.bias has values that are not"),
@@ -194,6 +195,12 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(
         InitialWeights("file", state, strict=True).fill(net)
     assert "\n" not in str(raised.value)
     assert same(state_of(net), before)
+
+
+def test_a_tensor_with_and_without_the_prefix_is_refused() -> None:
+    state = {f"net.{name}": value for name, value in state_of(Net()).items()}
+    with pytest.raises(InputError, match=r"two tensors could be body\.0\.bias"):
+        InitialWeights("file", state | {"body.0.bias": torch.ones(5)}, strict=True).fill(Net())
 
 
 def test_a_new_head_is_kept_where_it_is_not_strict() -> None:

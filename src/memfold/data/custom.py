@@ -214,7 +214,9 @@ class _OfModule(_Foreign):
 
     def _of_loader(self, name: str) -> _Items:
         own = getattr(type(self._module), name)
-        if own is getattr(pl.LightningDataModule, name):
+        # `LightningDataModule.from_datasets` sets them on the object.
+        is_own = name in vars(self._module) or own is not getattr(pl.LightningDataModule, name)
+        if not is_own:
             raise InputError(f"{self._key}: has no {name}")
         loader = getattr(self._module, name)()
         if not isinstance(loader, DataLoader):

@@ -193,5 +193,5 @@ def _other(
 
 def _outside(what: str, values: Tensor, size: int) -> str | None:
     """Say which value is not in [0, size)."""
-    wrong = values[(values < 0) | (values >= size)]
-    return f"{what} {wrong[0]:g} must be in 0..{size - 1}" if len(wrong) else None
+    wrong = values[~((values >= 0) & (values < size)) | (values % 1 != 0)]
+    return f"{what} {wrong[0]:g} must be a whole number in 0..{size - 1}" if len(wrong) else None

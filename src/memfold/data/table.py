@@ -92,6 +92,7 @@ def _column(series: Any) -> Column:
     """Return numbers, truth values among them, as float64 and everything else as text."""
     from pandas.api.types import is_numeric_dtype
 
+    series = series.convert_dtypes()  # truth values among missing ones are numbers, too
     if is_numeric_dtype(series):
         return series.to_numpy(dtype=np.float64, na_value=np.nan)
     texts = [None if missing else str(v) for v, missing in zip(series, series.isna(), strict=True)]

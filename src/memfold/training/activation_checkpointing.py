@@ -27,8 +27,8 @@ def checkpoint_activations(net: nn.Module, pattern: str, *, compiles: bool = Fal
         compiles: Whether the network runs through `torch.compile`.
 
     Raises:
-        InputError: It matches no module that is called; or one with statistics, which a compiled
-            network would count twice.
+        InputError: It matches no module that is called; or one with buffers, such as statistics
+            of norms, which a compiled network would count twice.
     """
     chosen: list[str] = []
     callable_names = [n for n, m in net.named_modules() if n and _is_called(m)]
@@ -47,7 +47,7 @@ def checkpoint_activations(net: nn.Module, pattern: str, *, compiles: bool = Fal
         if compiles and next(module.buffers(), None) is not None:
             raise InputError(
                 f"trainer.activation_checkpointing={pattern} with trainer.compile=true: {name} has "
-                "statistics, which the second pass over a batch would change; take one of the two"
+                "buffers, which the second pass over a batch might change; take one of the two"
             )
         module.__dict__["forward"] = partial(_forward, module, module.__dict__.get("forward"))
 

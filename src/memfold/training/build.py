@@ -1,6 +1,7 @@
 """From a configuration to built objects, in the one order that is right."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,7 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
     check_config(config)
     refuse_unsuitable_shards(config)
     refuse_muon_without_matrices(config)
+    _refuse_to_compile_what_moves(config)
     optimizer = optimizer_factory(config["optimizer"])
     scheduler: Schedule = instantiate(config["scheduler"], "scheduler", Schedule)
     data: DataModule = instantiate(config["data"], "data", DataModule)
@@ -186,6 +188,17 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
         distill=describe_distillation(config),
         initial=initial,
     )
+
+
+def _refuse_to_compile_what_moves(config: Mapping[str, Any]) -> None:
+    if not config["trainer"].get("compile", False):
+        return
+    strategy: Strategy = instantiate(config["compression"], "compression", Strategy)
+    if strategy.moves_weights:
+        raise InputError(
+            f"trainer.compile=true: compression={strategy.name} changes its structure while it "
+            "trains, at which PyTorch stops compiling; leave it at false"
+        )
 
 
 def next_round(before: Experiment) -> Experiment:

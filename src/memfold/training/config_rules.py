@@ -153,7 +153,7 @@ _KINDS: dict[str, Any] = {
     "trainer.log_every_n_steps": _NATURAL | None,
     "optimizer.lr": NonNegative,
     "optimizer.weight_decay": NonNegative,
-    "optimizer.momentum": Share,
+    "optimizer.momentum": Annotated[float, Interval("[0, 1)")],
     "callbacks.*.patience": Natural,
     "callbacks.*.min_delta": NonNegative,
 }

@@ -201,17 +201,27 @@ def _without_prefix(
 
     Returns:
         The prefix, and the tensors that have it, without it; the others keep their names.
+
+    Raises:
+        InputError: A tensor is there with and without it.
     """
     prefixes = {""} | {
         name.removesuffix(known) for known in own for name in tensors if name.endswith(f".{known}")
     }
     counts = {p: sum(p + name in tensors for name in own) for p in prefixes}
     best = max(sorted(counts, key=len), key=lambda prefix: counts[prefix])
-    return best, {name.removeprefix(best): tensor for name, tensor in tensors.items()}
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        known = name.removeprefix(best)
+        if known in found:
+            raise InputError(f"init_from: two tensors could be {known}: with {best} and without")
+        found[known] = tensor
+    return best, found
 
 
 def _fits(found: Tensor, own: Tensor) -> bool:
-    return found.shape == own.shape and torch.can_cast(found.dtype, own.dtype)
+    are_alike = found.is_floating_point() == own.is_floating_point()
+    return found.shape == own.shape and are_alike and torch.can_cast(found.dtype, own.dtype)
 
 
 def _describe(tensor: Tensor) -> str:

@@ -11,14 +11,15 @@ far as AdamW would move it, so that one learning rate and one weight decay serve
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod, sqrt
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from memfold.options import NonNegative, Positive, Share
+from memfold.errors import InputError
+from memfold.options import Interval, NonNegative, Positive, check_arguments
 
 __all__ = ["Entries", "Muon", "orthogonalised"]
 
@@ -47,7 +48,7 @@ class Muon(Optimizer):
         *,
         lr: NonNegative = 1e-3,
         weight_decay: NonNegative = 0.1,
-        momentum: Share = 0.95,
+        momentum: Annotated[float, Interval("[0, 1)")] = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: Positive = 1e-8,
     ) -> None:
@@ -60,7 +61,13 @@ class Muon(Optimizer):
             momentum: mu, of Muon.
             betas: Of AdamW.
             eps: Of AdamW.
+
+        Raises:
+            InputError: An option is out of range.
         """
+        check_arguments(Muon.__init__, locals(), "optimizer.")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise InputError(f"optimizer.betas={list(betas)}: each must be in [0, 1)")
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,

@@ -45,7 +45,7 @@ class WeightAverage(Callback):
             InputError: It is out of range.
         """
         check_arguments(WeightAverage.__init__, locals(), "callbacks.ema.")
-        self.decay = decay
+        self.decay = float(decay)
         self._num_steps = 0
         self._seen_step = 0
         self._averages: dict[str, Tensor] = {}

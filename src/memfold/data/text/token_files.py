@@ -83,6 +83,8 @@ def _map_array(path: Path) -> NDArray[np.unsignedinteger]:
         tokens = np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path}: {first_line(error)}; expected an array of tokens") from error
+    if not isinstance(tokens, np.ndarray):
+        raise InputError(f"{path}: is an archive; expected one array of tokens (N,)")
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         raise InputError(
             f"{path}: is {tokens.dtype} of shape {tokens.shape}; expected whole numbers (N,)"
