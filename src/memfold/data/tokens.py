@@ -32,8 +32,9 @@ class Facts(BaseModel):
 class TokenFiles(TokenDataModule):
     """Files of tokens; parted by position, or with files of their own for validation and test.
 
-    One file for a split is memory-mapped; several are joined in memory. Every token of a split but
-    its first is a target once; what is parted off by position has the token before it, too.
+    One file for a split is memory-mapped; several are joined in memory. In an evaluation every
+    token of a split but its first is a target once; what is parted off by position has the token
+    before it, too.
     """
 
     name = "tokens"
