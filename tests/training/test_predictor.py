@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,8 @@ def test_rows_give_numbers_in_the_unit_of_the_table(tmp_path: Path) -> None:
     table = {name: values[positions].tolist() for name, values in columns.items()}
     found = predict(table)
     assert found.shape == (len(positions), 1)
+    days = [date(2026, 1, 1)] * len(positions)
+    assert torch.equal(predict({**table, "day": days}), found)  # not of the table: left out
     ((_, wanted),) = targets.items()
     errors = found[:, 0] - torch.from_numpy(wanted[positions])
     assert float(errors.square().mean().sqrt()) == pytest.approx(result["metrics"]["test/rmse"])

@@ -129,7 +129,9 @@ class Predictor:
                 raise InputError(
                     f"rows must be given as column -> values, got {type(samples).__name__}"
                 )
-            return self._data.encoding.inputs(_columns(samples)).to(device)
+            encoding = self._data.encoding
+            used = {column.name for column in (*encoding.numeric, *encoding.categorical)}
+            return encoding.inputs(_columns(samples, used)).to(device)
         if isinstance(self._data, TokenDataModule):
             return self._tokens(samples).to(device)
         pixels = pixels_of(samples, self._data)
@@ -156,8 +158,9 @@ class Predictor:
         return tokens.reshape(-1, tokens.shape[-1])
 
 
-def _columns(table: Any) -> dict[str, Column]:
-    columns = {str(name): _column(name, table[name]) for name in table.keys()}  # noqa: SIM118
+def _columns(table: Any, used: Collection[str]) -> dict[str, Column]:
+    names = [name for name in table.keys() if str(name) in used]  # noqa: SIM118
+    columns = {str(name): _column(name, table[name]) for name in names}
     sizes = {name: len(values) for name, values in columns.items()}
     if len(set(sizes.values())) > 1:
         raise InputError(f"the columns have different numbers of rows: {sizes}")
