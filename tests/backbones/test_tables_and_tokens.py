@@ -211,6 +211,11 @@ def test_no_token_of_the_data_is_padding(name: str, transformers: object) -> Non
             ["backbone.name=vit", "backbone.config={num_channels: 1}"],
             r"num_channels=1: the images have 3",
         ),
+        (
+            PICTURES,
+            ["backbone.name=vit", "backbone.config={patch_size: 4, image_size: 16}"],
+            r"image_size=16: the images have 8 x 8 pixels, which it does not take: Input image",
+        ),
         (TEXT, ["backbone.name=gpt2", "backbone.config={n_head: 5}"], r"backbone\.name=gpt2"),
     ],
 )

@@ -111,8 +111,10 @@ def test_pictures_of_every_kind_are_upright_and_have_their_levels(tmp_path: Path
         Image.merge("RGBA", [grey] * 3 + [Image.new("L", (8, 8), 9)]).save(
             tmp_path / "in" / name / "4.PNG"
         )
+        grey.save(tmp_path / "in" / name / "5.bmp")
+        grey.convert("RGB").save(tmp_path / "in" / name / "6.webp", lossless=True)
     images = ready(tmp_path / "in", val_fraction=0.3, test_fraction=0.3).load_train().images
-    photo, deep, *others = images[:5].int()
+    photo, deep, *others = images[:7].int()
     assert photo[:, :, 5:].min() > 200
     assert photo[:, :, :3].max() < 50
     expected = torch.from_numpy((4 * levels).astype(np.int32))
@@ -189,5 +191,5 @@ def test_a_split_may_lack_a_class_that_is_trained(folder: Path, tmp_path: Path) 
     data = ready(tmp_path / "own")
     assert [labels.tolist() for _, labels in data.val_dataloader()] == [[1]]
     (tmp_path / "own" / "val" / "light" / "a.png").unlink()
-    with pytest.raises(InputError, match=r"val: has no \.png"):
+    with pytest.raises(InputError, match=r"val: has no \.jpg"):
         ready(tmp_path / "own")

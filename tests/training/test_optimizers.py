@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import memfold
 from memfold.backbones.gpt import GPT
+from memfold.backbones.vit import ViT
 from memfold.compression import compression_of
 from memfold.errors import InputError
 from memfold.strategies import strategy_class
@@ -59,6 +60,16 @@ def test_only_the_singular_values_change(rows: int, columns: int, seed: int, sca
         values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
     torch.testing.assert_close(orthogonalised(matrix), left * values @ right, rtol=1e-8, atol=1e-9)
     assert torch.equal(orthogonalised(0 * matrix), 0 * matrix)
+
+
+@pytest.mark.parametrize("name", ["dense", "mag", "low_rank"])
+def test_tables_of_positions_are_free_of_decay(name: str) -> None:
+    net = memfold.compress(nn.Sequential(ViT(1, 8, 10, width=32, depth=1)), name, ratio=1)
+    names = {id(p): parameter for parameter, p in net.named_parameters()}
+    free = make(net, **ADAMW).param_groups[1]
+    assert free["weight_decay"] == 0
+    tables = [names[id(p)] for p in free["params"] if p.dim() > 1 or "values" in names[id(p)]]
+    assert tables == ["0.positions_values" if name == "mag" else "0.positions"]
 
 
 def test_muon_on_matrices_and_adamw_on_the_rest() -> None:
@@ -234,3 +245,16 @@ def test_a_closure_is_called_with_gradients() -> None:
 
     assert optimizer.step(closure) == 3
     assert (parameter < 1).all()
+
+
+def test_a_checkpoint_with_other_groups_is_refused_in_one_line(tmp_path: Path) -> None:
+    options = (*SMALL, "optimizer=adamw", "optimizer.decay=matrices", "trainer.max_epochs=1")
+    run(compose_job(tmp_path, *options))
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    groups = checkpoint["optimizer_states"][0]["param_groups"]
+    groups[0]["params"].append(groups[1]["params"].pop())  # a bias was decayed once
+    torch.save(checkpoint, last)
+    more = (f"resume={tmp_path}", "trainer.max_epochs=2")
+    with pytest.raises(InputError, match=r"^resume: .*last\.ckpt has an optimizer with other gr"):
+        run(compose_job(tmp_path, *options[:-1], *more))

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from memfold.backbones.hub import import_extra, refuse_unknown
@@ -79,6 +80,7 @@ def build_hf(spec: DataSpec, *, name: str, config: Mapping[str, Any] | None = No
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"backbone.name={name}: {type(error).__name__}: {reason}") from error
     _refuse_unfit(spec, model.config)
+    _refuse_other_size(spec, model)
     model.config.use_cache = False  # of training; `generate` asks for it itself
     if getattr(model.config, "pad_token_id", None) is None:
         # A classifier of a causal model reads the last token that is no padding: none is.
@@ -162,3 +164,25 @@ def _refuse_unfit(spec: DataSpec, config: Any) -> None:
             f"backbone.config.patch_size={patch_size}: the images have {inputs.height} x "
             f"{inputs.width} pixels"
         )
+
+
+def _refuse_other_size(spec: DataSpec, model: nn.Module) -> None:
+    """Refuse a network for images of one size that cannot take those of the data."""
+    inputs, size = spec.inputs, getattr(model.config, "image_size", None)
+    if not isinstance(inputs, Images) or size is None:
+        return
+    pixels = (inputs.height, inputs.width)
+    if pixels == (tuple(size) if isinstance(size, list | tuple) else (size, size)):
+        return
+    parameter = next(model.parameters())
+    images = parameter.new_zeros(1, inputs.channels, *pixels)
+    is_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(images)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"backbone.config.image_size={size}: the images have {pixels[0]} x {pixels[1]} pixels, "
+            f"which it does not take: {' '.join(str(error).split())[:200]}"
+        ) from error
+    model.train(is_training)

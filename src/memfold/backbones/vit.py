@@ -58,6 +58,10 @@ class ViT(nn.Module):
         self.head = nn.Linear(width, num_classes)
         initialise_transformer(self, depth)
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the parameters that are tables, not matrices."""
+        return {"positions"}
+
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to logits (B, num_classes)."""
         x = self.patches(images).flatten(2).mT + self.positions

@@ -27,7 +27,7 @@ __all__ = ["ImageFolder"]
 
 FACTS = "data.json"
 """In the folder of a run on such images: what they are like."""
-_ENDINGS = (".jpg", ".jpeg", ".png")
+_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _SPLITS = ("train", "val", "test")
 _AT_A_TIME = 4096  # images, for their statistics
 
@@ -260,7 +260,7 @@ def _files(folder: Path, class_names: Sequence[str]) -> list[ImageFile]:
             if path.suffix.lower() in _ENDINGS and not path.name.startswith(".")
         ]
     if not found:
-        raise InputError(f"{folder}: has no .png, .jpg or .jpeg files in the folders of classes")
+        raise InputError(f"{folder}: has no {', '.join(_ENDINGS)} files in the folders of classes")
     return found
 
 

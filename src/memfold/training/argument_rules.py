@@ -43,9 +43,8 @@ def refuse_wrong_arguments(arguments: Sequence[str]) -> None:
         if key in (*GROUPS, *_OPTIONAL_GROUPS) or key.startswith("hydra/"):
             choices = value.list if isinstance(value, ChoiceSweep) else [value]
             if not all(isinstance(choice, str | QuotedString) for choice in choices):
-                raise InputError(
-                    f"{text}: one of the choices that --help lists is needed; ~{key} for none"
-                )
+                none = f"; ~{key} for none" if key in _OPTIONAL_GROUPS else ""
+                raise InputError(f"{text}: one of the choices that --help lists is needed{none}")
         # The other ranks of a run are started without.
         elif key == "hydra.output_subdir" and is_rank_zero() and not is_resumed:
             if value != HYDRA_FOLDER:

@@ -1,5 +1,6 @@
 """Weights that a run starts from: those of a file or of another run, in the dense backbone."""
 
+import pickle
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -159,9 +160,15 @@ def _read(path: Path, config: Mapping[str, Any], spec: DataSpec) -> Mapping[str,
         weights = _CHECKPOINTS[path.name]
         return memfold.densify(load_model(run, weights, allow=allowed)).state_dict()
     try:
-        open_regular(path).close()
+        with open_regular(path) as opened:
+            is_pickle = opened.read(1) == pickle.PROTO
     except OSError as error:
         raise InputError(f"it cannot be read: {error.strerror}") from error
+    if is_pickle:
+        raise InputError(
+            "it is a bare pickle, as torch.save wrote before PyTorch 1.6: save its state dict with "
+            "a newer one, or with safetensors"
+        )
     if zipfile.is_zipfile(path):
         return _state_dict(read_plain_values(path))
     try:

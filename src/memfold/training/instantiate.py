@@ -10,7 +10,7 @@ from hydra.errors import InstantiationException
 from memfold.errors import InputError
 from memfold.training.signatures import check_options
 
-__all__ = ["instantiate", "locate"]
+__all__ = ["instantiate", "target_of"]
 
 _MISTAKES = (ValueError, TypeError, ImportError)
 _HYDRAS_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
@@ -34,7 +34,7 @@ def instantiate(
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     mistakes = (*_MISTAKES, MisconfigurationException)
-    target = locate(config, key)
+    target = target_of(config, key)
     try:
         if isinstance(target, type) and not issubclass(target, kind):
             raise InputError(_other_kind(config, key, kind))
@@ -56,7 +56,7 @@ def instantiate(
     return made
 
 
-def locate(config: Mapping[str, Any], key: str) -> Callable[..., object]:
+def target_of(config: Mapping[str, Any], key: str) -> Callable[..., object]:
     """Return what `config["_target_"]` names.
 
     Args:

@@ -205,6 +205,13 @@ def _fit(experiment: Experiment, cfg: DictConfig, termination: Termination) -> N
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
+    except ValueError as error:  # PyTorch's, of an optimizer's state
+        if "parameter group" not in str(error):
+            raise
+        raise InputError(
+            f"resume: {experiment.start.checkpoint} has an optimizer with other groups of "
+            "parameters (optimizer.decay, or written by an older memfold); start a new run"
+        ) from error
     # What Lightning does where max_epochs is reached, and not where a run had stopped early.
     progress: Any = experiment.trainer.fit_loop.epoch_progress.current
     progress.completed = progress.processed

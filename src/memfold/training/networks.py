@@ -10,7 +10,7 @@ from memfold.compression import Context, Strategy
 from memfold.data.data_module import DataModule
 from memfold.data.spec import DataSpec
 from memfold.tasks import Task
-from memfold.training.instantiate import instantiate, locate
+from memfold.training.instantiate import instantiate, target_of
 
 __all__ = ["build_backbone", "build_network", "build_task"]
 
@@ -21,7 +21,7 @@ def build_backbone(options: Mapping[str, Any], spec: DataSpec) -> nn.Module:
     Raises:
         InputError: It refuses its options, or is for other data.
     """
-    target = locate(options, "backbone")
+    target = target_of(options, "backbone")
     facts = named_facts(target, spec, f"backbone={target.__name__}")
     return instantiate(options, "backbone", nn.Module, **facts)
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from memfold.compression import Strategy, compression_of
 from memfold.errors import InputError
 from memfold.strategies import strategy_class, strategy_names
-from memfold.training.instantiate import instantiate, locate
+from memfold.training.instantiate import instantiate, target_of
 from memfold.training.muon import Muon
 from memfold.training.parameter_groups import Decay, hidden_matrices, parameter_groups
 
@@ -56,7 +56,7 @@ def refuse_muon_without_matrices(config: Mapping[str, Any]) -> None:
     Raises:
         InputError: The strategy trains something else, or each process has a share of a matrix.
     """
-    if locate(config["optimizer"], "optimizer") is not Muon:
+    if target_of(config["optimizer"], "optimizer") is not Muon:
         return
     strategy: Strategy = instantiate(config["compression"], "compression", Strategy)
     if not strategy.trains_matrices:

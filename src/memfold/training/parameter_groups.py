@@ -23,7 +23,8 @@ def parameter_groups(
 
     Args:
         net: Compressed already.
-        decay: `all`; or `matrices`, which keeps biases, norms and embeddings free of weight decay.
+        decay: `all`; or `matrices`, which keeps biases, norms and embeddings free of weight decay,
+            and what a module's `no_weight_decay()` names, as timm's models do.
             What stands for compressed weights is decayed as those are, whatever its shape: the
             values of an embedding are free, a vector that several weights share is not.
         apart: What stands in groups of its own, which have `apart` set.
@@ -32,11 +33,13 @@ def parameter_groups(
     owned = frozenset() if compression is None else compression.owned_names()
     tables = {id(p) for m in net.modules() if isinstance(m, _TABLES) for p in _own(m)}
     special = {id(p) for p in apart}
+    named = tuple(_named_without_decay(net))
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
             is_matrix = (name in owned or parameter.dim() > 1) and id(parameter) not in tables
-            is_free = decay == "matrices" and not is_matrix
+            is_named = any(name == one or name.startswith(f"{one}_") for one in named)
+            is_free = decay == "matrices" and (is_named or not is_matrix)
             groups.setdefault((id(parameter) in special, is_free), []).append(parameter)
     return [
         {"params": parameters}
@@ -74,6 +77,12 @@ def _order(group: tuple[tuple[bool, bool], object]) -> tuple[bool, bool]:
     """Put what is apart first, and what is decayed before what is not."""
     (is_apart, is_free), _ = group
     return not is_apart, is_free
+
+
+def _named_without_decay(net: nn.Module) -> Iterator[str]:
+    for prefix, module in net.named_modules():
+        names: Any = getattr(module, "no_weight_decay", tuple)
+        yield from (f"{prefix}.{name}" if prefix else name for name in names())
 
 
 def _own(module: nn.Module) -> Iterator[nn.Parameter]:

@@ -33,7 +33,7 @@ _LAYOUT = "memfold-3"
 """Part of the fingerprint: to be changed with what the cache holds."""
 
 _NUM_FILES_AT_A_TIME = 1024
-FORMATS = ("JPEG", "PNG")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 
 
 @dataclass(frozen=True)
