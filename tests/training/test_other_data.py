@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+import memfold
 from memfold.training import run
+from memfold.training.build import build
 from training.jobs import compose_job
 from training.jobs_in_processes import output_of, run_job
 from training.rank_jobs import train_in_two_ranks
@@ -109,6 +111,10 @@ def test_two_ranks_end_with_the_numbers_of_one(files: Path, tmp_path: Path) -> N
     jobs = {kind: [*job(kind, files), *STRATEGIES["stable_rps"]] for kind in KINDS}
     for overrides in jobs.values():  # ranks draw different numbers
         overrides += ["backbone.dropout=0"]
+    weights = build(compose_job(tmp_path, *jobs["table"], "seed=7"), tmp_path).net
+    torch.save(memfold.densify(weights).state_dict(), tmp_path / "weights.pt")
+    least = "compression.initial_values=least_squares"
+    jobs["table"] += [f"init_from={tmp_path}/weights.pt", least]
     halves = {
         kind: [*given, f"data.batch_size={BATCH_SIZES[kind] // 2}", "trainer=ddp_cpu"]
         for kind, given in jobs.items()
