@@ -22,13 +22,12 @@ from memfold.runs.folder import replacing
 from memfold.runs.locks import locked
 from memfold.runs.recorded import is_setting, read_config, read_overrides
 from memfold.runs.resume import expand_arguments, resume_command
-from memfold.studies.sweep_arguments import expand_sweep_arguments, resume_arguments
 from memfold.tasks import Classification
 from memfold.training import load_model
 from memfold.training.instantiate import instantiate
 from memfold.training.load import fresh_network, read_data
 from memfold.training.teacher import load_distillation
-from studies.sweeps import write_plan
+from runs.unsafe_overrides import UNSAFE
 from training.jobs import SMALL, compose_job
 
 CUSTOM = ("backbone=custom", "backbone.target=training.networks.DropoutNet")
@@ -220,35 +219,6 @@ def test_a_damaged_configuration_is_one_line(text: str, tmp_path: Path) -> None:
         assert len(str(caught.value).splitlines()) == 1
 
 
-UNSAFE = [
-    "backbone.target=os.system",
-    "++backbone.target=os.system",
-    "backbone._target_=os.system",
-    "data.target=os.system",
-    "++data={target: [a, os.system]}",
-    "+callbacks.x={_target_: os.mkdir, path: ran}",
-    "+callbacks.x.y=[1,{a: {_target_: os.mkdir}}]",
-    "+backbone.args={x._target_: a}",
-    "distill.allow=[os.system]",
-    "++distill={allow: [os.system]}",
-    "hydra.run.dir=x",
-    "hydra.searchpath=[file:///tmp]",
-    "+hydra.callbacks.x._target_=os.mkdir",
-    "hydra.job_logging.handlers.file.class=os.mkdir",
-    "hydra/launcher=joblib",
-    "hydra={run: {dir: x}}",
-    "experiment=../../../tmp/evil",
-    "experiment=[/tmp/evil]",
-    "backbone=/tmp/evil",
-    "backbone@hydra.launcher=mlp",
-    "data.root=${oc.env:SECRET}",
-    "logger.name=${logger.group}${logger.group}",
-    r"data.root='\\${seed}'",
-    "callbacks.best_checkpoint.dirpath=/home",
-    "++callbacks.best_checkpoint={filename: ../../x}",
-]
-
-
 @pytest.mark.parametrize("text", UNSAFE)
 def test_overrides_of_a_folder_that_do_more_than_set_values(text: str, tmp_path: Path) -> None:
     (tmp_path / ".hydra").mkdir()
@@ -310,59 +280,6 @@ def test_the_command_quotes_no_more_than_shell_and_hydra_need(
 @given(st.text(st.characters(exclude_categories=["C"])))
 def test_any_quoted_text_is_a_plain_value(text: str) -> None:
     assert is_setting(OverridesParser.create().parse_override(f"a.b={quote_value(text)}"))
-
-
-def sweep_folder(folder: Path, *arguments: str) -> Path:
-    write_plan(folder, ["-m", *arguments], ["seed=1"])
-    return folder
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *(text for text in UNSAFE if text != "hydra/launcher=joblib"),
-        "backbone.target=os.system,a.B",
-        "hydra.launcher.setup=[rm]",
-        "+hydra.launcher._target_=os.system",
-        "hydra.launcher.submitit_folder=/home",
-        "hydra.launcher.partition='x y'",
-        "+hydra.sweeper.params.seed='1,2'",
-        "hydra.sweep.subdir=../x",
-        "hydra.sweep.subdir='${oc.env:X}'",
-        "hydra.sweep.subdir='${oc.decode:1}'",
-        "--config-dir=/tmp/evil",
-        "-cd",
-    ],
-)
-def test_a_sweep_folder_names_no_code(text: str, tmp_path: Path) -> None:
-    sweep_folder(tmp_path, "seed=1,2", text)
-    with pytest.raises(InputError, match="give everything again: ") as caught:
-        expand_sweep_arguments(["-m", f"sweep.resume={tmp_path}"])
-    assert "\n" not in str(caught.value)
-    assert resume_arguments(tmp_path) == ["-m", f"sweep.resume={tmp_path}", "seed=1,2", text]
-    if "sweep.dir" not in text:
-        assert text in expand_sweep_arguments(resume_arguments(tmp_path))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "seed=range(1,5)",
-        "ratio=0.1,0.2",
-        "optimizer.lr=interval(0.1,1)",
-        "compression=snip,rigl",
-        "compression=glob(s*)",
-        "hydra/launcher=submitit_slurm",
-        "hydra.launcher.partition=gpu",
-        "hydra.launcher.timeout_min=60",
-        "hydra.sweep.subdir='${hydra:job.num}'",
-        "hydra.sweep.subdir='lr${optimizer.lr}/s${seed}'",
-    ],
-)
-def test_plain_arguments_of_a_sweep_are_kept(text: str, tmp_path: Path) -> None:
-    sweep_folder(tmp_path, text)
-    assert text in expand_sweep_arguments(["-m", f"sweep.resume={tmp_path}"])
-    assert resume_arguments(tmp_path) == ["-m", f"sweep.resume={tmp_path}"]
 
 
 @pytest.mark.parametrize("place", ["train.log", "checkpoints/last.ckpt", "rounds/0/result.json"])
