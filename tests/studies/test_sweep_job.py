@@ -259,6 +259,7 @@ def test_lost_note_of_a_completed_job_is_written_again(job: DictConfig) -> None:
     assert json.loads(note.read_text())["overrides"][2] == "seed=3"
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_sweep_goes_on_after_jobs_that_fail(tmp_path: Path) -> None:
     """A job that is killed, and one of two processes."""

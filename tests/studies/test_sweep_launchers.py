@@ -82,6 +82,7 @@ def test_other_jobs_see_all_gpus(trainer: dict[str, object], num_jobs: int, visi
     assert gpus(trainer, num_jobs, visible) == [None] * num_jobs
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_dead_submitit_task_leaves_the_other_jobs_alone(tmp_path: Path) -> None:
     let(tmp_path, 0, "kill parent")

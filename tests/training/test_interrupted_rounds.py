@@ -162,6 +162,7 @@ def test_the_length_of_rounds_cannot_change(whole: Path) -> None:
     assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_two_processes_repeat_a_round_in_which_they_were_killed(tmp_path: Path) -> None:
     arguments = [text for text in TICKETS if text not in ("trainer=cpu", "data.batch_size=128")]
