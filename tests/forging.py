@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from memfold.artifact_file import checksum
+from memfold.artifact_file import checksum, pack, unpack
 
 
 def forge(
@@ -25,11 +25,12 @@ def forge(
         change: Changes both in place.
         signed: Whether the file gets the checksum of what it then holds, or none.
     """
-    tensors = load_file(path)
     with safe_open(path, framework="pt") as file:
-        contents = json.loads(file.metadata()["memfold"])
+        contents, tensors = unpack(file.metadata()["memfold"], load_file(path))
     del contents["checksum"]
     change(contents, tensors)
     if signed:
         contents["checksum"] = checksum(contents, tensors)
-    save_file(tensors, path, {"memfold": json.dumps(contents)})
+    is_packed = contents["version"] == 4
+    text, stored = pack(contents, tensors) if is_packed else (json.dumps(contents), tensors)
+    save_file(stored, path, {"memfold": text})

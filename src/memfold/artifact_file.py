@@ -1,14 +1,18 @@
 """The file of an artifact: tensors, and a record of what they are, in safetensors format.
 
 The format has no code in it, so reading one executes none. A checksum in the record is of
-everything else in the file: what was damaged is refused.
+everything else in the file: what was damaged is refused. A header that names each of the hundred
+small tensors of a small network can be as large as its values: those are bytes in one tensor, and
+the record that says what is where is compressed.
 """
 
+import base64
 import json
 import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +25,27 @@ from memfold.compression.strategy import Strategy
 from memfold.errors import InputError
 from memfold.files import open_regular, parse_json
 
-__all__ = ["Record", "checksum", "read", "write"]
+__all__ = ["Record", "checksum", "pack", "read", "unpack", "write"]
 
 _KEY = "memfold"
 _CHECKSUM = "checksum"
-_VERSION = 3
+_VERSION = 4
+_WITHOUT_PACKING = 3
 _WITHOUT_CHECKSUM = 2
-"""A version that is still read; it knows neither checksum nor ties."""
+"""Versions that are still read; the second knows neither checksum nor ties."""
 _LONGEST_NAME = 1000
+_LONGEST_RECORD = 100_000_000  # characters; what safetensors allows a header
+_SMALL = 16_384
+"""Bytes: a larger tensor stands in the file under its own name, for 0.4 % or less."""
+_SMALL_TENSORS = "memfold.small_tensors"
+_PACKED = "packed"
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +95,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], record: Record) -> None:
         contents = json.loads(json.dumps({"version": _VERSION, **record.to_dict()}))
         contents[_CHECKSUM] = checksum(contents, stored)
         # One key: safetensors writes several in an order that differs from run to run.
-        save_file(stored, partial, {_KEY: json.dumps(contents)})
+        text, stored = pack(contents, stored)
+        save_file(stored, partial, {_KEY: text})
         partial.chmod(mode)
         partial.replace(path)
     except (KeyError, TypeError, ValueError, NotImplementedError) as error:
@@ -113,21 +131,82 @@ def read(path: Path) -> tuple[Record, dict[str, Tensor]]:
     if _KEY not in metadata:
         raise InputError(f"{path} is not a memfold artifact: its metadata has no key {_KEY!r}")
     try:
+        contents, tensors = unpack(metadata[_KEY], tensors)
         _check_names(tensors)
-        return _record(path, parse_json(metadata[_KEY]), tensors), tensors
+        return _record(path, contents, tensors), tensors
     except InputError:
         raise
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, zlib.error) as error:
         reason = repr(error)[:100]
         raise InputError(f"artifact {path} has damaged metadata ({reason})") from error
 
 
+def pack(
+    contents: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> tuple[str, dict[str, Tensor]]:
+    """Turn a record and tensors on the CPU into the text and the tensors of a file."""
+    small = {
+        name: tensor
+        for name, tensor in sorted(tensors.items())
+        if tensor.nbytes < _SMALL and tensor.dtype in _DTYPES.values()
+    }
+    packed: dict[str, list[tuple[str, list[int]]]] = {}
+    for name, tensor in small.items():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        packed.setdefault(dtype, []).append((name, list(tensor.shape)))
+    record = json.dumps({**contents, _PACKED: packed}, separators=(",", ":"))
+    text = f"{_VERSION}:{base64.b85encode(zlib.compress(record.encode(), 9)).decode()}"
+    stored = {name: tensor for name, tensor in tensors.items() if name not in small}
+    if small:
+        if _SMALL_TENSORS in stored:
+            raise ValueError(f"{_SMALL_TENSORS} is a name of the format's")
+        in_order = [small[name] for named in packed.values() for name, _ in named]
+        parts = [tensor.reshape(-1).view(torch.uint8) for tensor in in_order]
+        stored[_SMALL_TENSORS] = torch.cat(parts)
+    return text, stored
+
+
+def unpack(text: str, stored: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
+    """Turn the text and the tensors of a file back, those of versions without packing too.
+
+    Raises:
+        ValueError: They do not fit; as do zlib.error, KeyError and TypeError.
+    """
+    version, _, compressed = text.partition(":")
+    if version != str(_VERSION):
+        return parse_json(text), dict(stored)
+    inflating = zlib.decompressobj()
+    record = inflating.decompress(base64.b85decode(compressed), _LONGEST_RECORD)
+    if not inflating.eof or inflating.unused_data:
+        raise ValueError("the record is cut off or too long")
+    contents: Any = parse_json(record.decode())
+    if not isinstance(contents, dict):
+        raise TypeError("the record is no mapping")
+    tensors, packed = dict(stored), dict(contents.pop(_PACKED))
+    small = tensors.pop(_SMALL_TENSORS) if packed else torch.zeros(0, dtype=torch.uint8)
+    if small.dtype != torch.uint8 or small.dim() != 1:
+        raise TypeError(f"{_SMALL_TENSORS} are no bytes")
+    start = 0
+    for dtype_name, named in packed.items():
+        dtype = _DTYPES[dtype_name]
+        for name, shape in _shapes(named).items():
+            stop = start + prod(shape) * dtype.itemsize
+            if name in tensors or stop > len(small):
+                raise ValueError(f"{name} comes twice or is cut off")
+            # Values of their own, which start where any dtype may.
+            tensors[name] = small[start:stop].clone().view(dtype).reshape(shape)
+            start = stop
+    if start != len(small):
+        raise ValueError(f"{_SMALL_TENSORS} are more than the record says")
+    return contents, tensors
+
+
 def _record(path: Path, contents: Any, tensors: Mapping[str, Tensor]) -> Record:
     version = contents["version"]
-    if type(version) is not int or version not in (_WITHOUT_CHECKSUM, _VERSION):
+    known = (_WITHOUT_CHECKSUM, _WITHOUT_PACKING, _VERSION)
+    if type(version) is not int or version not in known:
         raise InputError(
-            f"artifact {path} has version {str(version)[:20]!r}, "
-            f"expected {_WITHOUT_CHECKSUM} or {_VERSION}"
+            f"artifact {path} has version {str(version)[:20]!r}, expected one of {known}"
         )
     is_old = version == _WITHOUT_CHECKSUM and _CHECKSUM not in contents
     if not is_old and contents.pop(_CHECKSUM) != checksum(contents, tensors):
