@@ -178,7 +178,7 @@ def compressed(name: str, **further: Any) -> nn.Module:
     return memfold.compress(model, name, data=batches, loss=F.cross_entropy, seed=7, **options)
 
 
-@pytest.mark.parametrize("bits", [32, 8, 4])
+@pytest.mark.parametrize("bits", [32, 8, 3])
 @pytest.mark.parametrize("name", [name for name in NAMES if not has_one_ratio(name)])
 def test_a_budget_is_met_indices_and_bits_included(name: str, bits: int, tmp_path: Path) -> None:
     model = compressed(name, budget_bytes=12_000, bits=bits)
@@ -200,7 +200,7 @@ def test_values_in_fewer_bits_are_near_and_pack_again_to_the_same_bytes(
     model = compressed(name).eval()
     x = torch.randn(50, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     expected = model(x).detach()
-    for bits, tolerance in ((32, 0.0), (16, 0.01), (8, 0.05), (4, 0.5)):
+    for bits, tolerance in ((32, 0.0), (16, 0.01), (8, 0.05), (4, 0.5), (3, 1)):
         files = [tmp_path / f"{bits}-{i}.safetensors" for i in range(2)]
         memfold.save(model, files[0], bits=bits)
         packed = memfold.load(files[0], dense_backbone()).eval()

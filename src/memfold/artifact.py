@@ -40,7 +40,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, bits: int | None = N
     Args:
         model: A compressed model; one that no strategy has seen is stored as dense.
         path: Usually ends in `.safetensors`.
-        bits: Bits per learned value: 32, 16, 8 or 4, in place of the strategy's own `bits`. The
+        bits: Bits per learned value: 32, 16, or 8 to 3, in place of the strategy's own `bits`. The
             untouched tensors keep their dtype.
 
     Returns:

@@ -1,14 +1,16 @@
 """Values in fewer bits: what an artifact holds in place of a tensor of floats.
 
 32 bits keep the values as they are, 16 bits round them to float16 (below 3e-8 to zero; beyond its
-range is refused, so nothing becomes infinite). 8 and 4 bits are block-wise and
-symmetric: the flattened values are cut into blocks of 64, and a value x of a block with the scale s
-is stored as the integer q = round(x / s), in -127..127 or -7..7, and read back as q s.
+range is refused, so nothing becomes infinite). 8 to 3 bits are block-wise and symmetric: the
+flattened values are cut into blocks of 64, and a value x of a block with the scale s is stored as
+the integer q = round(x / s), at b bits in -L..L for L = 2**(b - 1) - 1, and read back as q s.
 
-s is absmax / 127 (or / 7), rounded to the nearest bfloat16, 2 bytes per block. Rounding moves s by
-at most one part in 256, so absmax lands less than half a step from 127: it always becomes q = 127,
-|x - q s| <= s / 2 holds for it as for every other value, and q s is quantised to the same bytes
-again. s is never below the smallest normal bfloat16, 2**-126, which also serves blocks of zeros.
+s is c absmax / L, rounded to the nearest bfloat16, 2 bytes per block. c is 1; from 5 bits down, it
+is the one of 1, 0.95, ..., 0.5 that has the least sum of squared errors in the block: the few
+values beyond L s are cut off, and all the others get finer steps. Rounding moves s by at most one
+part in 256, so that absmax always becomes q = L: q s is quantised to the same bytes again, and
+without a cut |x - q s| <= s / 2. s is never below the smallest normal bfloat16, 2**-126, which also
+serves blocks of zeros.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,14 +32,16 @@ __all__ = [
     "quantise",
 ]
 
-BITS = (32, 16, 8, 4)
+BITS = (32, 16, 8, 7, 6, 5, 4, 3)
 """Choices of `artifact.bits`; 32 stands for the values' own dtype."""
 BLOCK = 64
-"""Values that share a scale, at 8 and 4 bits."""
+"""Values that share a scale, at 8 bits and fewer."""
 SUFFIXES = ("", ".scales")
 """Of the names of what stands for one tensor."""
 _SCALE = torch.bfloat16
 _SCALES = SUFFIXES[1]
+_MOST_BITS_CUT = 5  # a cut is never better with more
+_CUTS = tuple(1 - 0.05 * step for step in range(1, 11))
 
 
 def check_bits(bits: object) -> None:
@@ -83,12 +87,13 @@ def quantise(values: Tensor, bits: int) -> dict[str, Tensor]:
     Returns:
         Suffix of the name -> tensor. 32: `""`, the values themselves, unchecked. 16: `""`, float16,
         or the values themselves where they have 16 bits already. 8: `""`, int8 of the same shape,
-        and `".scales"`, bfloat16, one per block. 4: the same with `""` uint8 of shape
-        (ceil(numel / 2),), two's complement, the even position in the low half of the byte.
+        and `".scales"`, bfloat16, one per block. b < 8: the same with `""` uint8 of shape
+        (ceil(numel b / 8),), two's complement, value i in the bits b i and up, the lowest bit of a
+        byte first.
 
     Raises:
         InputError: At fewer than 32 bits, a value is not finite or beyond the range of the format,
-            which is 65504 at 16 bits; 8 and 4 bits take every float32.
+            which is 65504 at 16 bits; fewer take every float32.
     """
     if bits == 32:
         return {"": values}
@@ -100,17 +105,11 @@ def quantise(values: Tensor, bits: int) -> dict[str, Tensor]:
         _check_range(half, values, bits)
         return {"": half}
     blocks = _blocks(values.float())
-    limit = _limit(bits)
-    scales = (blocks.abs().amax(dim=1) / limit).to(_SCALE)
+    scales = _scales(blocks, bits, values.dtype)
     _check_range(scales, values, bits)
-    scales = scales.clamp(min=torch.finfo(_SCALE).tiny)
-    steps = (blocks / scales.float().unsqueeze(1)).round()
-    codes = steps.to(torch.int8).flatten()
-    if bits == 8:
-        return {"": codes[: values.numel()].reshape(values.shape), _SCALES: scales}
-    # Blocks are even, so the last pair of an odd number of values has a zero from the padding.
-    low, high = codes.view(torch.uint8)[: values.numel() + values.numel() % 2].view(-1, 2).T
-    return {"": (low & 15) | (high << 4), _SCALES: scales}
+    codes = _codes(blocks, scales.float(), bits).to(torch.int8).flatten()[: values.numel()]
+    stored = codes.reshape(values.shape) if bits == 8 else _pack(codes, bits)
+    return {"": stored, _SCALES: scales}
 
 
 def dequantise(
@@ -145,7 +144,8 @@ def dequantise(
     if bits == 8:
         codes = _part(parts, "", bits, numel, (torch.int8,)).flatten()
     else:
-        codes = _unpack(_part(parts, "", bits, -(-numel // 2), (torch.uint8,)).flatten())[:numel]
+        packed = _part(parts, "", bits, -(-numel * bits // 8), (torch.uint8,))
+        codes = _unpack(packed.flatten(), bits)[:numel]
     if bool((codes < -_limit(bits)).any()):
         raise InputError(f"artifact.bits={bits}: stored values are damaged")
     values = _blocks(codes.float()) * scales.float().unsqueeze(1)
@@ -157,7 +157,7 @@ def _wide_bytes(bits: int, itemsize: int) -> int:
 
 
 def _limit(bits: int) -> int:
-    """Largest |q|: 127 or 7."""
+    """Largest |q|."""
     return 2 ** (bits - 1) - 1
 
 
@@ -167,10 +167,65 @@ def _blocks(values: Tensor) -> Tensor:
     return torch.nn.functional.pad(flat, (0, -flat.numel() % BLOCK)).view(-1, BLOCK)
 
 
-def _unpack(packed: Tensor) -> Tensor:
-    """Two int4 per byte -> int8, twice as many."""
-    halves = torch.stack((packed & 15, packed >> 4), dim=-1).flatten().to(torch.int8)
-    return (halves ^ 8) - 8
+def _scales(blocks: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
+    """Return the scale of each row of blocks (num_blocks, BLOCK) float32, of values in `dtype`."""
+    largest = blocks.abs().amax(dim=1)
+    best = _rounded(largest / _limit(bits))
+    if bits > _MOST_BITS_CUT:
+        return best
+    # In units of the largest value, whose square may be beyond float32.
+    unit = largest.clamp(min=torch.finfo(torch.float32).tiny)
+    relative = blocks / unit.unsqueeze(1)
+
+    def error_of(scales: Tensor) -> Tensor:
+        step = scales.float() / unit
+        read = _codes(relative, step, bits) * step.unsqueeze(1)
+        return (relative - read).square().sum(dim=1)
+
+    error = error_of(best)
+    for cut in _CUTS:
+        # A number of the values' dtype, so that what is read back in it has this scale again.
+        scales = _rounded((largest * cut).to(dtype).float() / _limit(bits))
+        found = error_of(scales)
+        best = torch.where(found < error, scales, best)
+        error = torch.minimum(found, error)
+    return best
+
+
+def _rounded(scales: Tensor) -> Tensor:
+    return scales.to(_SCALE).clamp(min=torch.finfo(_SCALE).tiny)
+
+
+def _codes(blocks: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """Round rows to whole numbers of steps, as floats."""
+    limit = _limit(bits)
+    return (blocks / scales.unsqueeze(1)).round().clamp(-limit, limit)
+
+
+def _pack(codes: Tensor, bits: int) -> Tensor:
+    """int8 (n,) -> uint8 (ceil(n bits / 8),): eight values are `bits` bytes."""
+    masked = codes.view(torch.uint8) & (2**bits - 1)
+    eights = torch.nn.functional.pad(masked, (0, -len(codes) % 8)).view(-1, 8)
+    words = _joined(eights, bits)
+    packed = torch.stack([((words >> 8 * i) & 255).to(torch.uint8) for i in range(bits)], dim=1)
+    return packed.flatten()[: -(-len(codes) * bits // 8)].clone()
+
+
+def _unpack(packed: Tensor, bits: int) -> Tensor:
+    """Return int8, eight for each `bits` bytes, the last of which may have been cut off."""
+    groups = torch.nn.functional.pad(packed, (0, -len(packed) % bits)).view(-1, bits)
+    words = _joined(groups, 8)
+    mask, half = 2**bits - 1, 2 ** (bits - 1)
+    codes = [((((words >> bits * i) & mask) ^ half) - half).to(torch.int8) for i in range(8)]
+    return torch.stack(codes, dim=1).flatten()
+
+
+def _joined(rows: Tensor, bits: int) -> Tensor:
+    """Join the numbers of each row, of so many bits, to one, the first as its lowest bits."""
+    words = rows[:, 0].long()
+    for i in range(1, rows.shape[1]):
+        words |= rows[:, i].long() << (bits * i)
+    return words
 
 
 def _saturate(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -181,7 +236,7 @@ def _saturate(values: Tensor, dtype: torch.dtype) -> Tensor:
 def _check_range(rounded: Tensor, values: Tensor, bits: int) -> None:
     if not bool(rounded.isfinite().all()):
         largest = float(values.abs().amax())
-        other = "32, 8 or 4" if bits == 16 else "32"
+        other = "32, or 8 and fewer" if bits == 16 else "32"
         raise InputError(
             f"artifact.bits={bits} cannot hold a value of size {largest:.3g}; take {other}"
         )

@@ -30,7 +30,10 @@ BAD_VALUES = {
     "huge time": ({"time__fit_seconds": 10**400}, "is too large"),
     "ratio 0": ({"compression__ratio": 0}, "compression.ratio must be at least"),
     "asked 0": ({"compression__requested_ratio": 0}, "compression.requested_ratio must be at"),
-    "5 bits": ({"compression__bits": 5}, "compression.bits must be 32, 16, 8 or 4, got 5"),
+    "2 bits": (
+        {"compression__bits": 2},
+        "compression.bits must be 32, 16, 8, 7, 6, 5, 4 or 3, got 2",
+    ),
     "no packed": ({"compression__bits": 8}, "metrics.packed/test/acc must be a number, got None"),
     "data": ({"data": {"name": "x"}}, "data must be a text"),
     "seed": ({"seed": None}, "seed must be a whole number, got None"),

@@ -90,7 +90,7 @@ def test_runs_in_wandb_have_a_group_and_those_only_tried_are_told_apart(
         ({"seeds": [1, 1]}, "seeds: 1 is there twice"),
         ({"seeds": [-1]}, "seeds.0 must be at least 0, got -1"),
         ({"seeds": 1}, "seeds must be a list, got 1"),
-        ({"bits": [5]}, "bits.0 must be 16, 8 or 4, got 5"),
+        ({"bits": [2]}, "bits.0 must be 16, 8, 7, 6, 5, 4 or 3, got 2"),
         ({"methods": {}}, "methods must have at least 1 entry"),
         ({"methods": {"a/b": ["compression=mag"]}}, "methods.a/b must be a name of letters"),
         ({"choose": {"values": ["fast"]}}, "choose.values.0 must be a number, got 'fast'"),

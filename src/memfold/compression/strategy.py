@@ -64,7 +64,7 @@ class Strategy(ABC):
     budget_bytes: Count | None = None
     """Stored bytes of the whole model, instead of `ratio`."""
     bits: int = 32
-    """Bits per stored value: 16, 8 or 4; 32 for the values' own dtype. Training is not affected."""
+    """Bits per stored value: 16, or 8 to 3; 32: the values' own dtype. Training is not affected."""
     seed: int = 0
     """Everything random derives from it."""
     include: tuple[str, ...] = ("*",)

@@ -93,7 +93,7 @@ class Run:
     """Stored learned values over compressible weights, as it came out."""
     requested_ratio: Annotated[Ratio, Field(le=1)] | None = None
     """The same as it was asked for; `None` for dense, and where bytes were asked for instead."""
-    bits: Literal[32, 16, 8, 4]
+    bits: Literal[32, 16, 8, 7, 6, 5, 4, 3]
     """Per stored value."""
     test: Value
     """The setting's metric on the test split, of what is stored: with fewer than 32 bits, of the

@@ -69,7 +69,7 @@ class Plan(Model):
     seeds: Seeds
     """Of the runs that are compared."""
     choose: Choose
-    bits: Annotated[list[Literal[16, 8, 4]], AfterValidator(distinct)]
+    bits: Annotated[list[Literal[16, 8, 7, 6, 5, 4, 3]], AfterValidator(distinct)]
     """Per stored value, to which every artifact is packed as well."""
 
     @model_validator(mode="after")

@@ -41,7 +41,7 @@ def pack_runs(
 
     Args:
         folders: Run folders, and folders that have some at any depth.
-        bits: Per stored value: 16, 8 or 4.
+        bits: Per stored value: 16, or 8 to 3.
         stop: Set when the work shall end.
         allow: Classes that are not memfold's; see `load_model`.
 
