@@ -20,10 +20,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from math import prod
-from typing import ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from memfold.compression.accounting import state_tensors
 from memfold.compression.materialise import check_has_values
@@ -262,9 +263,18 @@ class _Sizes:
         return total
 
     def _counts(self, widths: tuple[int, ...]) -> dict[str, int]:
-        with _drawing(0):
+        with _drawing(0), _WithoutDraws():
             narrow = _narrow(self._model, widths, torch.device("meta"))
         return {name: tensor.numel() for name, tensor in state_tensors(narrow).items()}
+
+
+class _WithoutDraws(TorchFunctionMode):
+    """Initialisers draw nothing: on the meta device that takes milliseconds for each tensor."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+        if function in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        return function(*args, **(kwargs or {}))
 
 
 def _widths_of(model: nn.Module) -> tuple[int, ...]:
