@@ -99,6 +99,12 @@ class DataModule(pl.LightningDataModule, ABC):
         """Return what simple models reach on the test split, in the primary metric of its task."""
         return {}
 
+    @property
+    def num_samples(self) -> dict[str, int]:
+        """Samples in each split that was read: `train`, `val`, `test`."""
+        splits = {"train": self._train, "val": self._val, "test": self._test}
+        return {name: len(samples) for name, samples in splits.items() if samples is not None}
+
     def setup(self, stage: str | None = None) -> None:
         """Read what a stage needs: "fit" and "validate" all but the test split, "test" that alone.
 

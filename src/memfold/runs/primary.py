@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["ACCURACY", "Primary", "primary_of"]
+__all__ = ["ACCURACY", "Primary", "primary_of", "show_number"]
 
 
 @dataclass(frozen=True, order=True)
@@ -42,7 +42,7 @@ class Primary:
         """Write a value as a reader expects it."""
         if value is None:
             return "-"
-        return f"{100 * value:.2f} %" if self.unit == "%" else f"{value:.4g}"
+        return f"{100 * value:.2f} %" if self.unit == "%" else show_number(value)
 
     def tested(self, metrics: Mapping[str, Any]) -> Any:
         """Return what was measured on the test split: of packed values, where there are any."""
@@ -51,6 +51,11 @@ class Primary:
 
 ACCURACY = Primary("val/acc", "max", "%")
 """Of every run before there were other tasks."""
+
+
+def show_number(value: float) -> str:
+    """Write a number with four digits, or all before the point of a larger one."""
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def primary_of(result: Mapping[str, Any]) -> Primary:

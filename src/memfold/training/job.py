@@ -113,6 +113,7 @@ def _run_locked(cfg: DictConfig, folder: Path, termination: Termination) -> dict
         _announce(experiment, {**facts, **built})
         result_file.add(_train(experiment, cfg, result_file, termination))
         result_file.add(_describe_built(experiment, facts))  # rounds change the counts
+        result_file.add({"samples": experiment.data.num_samples})
         result_file.add(describe_text(experiment))
         result = result_file.complete()
         completed = True
@@ -150,6 +151,10 @@ def _announce(experiment: Experiment, facts: dict[str, Any]) -> None:
     if is_rank_zero():
         log.info("%s: %s", experiment.folder, experiment.strategy.to_dict())
         log.info("%s", experiment.footprint)
+        start = experiment.start
+        if start.step:
+            done = f"{start.step:,} steps, {start.num_epochs} whole epochs"
+            print(f"resumed after {done}", flush=True)
         if experiment.initial is not None:
             log.info("%s", experiment.initial.describe())
             print(experiment.initial.describe(), flush=True)

@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from memfold.runs.primary import primary_of
+from memfold.runs.primary import primary_of, show_number
 
 __all__ = ["print_summary"]
 
@@ -24,10 +24,22 @@ def print_summary(result: dict[str, Any], folder: str) -> None:
     table = Table(show_header=False, title=f"{result['backbone']} on {result['data']}")
     table.add_column(style="bold")
     table.add_column(justify="right")
-    rows = {
-        "compression": f"{result['compression']['name']}, ratio "
-        f"{result['compression']['ratio']:.4g}",
+    compression, samples = result["compression"], result["samples"]
+    is_packed = compression["bits"] != 32
+    others = [
+        f"{name.removeprefix('test/')} {show_number(value)}"
+        for name, value in metrics.items()
+        if name.startswith("test/") and name not in ("test/loss", primary.test)
+    ]
+    rows: dict[str, str | None] = {
+        "compression": f"{compression['name']}, ratio {compression['ratio']:.3g}"
+        + (f", stored in {compression['bits']} bits" if is_packed else ""),
+        "samples to train, validate, test": " / ".join(f"{n:,}" for n in samples.values()),
         f"test {primary.title} ({weights})": primary.show(metrics.get(primary.test)),
+        f"test {primary.title} as stored": primary.show(primary.tested(metrics))
+        if is_packed
+        else None,
+        "other metrics of the test": ", ".join(others) or None,
         f"validation {primary.title}": primary.show(metrics.get(primary.name)),
         "parameters trained": f"{parameters['trained']:,} of {parameters['dense']:,}",
         "stored bytes": f"{memory['stored_bytes']:,} of {memory['dense_bytes']:,}",
@@ -48,7 +60,8 @@ def print_summary(result: dict[str, Any], folder: str) -> None:
     for label, value in (result.get("references") or {}).items():
         rows[f"test {primary.title} of {label}"] = primary.show(value)
     for label, value in rows.items():
-        table.add_row(label, value)
+        if value is not None:
+            table.add_row(label, value)
     console = Console()
     console.print(table)
     if result.get("sample"):
