@@ -164,6 +164,23 @@ def test_a_folder_with_another_head_or_compressed_weights(
         build("hf", spec, f"backbone.name={tmp_path / 'small'}")
 
 
+def test_encoders_are_decoders_where_they_predict(transformers: object, tmp_path: Path) -> None:
+    for name in ("bert", "roberta"):
+        torch.manual_seed(0)
+        net = build("hf", TEXT, f"backbone.name={name}", f"backbone.config={{{SMALL}}}")
+        task_for(TEXT, label_smoothing=0).check_network(net)
+        net.config.is_decoder = False  # as it is where others classify
+        net.save_pretrained(tmp_path / name)  # type: ignore[operator]
+        again = build("hf", TEXT, f"backbone.name={tmp_path / name}")
+        task_for(TEXT, label_smoothing=0).check_network(again)
+        assert again.training
+    sees = build(
+        "hf", TEXT, "backbone.name=bert", f"backbone.config={{{SMALL}, is_decoder: false}}"
+    )
+    with pytest.raises(InputError, match=r"the last token changes the outputs before it"):
+        task_for(TEXT, label_smoothing=0).check_network(sees)
+
+
 def test_causal_models_classify_whole_sequences(transformers: object) -> None:
     spec = DataSpec(Tokens(20, 12), Classes(3))
     config = "backbone.config={n_layer: 1, n_head: 2, n_embd: 16}"

@@ -148,3 +148,29 @@ def test_lstm_reads_from_left_to_right() -> None:
     changed[:, 4] = (changed[:, 4] + 1) % V
     torch.testing.assert_close(net(changed)[:, :4], net(tokens)[:, :4])
     assert net(tokens).shape == (2, 6, V)
+
+
+class LooksAhead(nn.Module):
+    """Mixes every token with the next one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(V, V)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.table(tokens) + 0.01 * self.table(tokens.roll(-1, dims=1))
+
+
+def test_a_network_that_sees_what_it_predicts_is_refused() -> None:
+    task = LanguageModelling(spec(), label_smoothing=0.0)
+    net = LooksAhead()
+    with pytest.raises(InputError, match="sees the tokens that it is to predict"):
+        task.check_network(net)
+    assert net.training
+    state = torch.get_rng_state()
+    for fine in (GPT(V, 6, width=16, depth=2, num_heads=2, dropout=0.5), LSTM(spec(), width=8)):
+        torch.set_rng_state(state)
+        task.check_network(fine)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert fine.training
+    task.check_network(nn.Linear(3, 3))  # it raises: training will tell

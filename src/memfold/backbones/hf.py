@@ -18,9 +18,10 @@ __all__ = ["build_hf"]
 def build_hf(spec: DataSpec, *, name: str, config: Mapping[str, Any] | None = None) -> nn.Module:
     """Build a model with new weights from its type, or with its own from a local folder.
 
-    The head: causal language model for next tokens, sequence or image classification for classes
-    and numbers. The vocabulary, the positions, the size of images and the number of outputs are the
-    data's, unless `config` says otherwise. Nothing is downloaded, and no code of a folder runs.
+    The head: causal language model for next tokens (BERT and its kin become decoders, which see
+    what came before alone), sequence or image classification for classes and numbers. The
+    vocabulary, the positions, the size of images and the number of outputs are the data's, unless
+    `config` says otherwise. Nothing is downloaded, and no code of a folder runs.
 
     Args:
         spec: What the data are.
@@ -41,7 +42,8 @@ def build_hf(spec: DataSpec, *, name: str, config: Mapping[str, Any] | None = No
     folder = Path(name).expanduser()
     try:
         if folder.is_dir():
-            facts = _outputs(spec) | given
+            fields = library.AutoConfig.from_pretrained(folder, local_files_only=True)
+            facts = _outputs(spec, fields) | given
             model = auto.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -52,7 +54,8 @@ def build_hf(spec: DataSpec, *, name: str, config: Mapping[str, Any] | None = No
         else:
             refuse_unknown(name, library.CONFIG_MAPPING, "model type of transformers, nor a folder")
             _refuse_unknown_fields(library.AutoConfig.for_model(name), given)
-            fields = library.AutoConfig.for_model(name, **_outputs(spec) | given)
+            facts = _outputs(spec, library.AutoConfig.for_model(name)) | given
+            fields = library.AutoConfig.for_model(name, **facts)
             for key, value in _inputs(spec).items():
                 names = {key, fields.attribute_map.get(key, key)}
                 if hasattr(fields, key) and not names & given.keys():
@@ -81,6 +84,7 @@ def build_hf(spec: DataSpec, *, name: str, config: Mapping[str, Any] | None = No
         raise InputError(f"backbone.name={name}: {type(error).__name__}: {reason}") from error
     _refuse_unfit(spec, model.config)
     _refuse_other_size(spec, model)
+    model.train()  # those of folders are for evaluation
     model.config.use_cache = False  # of training; `generate` asks for it itself
     if getattr(model.config, "pad_token_id", None) is None:
         # A classifier of a causal model reads the last token that is no padding: none is.
@@ -122,10 +126,11 @@ def _head(spec: DataSpec) -> str:
     return "AutoModelForSequenceClassification"
 
 
-def _outputs(spec: DataSpec) -> dict[str, object]:
+def _outputs(spec: DataSpec, fields: Any) -> dict[str, object]:
+    """Return what the configuration `fields` calls the kind of outputs."""
     if isinstance(spec.target, Classes | Reals):
         return {"num_labels": spec.num_outputs}
-    return {}
+    return {"is_decoder": True} if hasattr(fields, "is_decoder") else {}
 
 
 def _inputs(spec: DataSpec) -> Mapping[str, object]:
@@ -176,7 +181,6 @@ def _refuse_other_size(spec: DataSpec, model: nn.Module) -> None:
         return
     parameter = next(model.parameters())
     images = parameter.new_zeros(1, inputs.channels, *pixels)
-    is_training = model.training
     try:
         with torch.no_grad():
             model.eval()(images)
@@ -185,4 +189,3 @@ def _refuse_other_size(spec: DataSpec, model: nn.Module) -> None:
             f"backbone.config.image_size={size}: the images have {pixels[0]} x {pixels[1]} pixels, "
             f"which it does not take: {' '.join(str(error).split())[:200]}"
         ) from error
-    model.train(is_training)

@@ -19,7 +19,8 @@ def import_extra(module: str, backbone: str) -> Any:
     try:
         return importlib.import_module(module)
     except Exception as error:  # beside an unsuitable torchvision, timm raises RuntimeError
-        reason = "" if isinstance(error, ModuleNotFoundError) else f" ({error})".splitlines()[0]
+        is_missing = isinstance(error, ModuleNotFoundError) and error.name == module
+        reason = "" if is_missing else f", which does not load ({str(error).splitlines()[0]})"
         raise InputError(
             f"backbone={backbone} needs the package {module}{reason}: "
             f"pip install 'memfold[{module}]'"

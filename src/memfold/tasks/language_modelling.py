@@ -4,11 +4,12 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from memfold.data.spec import IGNORED, DataSpec, NextToken
+from memfold.data.spec import IGNORED, DataSpec, NextToken, Tokens
+from memfold.errors import InputError
 from memfold.options import check_arguments
 from memfold.tasks.task import Measure, Smoothing, Task, logits_of
 
@@ -49,6 +50,30 @@ class LanguageModelling(Task):
         self._bytes_of = spec.target.bytes_of
         if self._bytes_of is None:
             self.measures = (_LOSS, _PERPLEXITY)
+
+    def check_network(self, net: nn.Module) -> None:
+        """Refuse a network whose outputs depend on later tokens: those it would read off.
+
+        One that does not run here, such as one for a GPU alone, is not looked at.
+        """
+        inputs = self.spec.inputs
+        if not isinstance(inputs, Tokens) or min(inputs.length, inputs.vocabulary_size) < 2:
+            return
+        tokens = torch.arange(inputs.length).remainder(inputs.vocabulary_size).repeat(2, 1)
+        tokens[1, -1] = (tokens[0, -1] + 1) % inputs.vocabulary_size
+        is_training = net.training
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                first, second = logits_of(net.eval()(tokens))[:, :-1].double()
+        except Exception:  # whatever the user's code raises; training will tell
+            return
+        finally:
+            net.train(is_training)
+        if (first - second).abs().max() > 1e-4 * first.abs().max():
+            raise InputError(
+                "the network sees the tokens that it is to predict: the last token changes the "
+                "outputs before it; a language model needs one that looks back alone"
+            )
 
     def loss(self, output: object, target: Tensor) -> Tensor:
         """Return the mean over the tokens (B, L) that count, in nats."""

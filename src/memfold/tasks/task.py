@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from memfold.data.spec import DataSpec, Target
@@ -68,6 +68,14 @@ class Task(ABC):
         return {
             f"{split}/{name}": mode for split in ("train", "val") for name, mode in modes.items()
         }
+
+    def check_network(self, net: nn.Module) -> None:
+        """Look at a network before it is compressed.
+
+        Raises:
+            InputError: It cannot learn the task.
+        """
+        del net
 
     @abstractmethod
     def loss(self, output: object, target: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ def build_network(
     """
     strategy: Strategy = instantiate(config["compression"], "compression", Strategy)
     net = build_backbone(config["backbone"], task.spec)
+    task.check_network(net)
     num_dense_parameters = sum(parameter.numel() for parameter in net.parameters())
     strategy.compress(net, Context(data.scoring_batches(config["seed"]), task.loss, start))
     return net, strategy, num_dense_parameters
