@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import hydra
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
 import memfold
 from memfold import train_command
@@ -43,6 +46,19 @@ def test_unknown_key_lists_those_that_exist() -> None:
     message = composition_error("ratioo=0.1")
     assert message.startswith("ratioo is no key")
     assert "ratio, resume" in message
+
+
+def test_what_has_no_default_is_asked_for_all_at_once() -> None:
+    files = (REPOSITORY / "conf").glob("*/*.yaml")
+    lines = []
+    for file in sorted(file for file in files if ": ???" in file.read_text()):
+        config = OmegaConf.create({file.parent.name: OmegaConf.load(file)})
+        with pytest.raises(MissingMandatoryValue) as caught:
+            OmegaConf.to_container(config, throw_on_missing=True)
+        lines.append(describe_error(caught.value))
+    table = "data.file and data.target are missing: set data.file=... data.target=..."
+    assert table in lines
+    assert all(re.fullmatch(r"[\w. ]+ (is|are) missing: set [\w.= ]+", line) for line in lines)
 
 
 def test_unreadable_override_is_quoted() -> None:

@@ -4,8 +4,13 @@ import sys
 import traceback
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from memfold.errors import InputError
 from memfold.processes.ranks import is_rank_zero
@@ -34,6 +39,13 @@ def describe_error(error: BaseException) -> str:
             else ""
         )
         return f"{group}={choice} is unknown; available: {', '.join(sorted(error.options))}{hint}"
+    if isinstance(error, MissingMandatoryValue) and isinstance(error.parent_node, DictConfig):
+        group = error.parent_node
+        prefix = (error.full_key or "").removesuffix(str(error.key))
+        missing = [f"{prefix}{key}" for key in group if OmegaConf.is_missing(group, key)]
+        verb = "is" if len(missing) == 1 else "are"
+        values = " ".join(f"{key}=..." for key in missing)
+        return f"{' and '.join(missing)} {verb} missing: set {values}"
     message = str(error)
     cause = error.__cause__
     if isinstance(error, OverrideParseException):
