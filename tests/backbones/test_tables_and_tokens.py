@@ -246,8 +246,8 @@ def test_what_transformers_has_not_is_said(
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(InputError, match=r"pip install 'memfold\[transformers\]'"):
+    with pytest.raises(InputError, match=r"pip install -c constraints.txt -e '\.\[transformers\]'"):
         build("hf", TEXT, "backbone.name=gpt2")
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
-    with pytest.raises(InputError, match=r"pip install 'memfold\[timm\]'"):
+    with pytest.raises(InputError, match=r"pip install -c constraints.txt -e '\.\[timm\]'"):
         build("timm", PICTURES, "backbone.name=resnet18")

@@ -1,6 +1,7 @@
 """Tables: what is measured comes from the training rows, and every row is seen once."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -209,3 +210,12 @@ def test_bad_tables_give_one_line(
     with pytest.raises(InputError, match=reason) as raised:
         read(tmp_path, content, target)
     assert "\n" not in str(raised.value)
+
+
+def test_without_pandas_the_line_installs_the_extra_as_the_readme_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    data = TableFile(file=str(tmp_path / "flats.csv"), target="price")
+    with pytest.raises(InputError, match=r"pip install -c constraints\.txt -e '\.\[tables\]'"):
+        data.setup()

@@ -22,8 +22,8 @@ def import_extra(module: str, backbone: str) -> Any:
         is_missing = isinstance(error, ModuleNotFoundError) and error.name == module
         reason = "" if is_missing else f", which does not load ({str(error).splitlines()[0]})"
         raise InputError(
-            f"backbone={backbone} needs the package {module}{reason}: "
-            f"pip install 'memfold[{module}]'"
+            f"backbone={backbone} needs the extra {module}{reason}: "
+            f"pip install -c constraints.txt -e '.[{module}]'"
         ) from error
 
 

@@ -48,7 +48,7 @@ class TableFile(TableDataModule):
             import pandas
         except ImportError as error:
             raise InputError(
-                "data=table needs the package pandas: pip install 'memfold[tables]'"
+                "data=table needs the extra tables: pip install -c constraints.txt -e '.[tables]'"
             ) from error
         if not self._file.is_file():
             raise InputError(f"data.file={self._file}: there is no such file")

@@ -178,7 +178,7 @@ def _import_library() -> Any:
         import tokenizers
     except ImportError as error:
         raise InputError(
-            "data.tokenizer needs the package tokenizers: pip install 'memfold[transformers]' "
-            "(data.tokenizer=bytes needs nothing)"
+            "data.tokenizer needs the extra transformers: pip install -c constraints.txt "
+            "-e '.[transformers]' (data.tokenizer=bytes needs nothing)"
         ) from error
     return tokenizers
