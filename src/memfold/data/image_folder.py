@@ -68,7 +68,7 @@ class ImageFolder(ImageDataModule):
         Args:
             folder: Of the images.
             image_size: Height and width that images are scaled to, the shorter side, and cropped in
-                the middle, in pixels; null: they all have one size, that of the first.
+                the middle, in pixels; null: they all are squares of one size, that of the first.
             channels: 3 for colour, 1 for grey.
             test_fraction: Share of all images for the test where there is no `test/`, in (0, 1).
             skip_damaged: Whether images that cannot be used are left out, and counted.
