@@ -1,6 +1,7 @@
 """Text, tables and image folders: a run that was ended and resumed, or that has two ranks."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 import memfold
+from memfold.errors import InputError
 from memfold.training import run
 from memfold.training.build import build
 from training.jobs import compose_job
@@ -131,3 +133,25 @@ def test_two_ranks_end_with_the_numbers_of_one(files: Path, tmp_path: Path) -> N
         for key, tensor in expected.items():
             # Sums in another order, in single precision.
             torch.testing.assert_close(weights[key], tensor, rtol=1e-3, atol=1e-5)
+
+
+CHANGES = {
+    "text": lambda files: (files / "text.txt").write_text("the quick brown fox humps\n" * 110),
+    "image_folder": lambda files: (files / "images" / "a").rename(files / "images" / "c"),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_run_is_not_resumed_on_other_data(kind: str, files: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(files, own)
+    overrides = [*job(kind, own), "trainer=cpu", *STRATEGIES["stable_rps"]]
+    overrides += [f"data.batch_size={BATCH_SIZES[kind]}"]
+    folder = tmp_path / "run"
+    run(compose_job(folder, *overrides, "trainer.max_epochs=1"))
+    kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    CHANGES[kind](own)
+    with pytest.raises(InputError, match=f"files of data={kind} have changed since it began"):
+        run(compose_job(folder, *overrides, f"resume={folder}"))
+    now = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert {path.name for path in kept if kept[path] != now[path]} <= {"train.log", "metrics.csv"}

@@ -1,7 +1,7 @@
 """The data module that all data sets share: stages, batches, ranks, resumption."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -84,6 +84,10 @@ class DataModule(pl.LightningDataModule, ABC):
         Raises:
             InputError: A file is missing or damaged.
         """
+
+    def own_files(self) -> Mapping[str, Path]:
+        """Return the user's files that samples are made of, by names that moving them leaves."""
+        return {}
 
     def write_facts(self, folder: Path) -> None:
         """Keep in a run folder what was measured of the data: nothing, where the class says all."""

@@ -1,6 +1,6 @@
 """Images of the user: a folder for each class."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -124,6 +124,11 @@ class ImageFolder(ImageDataModule):
     def read_test(self) -> Samples:
         """Choose the test images."""
         return Chosen(*self._load()["test"])
+
+    def own_files(self) -> Mapping[str, Path]:
+        """See `DataModule.own_files`."""
+        found = ((split, file) for split, files in self._look().items() for file in files)
+        return {f"{split}/{file.label}/{file.path.name}": file.path for split, file in found}
 
     def write_facts(self, folder: Path) -> None:
         """Keep with a run what was measured."""

@@ -42,6 +42,10 @@ class TableFile(TableDataModule):
         if len(set(self._targets)) < len(self._targets):
             raise InputError(f"data.target={target}: names a column twice")
 
+    def own_files(self) -> Mapping[str, Path]:
+        """See `DataModule.own_files`."""
+        return {"file": self._file}
+
     def read_table(self) -> tuple[Mapping[str, Column], Mapping[str, Column]]:
         """Read the file with pandas."""
         try:

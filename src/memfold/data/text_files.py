@@ -1,10 +1,11 @@
 """Text of the user: any files, in the order given."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from memfold.data.text.data_module import SPLITS, Text, TextDataModule, part_by_position
-from memfold.data.text.file_options import paths_of
+from memfold.data.text.file_options import by_place, paths_of
 from memfold.data.text.raw_bytes import read_bytes
 from memfold.options import Interval, check_arguments
 
@@ -47,6 +48,10 @@ class TextFiles(TextDataModule):
         )
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
+
+    def own_files(self) -> Mapping[str, Path]:
+        """See `DataModule.own_files`."""
+        return by_place(self._paths)
 
     def read_text(self) -> dict[str, Text]:
         """Read the files."""

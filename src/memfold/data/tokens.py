@@ -1,6 +1,6 @@
 """Ready-made tokens of the user: flat files, of memfold, of nanoGPT and its like, or of NumPy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from memfold.data.text.data_module import SPLITS
-from memfold.data.text.file_options import paths_of
+from memfold.data.text.file_options import by_place, paths_of
 from memfold.data.text.token_data_module import Stream, TokenDataModule
 from memfold.data.text.token_files import Dtype, map_any
 from memfold.data.text.tokenizers import FromLibrary, load_tokenizer
@@ -90,6 +90,10 @@ class TokenFiles(TokenDataModule):
         self._vocabulary_size = vocabulary_size
         self._wanted = tokenizer
         self._bytes_per_token = bytes_per_token
+
+    def own_files(self) -> Mapping[str, Path]:
+        """See `DataModule.own_files`."""
+        return by_place(self._paths)
 
     @property
     def tokenizer(self) -> FromLibrary | None:

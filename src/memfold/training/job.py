@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import memfold
 from memfold.compression import compression_of
+from memfold.data.own_files import checksum_of
 from memfold.errors import InputError
 from memfold.logging.loggers import ContinuedSteps
 from memfold.logging.quiet import hush_libraries
@@ -96,7 +97,8 @@ def _admit(cfg: DictConfig, folder: Path) -> None:
 def _run_locked(cfg: DictConfig, folder: Path, termination: Termination) -> dict[str, Any]:
     facts = describe_job(cfg)
     if cfg.resume is not None:  # its weights are not read again
-        facts["init_from"] = read_result(folder).get("init_from")
+        before = read_result(folder)
+        facts |= {key: before.get(key) for key in ("init_from", "data_checksum")}
     result_file = ResultFile(folder, facts)
     completed = False
     try:
@@ -105,6 +107,14 @@ def _run_locked(cfg: DictConfig, folder: Path, termination: Termination) -> dict
             log.info("%s", facts["command"])
             print(f"run folder: {folder}", flush=True)
         experiment = build(cfg, folder)
+        checksum = checksum_of(experiment.data.own_files())
+        if facts.get("data_checksum") not in (None, checksum):
+            raise InputError(
+                f"resume={folder}: files of data={facts['data']} have changed since it began; "
+                f"start a new run on them, from its weights with init_from={folder}"
+            )
+        facts["data_checksum"] = checksum
+        result_file.add({"data_checksum": checksum})
         if is_rank_zero():
             with writing(folder):
                 experiment.data.write_facts(folder)

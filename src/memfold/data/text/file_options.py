@@ -5,7 +5,7 @@ from pathlib import Path
 
 from memfold.errors import InputError
 
-__all__ = ["paths_of"]
+__all__ = ["by_place", "paths_of"]
 
 
 def paths_of(
@@ -39,3 +39,12 @@ def paths_of(
         for paths in groups.values()
         if paths is not None
     ]
+
+
+def by_place(groups: Sequence[Sequence[Path]]) -> dict[str, Path]:
+    """Name files by where they stand in the options."""
+    return {
+        f"{group}/{number}": path
+        for group, paths in enumerate(groups)
+        for number, path in enumerate(paths)
+    }
