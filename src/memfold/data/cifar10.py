@@ -11,6 +11,18 @@ class CIFAR10(CifarDataModule):
 
     name = "cifar10"
     num_classes = 10
+    class_names = (
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    )
     mean = (0.4914, 0.4822, 0.4465)
     std = (0.2470, 0.2435, 0.2616)
     published_sizes = (50_000, 10_000)

@@ -27,6 +27,7 @@ class Digits(ImageDataModule):
     num_channels = 1
     image_size = 8
     num_classes = 10
+    class_names = tuple("0123456789")
     mean = (0.3057,)
     std = (0.3759,)
     published_sizes = (1437, 360)

@@ -14,6 +14,18 @@ class FashionMNIST(IdxDataModule):
     num_channels = 1
     image_size = 28
     num_classes = 10
+    class_names = (
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    )
     mean = (0.2860,)
     std = (0.3530,)
     published_sizes = (60_000, 10_000)

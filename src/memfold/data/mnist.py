@@ -14,6 +14,7 @@ class MNIST(IdxDataModule):
     num_channels = 1
     image_size = 28
     num_classes = 10
+    class_names = tuple("0123456789")
     mean = (0.1307,)
     std = (0.3081,)
     published_sizes = (60_000, 10_000)
