@@ -28,13 +28,13 @@ def root(tmp_path: Path) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that were decoded."""
     names: list[str] = []
-    decode = decoded_files._decode
+    decode = decoded_files.decode
 
     def counting(path: Path, image_size: int) -> object:
         names.append(path.name)
         return decode(path, image_size)
 
-    monkeypatch.setattr(decoded_files, "_decode", counting)
+    monkeypatch.setattr(decoded_files, "decode", counting)
     return names
 
 
@@ -280,7 +280,7 @@ def test_labels_and_sizes_are_part_of_the_fingerprint(tmp_path: Path) -> None:
     path = tmp_path / "x.JPEG"
     one_colour(9).save(path, format="JPEG")
     for label in (0, 1):
-        decoded = cached_images([ImageFile(path, label)], Layout(64), tmp_path / "cache")
+        decoded, _ = cached_images([ImageFile(path, label)], Layout(64), tmp_path / "cache")
         assert decoded.labels.tolist() == [label]
     with pytest.raises(InputError, match="64 x 64 pixels, expected 32 x 32"):
         cached_images([ImageFile(path, 0)], Layout(32), tmp_path / "cache")

@@ -1,4 +1,4 @@
-"""Raw images to logits, with nothing but a run folder."""
+"""Raw images, rows and texts to predictions, with nothing but a run folder."""
 
 import json
 import re
@@ -14,10 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from memfold.data.cifar10 import CIFAR10
+from memfold.data.cifar100 import CIFAR100
 from memfold.data.diabetes import Diabetes
 from memfold.data.digits import Digits
+from memfold.data.fashion_mnist import FashionMNIST
+from memfold.data.image_folder import ImageFolder
+from memfold.data.mnist import MNIST
 from memfold.errors import InputError
-from memfold.training import Predictor, load_model, run
+from memfold.training import Predictor, load_model, read_data, run
 from training.jobs import REPOSITORY, SMALL, compose_job
 
 
@@ -112,11 +116,13 @@ def test_grey_images_need_no_channel_and_one_image_is_a_batch_of_one(predictor: 
         (np.zeros((8, 8)), "uint8 arrays or tensors .* got float64"),
         (torch.zeros(1, 8, 8), "not normalised: that is done here.* got torch.float32"),
         ([], "or a list of such, got none"),
-        ("image.png", "got str"),
+        ("image.png", "image.png: .*No such file"),
         (np.zeros((28, 28), np.uint8), r"must have shape \(8, 8, 1\) \(H, W, C\).*got \(28, 28\)"),
         (torch.zeros(3, 3, 8, 8, dtype=torch.uint8), r"must have shape \(1, 8, 8\) \(C, H, W\)"),
-        (Image.new("P", (8, 8)), r"digits have mode L, got P: image.convert\('L'\)"),
-        (Image.new("RGB", (8, 8)), "mode L, got RGB"),
+        (Image.new("L", (9, 8)), "image: 8 x 9 pixels, expected 8 x 8"),
+        (Image.new("I", (8, 8)), "image: mode I has levels without a known highest"),
+        (Image.new("F", (8, 8)), "image: mode F has levels without a known highest"),
+        (Image.new("LAB", (8, 8)), "image: ValueError: conversion from LAB to RGB not supported"),
     ],
 )
 def test_other_images_are_refused_in_one_line(
@@ -125,6 +131,68 @@ def test_other_images_are_refused_in_one_line(
     with pytest.raises(InputError, match=message) as refusal:
         predictor(images)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two classes of files of every kind: grey, wide, of 16 bits, turned, indexed."""
+    folder = tmp_path_factory.mktemp("pictures")
+    draw = np.random.default_rng(0)
+    turned = Image.Exif()
+    turned[0x112] = 6  # the camera was held on its side
+    for name, least in (("dark", 0), ("light", 120)):
+        (folder / "in" / name).mkdir(parents=True)
+        for number in range(5):
+            colour = Image.fromarray(draw.integers(least, least + 99, (20, 24, 3), np.uint8))
+            levels = draw.integers(256 * least, 256 * least + 25000, (30, 20), np.uint16)
+            for image, file in (
+                (colour, "wide.png"),
+                (colour.convert("L"), "grey.png"),
+                (colour.quantize(16), "indexed.png"),
+                (Image.fromarray(levels), "deep.png"),
+            ):
+                image.save(folder / "in" / name / f"{number}{file}")
+            colour.save(folder / "in" / name / f"{number}turned.jpg", exif=turned)
+    (folder / "in" / "dark" / "1wide.png").write_bytes(b"damaged")
+    data = (
+        f"data.folder={folder / 'in'}",
+        f"data.root={folder}",
+        "data.skip_damaged=true",
+        "data.test_fraction=0.4",
+    )
+    options = ("data=image_folder", "data.image_size=20", "data.batch_size=8", *data)
+    run(compose_job(folder / "run", *SMALL, "trainer.max_epochs=1", *options))
+    return folder / "run"
+
+
+def test_files_of_any_kind_give_what_the_evaluation_measured(pictures: Path) -> None:
+    predict = Predictor(pictures)
+    _, data = read_data(pictures)
+    assert isinstance(data, ImageFolder)
+    data.setup("test")
+    inputs = torch.cat([data.on_after_batch_transfer(b)[0] for b in data.test_dataloader()])
+    files = data.test_files()
+    assert len({file.name.strip("01234") for file in files}) == 5
+    assert torch.equal(predict.prepare(files), inputs)
+    assert torch.equal(predict.prepare([Image.open(file) for file in files]), inputs)
+    assert torch.equal(predict.prepare(str(files[0])), inputs[:1])
+    logits = predict(files)
+    assert torch.equal(logits, predict.network(inputs))
+    assert predict.class_names == ("dark", "light")
+    found = [predict.class_names[number] for number in logits.argmax(dim=1)]
+    share = np.mean([file.parent.name == name for file, name in zip(files, found, strict=True)])
+    measured = json.loads((pictures / "result.json").read_text())["metrics"]["test/acc"]
+    assert share == pytest.approx(measured, abs=1e-6)
+    with pytest.raises(InputError, match=r"shape \(20, 20, 3\) .*got \(20, 24, 3\)"):
+        predict(np.zeros((20, 24, 3), np.uint8))
+
+
+def test_every_class_of_a_data_set_has_a_name(predictor: Predictor) -> None:
+    assert predictor.class_names == tuple("0123456789")
+    for kind in (MNIST, FashionMNIST, CIFAR10, CIFAR100):
+        assert len(set(kind.class_names)) == kind.num_classes
+    assert CIFAR10.class_names[9] == "truck"
+    assert CIFAR100.class_names[39] == "keyboard"
 
 
 def test_channels_stand_where_the_library_has_them(colour: Predictor) -> None:
@@ -138,6 +206,7 @@ def test_rows_give_numbers_in_the_unit_of_the_table(tmp_path: Path) -> None:
     overrides = ("data=diabetes", "optimizer=adamw", "trainer.max_epochs=2", "compression=mag")
     result = run(compose_job(tmp_path, *SMALL, *overrides, "ratio=0.3"))
     predict = Predictor(tmp_path)
+    assert predict.class_names is None
     data = Diabetes()
     columns, targets = data.read_table()
     data.read_test()
@@ -177,6 +246,15 @@ def test_a_language_model_reads_and_writes(tmp_path: Path) -> None:
     assert len(text) == 9
     assert text == predict.generate("A line", 9, seed=3)
     assert result["sample"] is not None
-    for samples in ("", tokens.float(), tokens + 256):
-        with pytest.raises(InputError):
+    for samples, message in (
+        ("", "there must be tokens"),
+        (tokens.float(), "got torch.float32"),
+        (tokens[0], "got torch.int64"),
+        (tokens + 256, "from 0 to 255"),
+        (["ab", "abc"], r"must be one text \(predict each of several by itself\) or .* got list"),
+    ):
+        with pytest.raises(InputError, match=message):
             predict(samples)
+    for options in ({"num_tokens": -1}, {"num_tokens": 1, "temperature": 0.0}):
+        with pytest.raises(InputError, match="must be"):
+            predict.generate("A line", **options)

@@ -85,12 +85,19 @@ class ImageFolder(ImageDataModule):
         self.num_channels = channels
         self._wanted_size = image_size
         self._parts: dict[str, tuple[ImageSet, Tensor]] = {}
+        self._sources: dict[str, Sequence[ImageFile]] = {}
 
     @property
     def spec(self) -> DataSpec:
         """Images of one size, in the classes that the folders name."""
         self._look()
         return super().spec
+
+    @property
+    def layout(self) -> Layout:
+        """What an image file becomes."""
+        is_resized = self._wanted_size is not None
+        return Layout(self.image_size, self.num_channels, is_resized=is_resized)
 
     def prepare_data(self) -> None:
         """Decode what is not decoded yet."""
@@ -103,6 +110,12 @@ class ImageFolder(ImageDataModule):
     def load_test(self) -> ImageSet:
         """Return the images of the folder that has the test split."""
         return self._load()["test"][0]
+
+    def test_files(self) -> list[Path]:
+        """Return the files of the test split, in the order of its batches."""
+        _, positions = self._load()["test"]
+        files = self._sources.get("test", self._sources["train"])
+        return [files[position].path for position in positions.tolist()]
 
     def read_train(self) -> tuple[Samples, Samples]:
         """Choose the training and the validation images, and measure the former."""
@@ -192,17 +205,17 @@ class ImageFolder(ImageDataModule):
         if self._parts:
             return self._parts
         files = self._look()
-        channels = 3 if self.num_channels == 3 else 1
-        layout = Layout(self.image_size, channels, is_resized=self._wanted_size is not None)
         parent = writable_folder(self.root, self.name)
         try:
-            found = {
-                split: cached_images(some, layout, parent, skips_damaged=self.skip_damaged)
+            decoded = {
+                split: cached_images(some, self.layout, parent, skips_damaged=self.skip_damaged)
                 for split, some in files.items()
             }
         except InputError as error:
             hint = "" if self._wanted_size else "data.image_size=N scales images; "
             raise InputError(f"{error}; {hint}data.skip_damaged=true leaves these out") from error
+        found = {split: images for split, (images, _) in decoded.items()}
+        self._sources = {split: usable for split, (_, usable) in decoded.items()}
         self._refuse_rare_classes(found["train"].labels, 1 + len(_SPLITS) - len(found))
         self._parts = {
             split: (images, torch.arange(len(images))) for split, images in found.items()

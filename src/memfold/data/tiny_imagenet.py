@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from memfold.data.images.data_module import ImageDataModule
-from memfold.data.images.decoded_files import ImageFile, Layout, cached_images
+from memfold.data.images.decoded_files import ImageFile, cached_images
 from memfold.data.images.image_set import ImageSet
 from memfold.data.source_files import Remote, fetch, find, first_line, unpack, writable_folder
 from memfold.errors import InputError
@@ -68,7 +68,8 @@ class TinyImageNet(ImageDataModule):
         return self._decoded(files)
 
     def _decoded(self, files: list[ImageFile]) -> ImageSet:
-        return cached_images(files, Layout(self.image_size), writable_folder(self.root, self.name))
+        parent = writable_folder(self.root, self.name)
+        return cached_images(files, self.layout, parent)[0]
 
     def _folder(self) -> Path:
         folder = find(self.root, self.name, _FOLDER)

@@ -34,7 +34,7 @@ def generate(
         seed: Of the draws.
 
     Returns:
-        int64 (num_tokens,), on the CPU.
+        int64 (num_tokens,), on the CPU: what was drawn, without the prompt.
     """
     generator = torch.Generator().manual_seed(seed)
     has_cache = "kv_cache" in inspect.signature(net.forward).parameters

@@ -4,6 +4,7 @@ Importing this package is cheap (`train.py --help` does it); torch and Lightning
 a job starts.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from memfold.errors import InputError
@@ -11,21 +12,16 @@ from memfold.errors import InputError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from memfold.training.load import load_model
+    from memfold.training.load import load_model, read_data
     from memfold.training.predictor import Predictor
 
-__all__ = ["Predictor", "load_model", "run"]
+__all__ = ["Predictor", "load_model", "read_data", "run"]
+_MODULES = {"Predictor": "predictor", "load_model": "load", "read_data": "load"}
 
 
 def __getattr__(name: str) -> object:
-    if name == "load_model":
-        from memfold.training.load import load_model
-
-        return load_model
-    if name == "Predictor":
-        from memfold.training.predictor import Predictor
-
-        return Predictor
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,8 +1,8 @@
-"""Predictions of a saved run for images, rows or text as its data set has them."""
+"""Predictions of a saved run for images, rows or a text as its data set has them."""
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -10,11 +10,12 @@ from torch import Tensor
 
 from memfold.data.images.data_module import ImageDataModule
 from memfold.data.images.pixels import Images, pixels_of
-from memfold.data.spec import Reals
+from memfold.data.spec import Classes, Reals
 from memfold.data.tables.data_module import TableDataModule
 from memfold.data.tables.encoding import Column
 from memfold.data.text.token_data_module import TokenDataModule
 from memfold.errors import InputError
+from memfold.options import Interval, Natural, check_arguments
 from memfold.tasks.generation import generate
 from memfold.tasks.task import logits_of
 from memfold.training.load import load_model, read_data
@@ -27,8 +28,11 @@ Samples = Images | Mapping[str, Sequence[object]] | str
 class Predictor:
     """The network of a run behind what its data set does to a sample.
 
-    `network` is what `load_model` returns; moved to a GPU, it predicts there.
+    `network` is what `load_model` returns; moved to a GPU, it predicts there. `class_names` are
+    those of the logits, in their order; `None` where there are no classes, or nobody names them.
     """
+
+    class_names: tuple[str, ...] | None
 
     def __init__(
         self,
@@ -54,6 +58,8 @@ class Predictor:
                 f"data={data.name} does to them: take load_model"
             )
         self._data = data
+        target = data.spec.target
+        self.class_names = (target.names or None) if isinstance(target, Classes) else None
         self.network = load_model(run_dir, weights, allow=allow)
 
     @torch.no_grad()
@@ -65,8 +71,8 @@ class Predictor:
 
         Returns:
             On the device of `network`: logits (B, classes) of images and rows, B being 1 for a
-            single image; numbers (B, outputs) in the unit of the table, float64; logits (B, tokens,
-            vocabulary) of the token after each.
+            single image; numbers (B, outputs), float64, in the unit of the target column; logits
+            (B, tokens, vocabulary) of the token after each.
 
         Raises:
             InputError: As `prepare` does.
@@ -83,9 +89,16 @@ class Predictor:
         return output.double().reshape(-1, len(mean)) * std + mean
 
     def generate(
-        self, prompt: str, num_tokens: int, *, temperature: float = 1.0, seed: int = 0
+        self,
+        prompt: str,
+        num_tokens: Natural,
+        *,
+        temperature: Annotated[float, Interval("(0, inf)")] = 1.0,
+        seed: int = 0,
     ) -> str:
         """Draw the text that follows a prompt, from a language model.
+
+        The text alone is returned, without the prompt.
 
         Args:
             prompt: At least one token.
@@ -94,8 +107,9 @@ class Predictor:
             seed: Of the draws.
 
         Raises:
-            InputError: The run is of no text, or the prompt is empty.
+            InputError: The run is of no text, the prompt is empty, or a number out of its range.
         """
+        check_arguments(Predictor.generate, locals(), "")
         data = self._data
         if not isinstance(data, TokenDataModule) or data.tokenizer is None:
             raise InputError(f"generate: data={data.name} has no text")
@@ -111,11 +125,12 @@ class Predictor:
         Args:
             samples: What the run's data have.
 
-                * Images: see `pixels_of`; they are normalised as in training.
+                * Images: files, PIL images and uint8 pixels, see `pixels_of`; they are normalised
+                  as in training.
                 * Tables: column -> values, such as a dictionary of lists or a DataFrame: numbers or
                   texts, `None` or NaN where one is missing. Columns that the network does not know
                   are left out.
-                * Text: a text, or int64 tokens (L,) or (B, L).
+                * Text: one text, or int64 tokens (L,) or (B, L).
             device: Where to put it; where it is if `None`.
 
         Returns:
@@ -146,8 +161,12 @@ class Predictor:
         if isinstance(samples, str) and data.tokenizer is not None:
             encoded = data.tokenizer.encode(samples.encode())
             tokens = torch.from_numpy(encoded.astype(np.int64))
-        if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64 or tokens.ndim > 2:
-            text = "a text, or " if data.tokenizer is not None else ""
+        if (
+            not isinstance(tokens, Tensor)
+            or tokens.dtype != torch.int64
+            or tokens.ndim not in (1, 2)
+        ):
+            text = "one text (predict each of several by itself) or " if data.tokenizer else ""
             raise InputError(
                 f"samples of {data.name} must be {text}int64 tokens (L,) or (B, L), got "
                 f"{getattr(samples, 'dtype', type(samples).__name__)}"

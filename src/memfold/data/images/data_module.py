@@ -11,6 +11,7 @@ from torch import Tensor
 from memfold.data.batching import Chosen, Samples
 from memfold.data.data_module import DataModule
 from memfold.data.images.augmentation import TrainingImages, augment, normalise
+from memfold.data.images.decoded_files import Layout
 from memfold.data.images.image_set import ImageSet
 from memfold.data.source_files import folder_of_sets
 from memfold.data.spec import Classes, DataSpec, Images
@@ -94,6 +95,11 @@ class ImageDataModule(DataModule):
         """Images of the class's size, in its classes."""
         images = Images(self.num_channels, self.image_size, self.image_size)
         return DataSpec(images, Classes(self.num_classes, self.class_names))
+
+    @property
+    def layout(self) -> Layout:
+        """What an image file becomes: images of other sizes are refused, unless a class resizes."""
+        return Layout(self.image_size, self.num_channels)
 
     def check_padding(self) -> None:
         """Check `crop_padding` once the size is known.

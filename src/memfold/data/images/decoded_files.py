@@ -1,4 +1,4 @@
-"""Folders of image files, decoded once into a memory-mapped cache.
+"""Image files, decoded; folders of them once, into a memory-mapped cache.
 
 The cache of a list of files is a folder whose name holds a fingerprint of that list: every
 path, size and time of change. It is made under another name and renamed when complete, so a
@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from memfold.data.source_files import first_line, move_into_place, new_folder
 from memfold.errors import InputError
 from memfold.files import open_regular
 
-__all__ = ["FORMATS", "ImageFile", "Layout", "cached_images"]
+__all__ = ["FORMATS", "ImageFile", "Layout", "cached_images", "decode"]
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +33,8 @@ _LAYOUT = "memfold-3"
 
 _NUM_FILES_AT_A_TIME = 1024
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+"""Channels -> what Pillow calls such an image."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Layout:
 
     size: int
     """Height and width, in pixels."""
-    channels: Literal[1, 3] = 3
+    channels: int = 3
     is_resized: bool = False
     """Whether an image of another size is scaled, its shorter side to `size`, and cropped in the
     middle; else it is refused."""
@@ -58,7 +59,7 @@ class Layout:
 
 def cached_images(
     files: Sequence[ImageFile], layout: Layout, parent: Path, *, skips_damaged: bool = False
-) -> ImageSet:
+) -> tuple[ImageSet, Sequence[ImageFile]]:
     """Return the decoded files, from the cache in `parent` or, the first time, by decoding.
 
     Args:
@@ -68,7 +69,8 @@ def cached_images(
         skips_damaged: Whether to leave out what cannot be decoded, and say how many.
 
     Returns:
-        Images (N, C, H, W), memory-mapped (writing to them changes no file), and labels.
+        Images (N, C, H, W), memory-mapped (writing to them changes no file), and labels; and the
+        N files that they are of.
 
     Raises:
         InputError: A file cannot be decoded or has another size.
@@ -84,7 +86,7 @@ def cached_images(
         assert images is not None
     damaged = _damaged(cache, len(files))
     if not damaged:
-        return ImageSet(images, labels)
+        return ImageSet(images, labels), files
     reason = _why_damaged(files[damaged[0]].path, layout)
     if len(damaged) > 1:
         reason += f"; {len(damaged) - 1} more of {len(files)} files cannot be used"
@@ -93,7 +95,8 @@ def cached_images(
     log.warning("left out: %s", reason)
     kept = torch.ones(len(files), dtype=torch.bool)
     kept[damaged] = False
-    return ImageSet(images[kept], labels[kept])
+    kept_files = [files[number] for number in kept.nonzero().flatten().tolist()]
+    return ImageSet(images[kept], labels[kept]), kept_files
 
 
 def _decode_all(
@@ -122,7 +125,7 @@ def _decode_all(
 
 def _why_damaged(path: Path, layout: Layout) -> str:
     try:
-        _decode(path, layout)
+        decode(path, layout)
     except InputError as error:
         return str(error)
     return f"{path}: could not be decoded before, and can be now; touch it"
@@ -130,7 +133,7 @@ def _why_damaged(path: Path, layout: Layout) -> str:
 
 def _decoded_or_none(path: Path, layout: Layout) -> np.ndarray | None:
     try:
-        return _decode(path, layout)
+        return decode(path, layout)
     except InputError:
         return None
 
@@ -173,25 +176,41 @@ def _fingerprint(files: Sequence[ImageFile], layout: Layout) -> str:
     return digest.hexdigest()
 
 
-def _decode(path: Path, layout: Layout) -> np.ndarray:
-    """Return the image as (C, H, W) uint8, upright; of a grey one, three channels are equal."""
-    size = layout.size
+def decode(source: str | os.PathLike[str] | Image.Image, layout: Layout) -> np.ndarray:
+    """Return an image as (C, H, W) uint8, upright; of a grey one, three channels are equal.
+
+    Args:
+        source: A file, or what Pillow has opened or made.
+        layout: What it becomes.
+
+    Raises:
+        InputError: It cannot be decoded, has another size and is not to be resized, or levels
+            whose range nobody knows.
+    """
     try:
+        if isinstance(source, Image.Image):
+            return _laid_out(source, layout)
         # Some of Pillow's other formats start programs.
-        with open_regular(path) as file, Image.open(file, formats=FORMATS) as opened:
-            # Before any pixel is decoded.
-            if opened.size != (size, size) and not layout.is_resized:
-                raise InputError(
-                    f"{path}: {opened.height} x {opened.width} pixels, expected {size} x {size}"
-                )
-            upright = ImageOps.exif_transpose(opened)
-            if upright.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
-                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            image = upright.convert("L" if layout.channels == 1 else "RGB")
-            if image.size != (size, size):
-                image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-            return np.asarray(image).reshape(size, size, layout.channels).transpose(2, 0, 1)
-    except InputError:
-        raise
+        with open_regular(source) as file, Image.open(file, formats=FORMATS) as opened:
+            return _laid_out(opened, layout)
     except Exception as error:  # Pillow's plug-ins report damage by any of them
-        raise InputError(f"{path}: {first_line(error)}; expected a complete image") from error
+        name = "image" if isinstance(source, Image.Image) else source
+        if isinstance(error, InputError):
+            raise InputError(f"{name}: {error}") from error
+        raise InputError(f"{name}: {first_line(error)}; expected a complete image") from error
+
+
+def _laid_out(opened: Image.Image, layout: Layout) -> np.ndarray:
+    size = layout.size
+    # Before any pixel is decoded.
+    if opened.size != (size, size) and not layout.is_resized:
+        raise InputError(f"{opened.height} x {opened.width} pixels, expected {size} x {size}")
+    if opened.mode in ("I", "F") and opened.format not in FORMATS:
+        raise InputError(f"mode {opened.mode} has levels without a known highest; give uint8")
+    upright = ImageOps.exif_transpose(opened)
+    if upright.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    image = upright.convert(_MODES[layout.channels])
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(size, size, layout.channels).transpose(2, 0, 1)

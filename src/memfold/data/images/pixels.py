@@ -1,5 +1,6 @@
 """Images that a user has, as pixels like those of a data set."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,23 +11,22 @@ from PIL import Image
 from torch import Tensor
 
 from memfold.data.images.data_module import ImageDataModule
+from memfold.data.images.decoded_files import decode
 from memfold.errors import InputError
 
 __all__ = ["Images", "pixels_of"]
 
-Images = Image.Image | NDArray[Any] | Tensor | Sequence["Images"]
-
-_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-"""Channels -> what PIL calls such an image."""
+Images = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor | Sequence["Images"]
 
 
 def pixels_of(images: Any, data: ImageDataModule) -> Tensor:
     """Turn images into pixels.
 
     Args:
-        images: Pixels 0 to 255: PIL images, uint8 NumPy arrays (H, W, C) or (B, H, W, C), uint8
-            tensors (C, H, W) or (B, C, H, W), grey ones without C too, or a sequence of such.
-            Height, width and channels are those of the data set.
+        images: Files or PIL images, which become what `data.layout` says: turned upright, converted
+            to its channels, and resized where the files of the data set are; or pixels 0 to 255 of
+            its height, width and channels, as uint8 NumPy arrays (H, W, C) or (B, H, W, C) or uint8
+            tensors (C, H, W) or (B, C, H, W), grey ones without C too; or a sequence of all these.
         data: The data set.
 
     Returns:
@@ -35,8 +35,8 @@ def pixels_of(images: Any, data: ImageDataModule) -> Tensor:
     Raises:
         InputError: An image has another type, size or number of channels.
     """
-    if isinstance(images, Image.Image):
-        return pixels_of(_of_mode(images, data), data)
+    if isinstance(images, str | os.PathLike | Image.Image):
+        return torch.from_numpy(np.array(decode(images, data.layout)[None]))
     if isinstance(images, np.ndarray) and images.dtype == np.uint8:
         found = torch.from_numpy(np.array(images))  # a copy: it may be read-only
         return _shaped(found, "H, W, C", data).movedim(-1, 1)
@@ -47,18 +47,9 @@ def pixels_of(images: Any, data: ImageDataModule) -> Tensor:
     is_empty = isinstance(images, list | tuple)
     kind = "none" if is_empty else getattr(images, "dtype", type(images).__name__)
     raise InputError(
-        "images must be PIL images, uint8 arrays or tensors with values 0 to 255 (not "
+        "images must be files, PIL images, uint8 arrays or tensors with values 0 to 255 (not "
         f"normalised: that is done here), or a list of such, got {kind}"
     )
-
-
-def _of_mode(image: Image.Image, data: ImageDataModule) -> NDArray[Any]:
-    mode = _MODES.get(data.num_channels)
-    if image.mode != mode:
-        raise InputError(
-            f"the images of {data.name} have mode {mode}, got {image.mode}: image.convert({mode!r})"
-        )
-    return np.asarray(image)
 
 
 def _shaped(pixels: Tensor, layout: str, data: ImageDataModule) -> Tensor:
