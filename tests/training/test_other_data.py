@@ -43,6 +43,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text of 2,800 bytes, and a folder of 43 images."""
     folder = tmp_path_factory.mktemp("files")
     (folder / "text.txt").write_text("the quick brown fox jumps\n" * 110)
+    for number in range(40):
+        (folder / f"{number}.txt").write_text("the lazy dog\n" * (1 + 7 * number % 11))
     generator = np.random.default_rng(0)
     for number in range(43):
         path = folder / "images" / "ab"[number % 2] / f"{number}.png"
@@ -111,6 +113,8 @@ def metrics_of(folder: Path) -> dict[str, float]:
 @pytest.mark.ddp
 def test_two_ranks_end_with_the_numbers_of_one(files: Path, tmp_path: Path) -> None:
     jobs = {kind: [*job(kind, files), *STRATEGIES["stable_rps"]] for kind in KINDS}
+    documents = ",".join(f"{files}/{number}.txt" for number in range(40))
+    jobs["text"] += [f"data.files=[{documents}]", "data.separate_documents=true"]
     for overrides in jobs.values():  # ranks draw different numbers
         overrides += ["backbone.dropout=0"]
     weights = build(compose_job(tmp_path, *jobs["table"], "seed=7"), tmp_path).net

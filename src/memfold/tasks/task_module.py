@@ -87,7 +87,8 @@ class TaskModule(LightningModule):
 
         The strategy's own term is part of it, and not of `train/loss`, which is like `val/loss`.
         """
-        return self._step("train", batch, self._distillation) + extra_loss(self.net)
+        loss = self._step("train", batch, self._distillation)
+        return self._share(batch[1]) * loss + extra_loss(self.net)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure a batch of the validation split."""
@@ -129,6 +130,13 @@ class TaskModule(LightningModule):
         """Note which teacher the run has: one that is resumed must have the same."""
         if self._distillation is not None:
             checkpoint["teacher"] = self._distillation.fingerprint
+
+    def _share(self, targets: Tensor) -> Tensor | float:
+        """Weigh the loss so that the mean over ranks is the mean over all that counts in them."""
+        if self.trainer.world_size == 1 or type(self.task).weight is Task.weight:
+            return 1.0
+        weight = torch.tensor(self.task.weight(targets), device=self.device)
+        return weight / self.trainer.strategy.reduce(weight.clone(), reduce_op="mean")
 
     def _step(self, split: str, batch: Batch, distillation: Distillation | None = None) -> Tensor:
         inputs, targets = batch
