@@ -231,9 +231,11 @@ def test_no_token_of_the_data_is_padding(name: str, transformers: object) -> Non
         (
             PICTURES,
             ["backbone.name=vit", "backbone.config={patch_size: 4, image_size: 16}"],
-            r"image_size=16: the images have 8 x 8 pixels, which it does not take: Input image",
+            r"does not take images of 1 x 8 x 8 \(.*image_size=16, .*: Input image size",
         ),
         (TEXT, ["backbone.name=gpt2", "backbone.config={n_head: 5}"], r"backbone\.name=gpt2"),
+        (TEXT, ["backbone.name=gpt2", "backbone.config={n_layer: two}"], r"\.name=gpt2: .*n_layer"),
+        (PICTURES, ["backbone.name=swin"], r"name=swin: does not take images of 1 x 8 x 8"),
     ],
 )
 def test_what_transformers_has_not_is_said(

@@ -66,6 +66,10 @@ class WithoutValidation(Module):
     val_dataloader = pl.LightningDataModule.val_dataloader
 
 
+class WithoutTest(Module):
+    test_dataloader = pl.LightningDataModule.test_dataloader
+
+
 class WithoutSpec(Module):
     spec = None
 

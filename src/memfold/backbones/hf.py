@@ -66,15 +66,13 @@ def build_hf(spec: DataSpec, *, name: str, config: Mapping[str, Any] | None = No
             _unpad(model)
     except InputError:
         raise
-    except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):
-            raise
-        raise InputError(
-            f"backbone.name={name}: tensors in the folder have other shapes than the model "
-            "(listed above); 'backbone.config={ignore_mismatched_sizes: true}' draws these anew, "
-            "such as another head"
-        ) from error
-    except (ValueError, TypeError, AttributeError, KeyError, OSError, ImportError) as error:
+    except Exception as error:  # whatever a library of hundreds of models raises
+        if "ignore_mismatched_sizes" in str(error):
+            raise InputError(
+                f"backbone.name={name}: tensors in the folder have other shapes than the model "
+                "(listed above); 'backbone.config={ignore_mismatched_sizes: true}' draws these "
+                "anew, such as another head"
+            ) from error
         if str(error).startswith("Unrecognized configuration class"):
             raise InputError(
                 f"backbone.name={name} takes no {spec.inputs.kind} or gives no "
@@ -83,7 +81,8 @@ def build_hf(spec: DataSpec, *, name: str, config: Mapping[str, Any] | None = No
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"backbone.name={name}: {type(error).__name__}: {reason}") from error
     _refuse_unfit(spec, model.config)
-    _refuse_other_size(spec, model)
+    if isinstance(spec.inputs, Images):
+        _try_image(name, spec.inputs, model)
     model.train()  # those of folders are for evaluation
     model.config.use_cache = False  # of training; `generate` asks for it itself
     if getattr(model.config, "pad_token_id", None) is None:
@@ -171,21 +170,15 @@ def _refuse_unfit(spec: DataSpec, config: Any) -> None:
         )
 
 
-def _refuse_other_size(spec: DataSpec, model: nn.Module) -> None:
-    """Refuse a network for images of one size that cannot take those of the data."""
-    inputs, size = spec.inputs, getattr(model.config, "image_size", None)
-    if not isinstance(inputs, Images) or size is None:
-        return
-    pixels = (inputs.height, inputs.width)
-    if pixels == (tuple(size) if isinstance(size, list | tuple) else (size, size)):
-        return
-    parameter = next(model.parameters())
-    images = parameter.new_zeros(1, inputs.channels, *pixels)
+def _try_image(name: str, inputs: Images, model: nn.Module) -> None:
+    """Refuse a network that cannot take images like the data's: of its size, for example."""
     try:
         with torch.no_grad():
-            model.eval()(images)
-    except (ValueError, RuntimeError) as error:
+            model.eval()(inputs.example(1).to(next(model.parameters())))
+    except Exception as error:  # the library's, of hundreds of models
+        size = getattr(model.config, "image_size", None)
         raise InputError(
-            f"backbone.config.image_size={size}: the images have {pixels[0]} x {pixels[1]} pixels, "
-            f"which it does not take: {' '.join(str(error).split())[:200]}"
+            f"backbone.name={name}: does not take images of {inputs.channels} x {inputs.height} x "
+            f"{inputs.width} (backbone.config.image_size={size}, data.image_size=N resizes): "
+            f"{' '.join(str(error).split())[:200]}"
         ) from error

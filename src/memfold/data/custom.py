@@ -22,6 +22,7 @@ from torch.utils.data import (
 
 from memfold.data.batching import Samples
 from memfold.data.data_module import DataModule
+from memfold.data.source_files import first_line
 from memfold.data.spec import DataSpec
 from memfold.errors import InputError
 from memfold.importing import call, locate
@@ -95,6 +96,7 @@ class _Items:
 
     dataset: Any
     collate: Callable[[list[Any]], Any]
+    name: str
     seed: int
     epoch: int = -1
     """-1 for items that are not trained on."""
@@ -105,7 +107,13 @@ class _Items:
     def __getitem__(self, positions: Tensor) -> Any:
         """Return the batch of the items at `positions`."""
         with isolate_rng(include_cuda=False):
-            return self.collate([self._item(position) for position in positions.tolist()])
+            items = [self._item(position) for position in positions.tolist()]
+            try:
+                return self.collate(items)
+            except Exception as error:  # PyTorch's, or the user's own
+                raise InputError(
+                    f"{self.name}: {len(items)} items make no batch: {first_line(error)}"
+                ) from error
 
     def at_epoch(self, seed: int, epoch: int) -> "_Items":
         """Let items draw what they draw in an epoch."""
@@ -166,7 +174,7 @@ class _Foreign(DataModule):
             )
         if not len(dataset):
             raise InputError(f"{self._key}: {name} has no items")
-        return _Items(dataset, collate, self.seed)
+        return _Items(dataset, collate, f"{self._key}: {name}", self.seed)
 
 
 class _OfDatasets(_Foreign):
@@ -190,6 +198,11 @@ class _OfModule(_Foreign):
     def __init__(self, module: pl.LightningDataModule, **options: Any) -> None:
         super().__init__(getattr(module, "spec", None), **options)
         self._module = module
+        for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
+            own = getattr(type(module), name)
+            # `LightningDataModule.from_datasets` sets them on the object.
+            if name not in vars(module) and own is getattr(pl.LightningDataModule, name):
+                raise InputError(f"{self._key}: has no {name}")
 
     def prepare_data(self) -> None:
         """Let the module do it."""
@@ -213,11 +226,6 @@ class _OfModule(_Foreign):
         return super().on_after_batch_transfer(changed, dataloader_idx)
 
     def _of_loader(self, name: str) -> _Items:
-        own = getattr(type(self._module), name)
-        # `LightningDataModule.from_datasets` sets them on the object.
-        is_own = name in vars(self._module) or own is not getattr(pl.LightningDataModule, name)
-        if not is_own:
-            raise InputError(f"{self._key}: has no {name}")
         loader = getattr(self._module, name)()
         if not isinstance(loader, DataLoader):
             raise InputError(

@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from memfold.backbones.facts import named_facts
 from memfold.compression import Context, Strategy
 from memfold.data.data_module import DataModule
 from memfold.data.spec import DataSpec
+from memfold.errors import InputError
 from memfold.tasks import Task
 from memfold.training.instantiate import instantiate, target_of
 
@@ -57,6 +59,12 @@ def build_network(
     """
     strategy: Strategy = instantiate(config["compression"], "compression", Strategy)
     net = build_backbone(config["backbone"], task.spec)
+    for name, parameter in net.named_parameters():
+        if is_lazy(parameter):
+            raise InputError(
+                f"backbone: {name} has no shape yet, as lazy modules; call the network on a batch "
+                "before it is returned"
+            )
     task.check_network(net)
     num_dense_parameters = sum(parameter.numel() for parameter in net.parameters())
     strategy.compress(net, Context(data.scoring_batches(config["seed"]), task.loss, start))
