@@ -1,5 +1,6 @@
 """Pictures of the user: splits, sizes, damage, statistics."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -193,3 +194,23 @@ def test_a_split_may_lack_a_class_that_is_trained(folder: Path, tmp_path: Path) 
     (tmp_path / "own" / "val" / "light" / "a.png").unlink()
     with pytest.raises(InputError, match=r"val: has no \.jpg"):
         ready(tmp_path / "own")
+
+
+def test_a_folder_that_differs_in_its_pixels_alone_has_a_cache_of_its_own(folder: Path) -> None:
+    copy = folder.parent / "negative"
+    for source in folder.rglob("*.*"):
+        target = copy / source.relative_to(folder).with_suffix(".bmp")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(source) as image:
+            image.save(source.with_suffix(".bmp"))
+            Image.fromarray(255 - np.asarray(image)).save(target)
+        source.unlink()
+        os.utime(source.with_suffix(".bmp"), ns=(0, 0))
+    first = ready(folder).load_train().images.int()
+    for path in copy.rglob("*.bmp"):
+        os.utime(path, ns=(0, 0))
+    second = ready(copy).load_train().images.int()
+    assert torch.equal(first, 255 - second)
+    folder.rename(folder.parent / "spare")
+    copy.rename(folder)
+    assert torch.equal(ready(folder).load_train().images.int(), second)

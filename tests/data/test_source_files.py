@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from memfold.data import source_files
-from memfold.data.source_files import Remote, fetch, unpack
+from memfold.data.source_files import Remote, fetch, new_folder, unpack
 from memfold.errors import InputError
 
 CONTENT = b"published content"
@@ -167,3 +167,22 @@ def test_a_pipe_in_place_of_an_archive(tmp_path: Path) -> None:
         os.mkfifo(tmp_path / name)
         with pytest.raises(InputError, match="is no regular file"):
             unpack(tmp_path / name, "inside", tmp_path / "target")
+
+
+def test_unfinished_folders_stay_while_their_process_lives(tmp_path: Path) -> None:
+    (tmp_path / ".unfinished-killed" / "content").mkdir(parents=True)
+    (tmp_path / ".unfinished-killed" / "lock").touch()
+    with new_folder(tmp_path) as living, new_folder(tmp_path) as own:
+        assert set(tmp_path.iterdir()) == {living.parent, own.parent}
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nope", "\0"])
+def test_a_root_where_nothing_can_be_made_is_named(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(InputError, match=r"^data\.root: nothing can be written to ") as raised,
+        new_folder(tmp_path / place / "digits"),
+    ):
+        pass
+    assert "\n" not in str(raised.value)

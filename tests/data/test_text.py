@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from memfold.data.python_docs import PythonDocs
 from memfold.data.shakespeare import Shakespeare
 from memfold.data.spec import IGNORED
+from memfold.data.text import data_module
 from memfold.data.text.data_module import SPLITS, Text, part_by_position
 from memfold.data.text.tokenizers import train_bpe
 from memfold.data.text.windows import EvaluationWindows, TrainingWindows
@@ -169,6 +170,22 @@ def test_a_tokenizer_that_leaves_bytes_out_is_refused(text_file: Path, tmp_path:
             continue
         with pytest.raises(InputError, match=reason):
             data.setup()
+
+
+def test_tokens_that_somebody_has_cut_short_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tokenizers")
+    monkeypatch.setattr(data_module, "_CACHED", 2000)
+    (tmp_path / "a.txt").write_text("the quick brown fox\n" * 150)
+    (tmp_path / "own.json").write_text(train_bpe(b"the quick brown fox\n" * 9, 300).to_json())
+    options = {"files": [str(tmp_path / "a.txt")], "tokenizer": str(tmp_path / "own.json")}
+    whole = TextFiles(**options, root=str(tmp_path)).tokens("train")[0]
+    (cache,) = tmp_path.glob("text/tokens-*/tokens.bin")
+    content = cache.read_bytes()
+    for left in (content[: len(content) // 2], b"", None):
+        cache.unlink() if left is None else cache.write_bytes(left)
+        assert np.array_equal(TextFiles(**options, root=str(tmp_path)).tokens("train")[0], whole)
 
 
 def test_the_tokenizer_of_a_run_is_read_back(text_file: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ What is derived from the files (an unpacked archive, decoded images) is written 
 `<root>/<name>/`, or to the user's cache folder when that cannot be written.
 """
 
+import fcntl
 import gzip
 import os
 import shutil
@@ -12,7 +13,7 @@ import tarfile
 import uuid
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,8 @@ _MAX_UNPACKED = 8 * 2**30
 """Bytes in an archive, each member taken for a block: more than any data set here has."""
 _BLOCK = 4096
 _MAX_TAR_HEADER = 2**20
+_LOCK, _CONTENT = "lock", "content"
+"""In an unfinished folder: the lock of who fills it, and what is filled."""
 
 
 @dataclass(frozen=True)
@@ -192,14 +195,36 @@ def new_folder(parent: Path) -> Iterator[Path]:
     """Give an empty folder inside `parent`, gone afterwards with whatever is left in it.
 
     It is on the same file system as its final place, so that what is finished can be moved there
-    in one step: an interrupted process leaves nothing that looks complete.
+    in one step: an interrupted process leaves nothing that looks complete. What a killed one has
+    left is removed when the next folder is made there.
+
+    Raises:
+        InputError: It cannot be made.
     """
-    folder = parent / f".unfinished-{uuid.uuid4().hex}"
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    place = parent / f".unfinished-{uuid.uuid4().hex}"
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, place, ignore_errors=True)
+        try:
+            _remove_abandoned(parent)
+            place.mkdir(parents=True)
+            lock = stack.enter_context((place / _LOCK).open("w"))
+            with suppress(OSError):  # a file system without locks: nobody removes anything there
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            (place / _CONTENT).mkdir()
+        except (OSError, ValueError) as error:  # NUL in a name
+            raise InputError(
+                f"data.root: nothing can be written to {parent} ({first_line(error)}); set "
+                "data.root or MEMFOLD_DATA to a folder of your own"
+            ) from error
+        yield place / _CONTENT
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove the unfinished folders of processes that live no more."""
+    for content in parent.glob(f".unfinished-*/{_CONTENT}"):  # is made under the lock
+        with suppress(OSError), (content.parent / _LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(content.parent, ignore_errors=True)
 
 
 def move_into_place(finished: Path, target: Path) -> None:

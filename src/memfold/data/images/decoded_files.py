@@ -1,8 +1,9 @@
 """Image files, decoded; folders of them once, into a memory-mapped cache.
 
 The cache of a list of files is a folder whose name holds a fingerprint of that list: every
-path, size and time of change. It is made under another name and renamed when complete, so a
-cache that exists under its name is whole, and one of files that have changed since is not found.
+resolved path, size, times of change and label. A folder that has moved is decoded again.
+The cache is made under another name and renamed when complete, so one that exists under its name is
+whole, and one of files that have changed since is not found.
 """
 
 import hashlib
@@ -161,17 +162,23 @@ def _open_cache(cache: Path, expected_shape: tuple[int, ...]) -> torch.Tensor | 
 
 
 def _fingerprint(files: Sequence[ImageFile], layout: Layout) -> str:
-    """Hash the names, sizes, times of change and labels of the files."""
+    """Hash the paths, sizes, times of change and labels of the files.
+
+    A copy may have the time of its original; when the system last changed it, nobody can set.
+    """
     digest = hashlib.blake2b(f"{_LAYOUT} {layout}".encode(), digest_size=8)
+    parents: dict[Path, str] = {}  # a folder of many files is resolved once
     for file in files:
         try:
             status = os.stat(file.path)
-            state = f"{status.st_size}\0{status.st_mtime_ns}"
+            state = f"{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}"
         except FileNotFoundError:  # a broken link: damaged, as others may be
             state = "missing"
         except (OSError, ValueError) as error:  # NUL in a name
             raise InputError(f"{file.path}: {first_line(error)}; expected an image") from error
-        fact = f"\0{file.path.name}\0{state}\0{file.label}"
+        if file.path.parent not in parents:
+            parents[file.path.parent] = os.path.realpath(file.path.parent)
+        fact = f"\0{parents[file.path.parent]}\0{file.path.name}\0{state}\0{file.label}"
         digest.update(os.fsencode(fact))
     return digest.hexdigest()
 

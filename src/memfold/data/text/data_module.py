@@ -2,6 +2,7 @@
 
 import bisect
 import hashlib
+import shutil
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
@@ -30,6 +31,7 @@ from memfold.data.text.tokenizers import (
     load_tokenizer,
     train_bpe,
 )
+from memfold.errors import InputError
 from memfold.files import read_text
 from memfold.options import Count, Interval, check_arguments
 
@@ -38,8 +40,10 @@ __all__ = ["SPLITS", "Text", "TextDataModule", "part_by_position"]
 SPLITS = ("train", "val", "test")
 _LONG = 2**22
 """Bytes of text from which counting takes a while."""
+_CACHED = 2**20
+"""Bytes of text from which encoding does."""
 _REFERENCES = TypeAdapter(dict[str, float])
-_LAYOUT = "memfold-1"
+_LAYOUT = "memfold-2"
 """Part of the fingerprint of a cache: to be changed with what it holds."""
 
 
@@ -208,14 +212,16 @@ class TextDataModule(TokenDataModule):
     def _encode(self, text: bytes) -> NDArray[np.unsignedinteger]:
         """Encode, from the cache if somebody has done so before; bytes are their own tokens."""
         tokenizer = self.tokenizer
-        if not isinstance(tokenizer, FromLibrary) or len(text) < 2**20:
+        if not isinstance(tokenizer, FromLibrary) or len(text) < _CACHED:
             return tokenizer.encode(text)
         digest = hashlib.blake2b(f"{_LAYOUT} {tokenizer.to_json()}".encode(), digest_size=8)
         digest.update(text)
         parent = writable_folder(self.root, self.name)
         cache = parent / f"tokens-{digest.hexdigest()}"
-        if not cache.is_dir():
-            with new_folder(parent) as unfinished:
-                write_tokens(unfinished / "tokens.bin", tokenizer.encode(text))
-                move_into_place(unfinished, cache)
+        with suppress(InputError):  # there is none, or someone has cut it short
+            return map_tokens(cache / "tokens.bin")
+        shutil.rmtree(cache, ignore_errors=True)
+        with new_folder(parent) as unfinished:
+            write_tokens(unfinished / "tokens.bin", tokenizer.encode(text))
+            move_into_place(unfinished, cache)
         return map_tokens(cache / "tokens.bin")
