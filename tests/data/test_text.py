@@ -14,7 +14,7 @@ from memfold.data.shakespeare import Shakespeare
 from memfold.data.spec import IGNORED
 from memfold.data.text import data_module
 from memfold.data.text.data_module import SPLITS, Text, part_by_position
-from memfold.data.text.tokenizers import train_bpe
+from memfold.data.text.tokenizers import FromLibrary, train_bpe
 from memfold.data.text.windows import EvaluationWindows, TrainingWindows
 from memfold.data.text_files import TextFiles
 from memfold.errors import InputError
@@ -149,27 +149,29 @@ def test_bpe_is_trained_on_the_training_text_and_knows_its_bytes(text_file: Path
     assert len(data.tokens("train")[0]) < len(texts["train"].content) / 2
 
 
-def test_a_tokenizer_that_leaves_bytes_out_is_refused(text_file: Path, tmp_path: Path) -> None:
+def test_the_bytes_of_tokens_are_those_of_the_text(text_file: Path) -> None:
     pytest.importorskip("tokenizers")
-    from tokenizers.normalizers import Lowercase, Strip
-
     own = train_bpe(text_file.read_bytes(), 300)._tokenizer
     own.add_special_tokens(["<|end|>"])
-    text_file.write_text("THE quick<|end|>\n" * 60)
-    for normalizer, reason in ((Lowercase(), None), (Strip(), r"stand for 0 of 1 bytes, so that")):
-        own.normalizer = normalizer
-        own.save(str(tmp_path / "own.json"))
-        data = TextFiles(
-            files=[str(text_file)], tokenizer=str(tmp_path / "own.json"), length=8, val_fraction=0.2
-        )
-        if reason is None:
-            tokens = data.tokens("val")[0][1:]
-            counted = sum(data.bytes_of[token] for token in tokens)  # type: ignore[index]
-            content = data.read_text()["val"].content
-            assert counted == len(content) - 7 * content.count(b"<|end|>")
-            continue
-        with pytest.raises(InputError, match=reason):
-            data.setup()
+    own.add_tokens(["quick"])
+    every = "".join(map(chr, range(0x800))) + "\u20ac\U0001f600"
+    text = f"THE quick<|end|>\n{every}".encode()
+    tokenizer = FromLibrary("own", own)
+    tokens = tokenizer.encode(text)
+    assert sum(tokenizer.bytes_of[token] for token in tokens) == len(text) - len("<|end|>")
+
+
+@pytest.mark.parametrize("kind", ["Lowercase", "Strip", "Replace", "prefix"])
+def test_a_tokenizer_that_changes_the_text_is_refused(text_file: Path, kind: str) -> None:
+    library = pytest.importorskip("tokenizers")
+    own = train_bpe(text_file.read_bytes(), 300)._tokenizer
+    if kind == "prefix":
+        own.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    else:
+        arguments = (library.Regex("[ -~]"), "a") if kind == "Replace" else ()
+        own.normalizer = getattr(library.normalizers, kind)(*arguments)
+    with pytest.raises(InputError, match=r"from byte \d on its tokens stand for b'.*bits per byte"):
+        FromLibrary("own", own).encode(b"The end\n")
 
 
 def test_tokens_that_somebody_has_cut_short_are_made_again(

@@ -65,17 +65,18 @@ class FromLibrary(Tokenizer):
         self.name = name
         self._tokenizer = tokenizer
         self.vocabulary_size = tokenizer.get_vocab_size()
-        self.bytes_of = _bytes_of(tokenizer)
-        self._covered = np.array(self.bytes_of)
-        """Bytes of a text that each token takes up: special ones have some, too."""
-        for number, token in tokenizer.get_added_tokens_decoder().items():
-            self._covered[number] = len(str(token.content).encode())
+        self._pieces = _pieces_of(tokenizer)
+        added = tokenizer.get_added_tokens_decoder()
+        special = {number for number, token in added.items() if token.special}
+        self.bytes_of = tuple(
+            0 if number in special else len(piece) for number, piece in enumerate(self._pieces)
+        )
 
     def encode(self, text: bytes) -> NDArray[np.unsignedinteger]:
         """Return the tokens of a text in UTF-8.
 
         Raises:
-            InputError: It is something else, or parts of it become no token.
+            InputError: It is something else, or its tokens stand for another text.
         """
         try:
             decoded = text.decode()
@@ -85,15 +86,18 @@ class FromLibrary(Tokenizer):
                 f"{error.start}; data.tokenizer=bytes takes anything"
             ) from error
         dtype = np.uint16 if self.vocabulary_size <= 2**16 else np.uint32
-        tokens = np.array(self._tokenizer.encode(decoded, add_special_tokens=False).ids, dtype)
-        covered = int(np.take(self._covered, tokens).sum())
-        if covered not in (len(text), len(text) + 1):  # some put a blank before the text
+        numbers = self._tokenizer.encode(decoded, add_special_tokens=False).ids
+        meant = b"".join(map(self._pieces.__getitem__, numbers))
+        if meant != text:
+            same = (one == other for one, other in zip(meant, text, strict=False))
+            place = next((i for i, is_same in enumerate(same) if not is_same), len(meant))
             raise InputError(
-                f"data.tokenizer={self.name}: its tokens stand for {covered} of {len(text)} bytes, "
-                "so that bits per byte would be wrong; take one that leaves nothing out, such as "
-                "GPT-2's"
+                f"data.tokenizer={self.name}: from byte {place} on its tokens stand for "
+                f"{meant[place : place + 8]!r}, and the text is {text[place : place + 8]!r}, so "
+                "that bits per byte would be wrong; take one that changes nothing (no normalizer, "
+                "add_prefix_space false), such as GPT-2's"
             )
-        return tokens
+        return np.array(numbers, dtype)
 
     def decode(self, tokens: NDArray[np.integer]) -> str:
         """Return the text of tokens."""
@@ -152,25 +156,29 @@ def load_tokenizer(file: Path) -> FromLibrary:
         ) from error
 
 
-def _bytes_of(tokenizer: Any) -> tuple[int, ...]:
-    """Count the bytes of each token, whose name has a character for each where bytes are encoded.
+def _pieces_of(tokenizer: Any) -> list[bytes]:
+    """Return the bytes of each token, whose name has a character for each where bytes are encoded.
 
     Raises:
-        InputError: It is another kind of tokenizer: nothing tells how many bytes a token has.
+        InputError: It is another kind of tokenizer: nothing tells which bytes a token has.
     """
-    alphabet = set(_import_library().pre_tokenizers.ByteLevel.alphabet())
-    special = {str(token) for token in tokenizer.get_added_tokens_decoder().values()}
-    counts = [0] * tokenizer.get_vocab_size()
+    # Bytes that are printable stand for themselves, the others follow 255 in their order.
+    alphabet = sorted(_import_library().pre_tokenizers.ByteLevel.alphabet())
+    printable = [ord(character) for character in alphabet if ord(character) < 256]
+    byte_of = dict(zip(alphabet, [*printable, *sorted({*range(256)} - {*printable})], strict=True))
+    added = tokenizer.get_added_tokens_decoder()
+    pieces = [b""] * tokenizer.get_vocab_size()
     for token, number in tokenizer.get_vocab().items():
-        if token in special:
+        if number in added:
+            pieces[number] = str(token).encode()
             continue
-        if not set(token) <= alphabet:
+        if not set(token) <= byte_of.keys():
             raise InputError(
                 f"data.tokenizer: the token {token!r} is not made of bytes, and bits per byte need "
                 "that; take a tokenizer with byte-level pieces, such as GPT-2's"
             )
-        counts[number] = len(token)
-    return tuple(counts)
+        pieces[number] = bytes(byte_of[character] for character in token)
+    return pieces
 
 
 def _import_library() -> Any:
