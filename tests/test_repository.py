@@ -15,11 +15,12 @@ PAGES = sorted(
 )
 
 LIBRARIES = {"torch", "lightning", "hydra", "omegaconf", "wandb", "sklearn"}
-SMALL = {"errors", "files", "importing", "options", "seeding"}
+SMALL = {"errors", "file_lock", "files", "importing", "options", "seeding"}
 # Room: a folder or file of memfold -> other rooms that it may import, and libraries that it must
 # not. Dependencies point one way.
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), LIBRARIES),
+    "file_lock": (set(), LIBRARIES),
     "files": ({"errors"}, LIBRARIES),
     "importing": ({"errors"}, LIBRARIES),
     "options": ({"errors"}, LIBRARIES),
@@ -128,7 +129,7 @@ def test_the_products_have_one_door():
 @pytest.mark.parametrize(
     ("library", "files"),
     [
-        ("fcntl", {"runs/locks.py"}),
+        ("fcntl", {"file_lock.py"}),
         # Beside studies: the processes of a benchmark, and Git's words on the commit.
         (
             "subprocess",

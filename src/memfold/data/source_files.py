@@ -5,7 +5,6 @@ What is derived from the files (an unpacked archive, decoded images) is written 
 `<root>/<name>/`, or to the user's cache folder when that cannot be written.
 """
 
-import fcntl
 import gzip
 import os
 import shutil
@@ -20,6 +19,7 @@ from pathlib import Path
 import pooch
 
 from memfold.errors import InputError
+from memfold.file_lock import take_lock
 from memfold.files import open_regular
 
 __all__ = [
@@ -209,7 +209,7 @@ def new_folder(parent: Path) -> Iterator[Path]:
             place.mkdir(parents=True)
             lock = stack.enter_context((place / _LOCK).open("w"))
             with suppress(OSError):  # a file system without locks: nobody removes anything there
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                take_lock(lock, waits=True)
             (place / _CONTENT).mkdir()
         except (OSError, ValueError) as error:  # NUL in a name
             raise InputError(
@@ -223,8 +223,8 @@ def _remove_abandoned(parent: Path) -> None:
     """Remove the unfinished folders of processes that live no more."""
     for content in parent.glob(f".unfinished-*/{_CONTENT}"):  # is made under the lock
         with suppress(OSError), (content.parent / _LOCK).open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(content.parent, ignore_errors=True)
+            if take_lock(lock, waits=False):
+                shutil.rmtree(content.parent, ignore_errors=True)
 
 
 def move_into_place(finished: Path, target: Path) -> None:

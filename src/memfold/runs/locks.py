@@ -1,6 +1,5 @@
 """Locks on files, which the kernel opens when their holder is killed."""
 
-import fcntl
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from memfold.errors import InputError
+from memfold.file_lock import take_lock
 from memfold.files import open_regular
 from memfold.runs.folder import LOCK, writing
 
@@ -25,7 +25,7 @@ def wait_for_lock(path: Path) -> Iterator[None]:
         InputError: The folder cannot be written, or its file system has no locks.
     """
     with _open(path) as file:
-        _lock(file, fcntl.LOCK_EX)
+        _lock(file, waits=True)
         yield
 
 
@@ -37,7 +37,7 @@ def try_lock(path: Path) -> Iterator[bool]:
         InputError: The folder cannot be written, or its file system has no locks.
     """
     with _open(path) as file:
-        yield _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield _lock(file, waits=False)
 
 
 def is_held(path: Path) -> bool:
@@ -76,14 +76,15 @@ def _lock_folder(folder: Path) -> IO[Any]:
     with writing(folder / LOCK):
         file = open_regular(folder / LOCK, "a")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        is_free = take_lock(file, waits=False)
+    except OSError as error:  # some network file systems have no locks
+        log.warning("%s cannot be locked (%s): start no second run in it", folder, error)
+        return file
+    if not is_free:
         file.close()
         raise InputError(
             f"{folder} is in use by another process; wait for it or choose another folder"
-        ) from error
-    except OSError as error:  # some network file systems have no locks
-        log.warning("%s cannot be locked (%s): start no second run in it", folder, error)
+        )
     return file
 
 
@@ -93,14 +94,11 @@ def _open(path: Path) -> IO[Any]:
         return open_regular(path, "a")
 
 
-def _lock(file: IO[Any], operation: int) -> bool:
+def _lock(file: IO[Any], *, waits: bool) -> bool:
     try:
-        fcntl.flock(file, operation)
-    except BlockingIOError:
-        return False
+        return take_lock(file, waits=waits)
     except OSError as error:  # SQLite would not work there, either
         raise InputError(
             f"{file.name} cannot be locked ({error.strerror}); put the folder on a file system "
             "that has locks"
         ) from error
-    return True

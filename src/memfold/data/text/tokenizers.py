@@ -1,6 +1,7 @@
 """Bytes to tokens and back, and how many bytes each token stands for."""
 
 from abc import ABC, abstractmethod
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,8 @@ class FromLibrary(Tokenizer):
         numbers = self._tokenizer.encode(decoded, add_special_tokens=False).ids
         meant = b"".join(map(self._pieces.__getitem__, numbers))
         if meant != text:
-            same = (one == other for one, other in zip(meant, text, strict=False))
-            place = next((i for i, is_same in enumerate(same) if not is_same), len(meant))
+            pairs = zip(meant, text, strict=False)
+            place = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
             raise InputError(
                 f"data.tokenizer={self.name}: from byte {place} on its tokens stand for "
                 f"{meant[place : place + 8]!r}, and the text is {text[place : place + 8]!r}, so "
