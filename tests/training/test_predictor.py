@@ -15,7 +15,6 @@ from torch import Tensor
 
 from memfold.data.cifar10 import CIFAR10
 from memfold.data.cifar100 import CIFAR100
-from memfold.data.diabetes import Diabetes
 from memfold.data.digits import Digits
 from memfold.data.fashion_mnist import FashionMNIST
 from memfold.data.image_folder import ImageFolder
@@ -62,13 +61,17 @@ def test_raw_test_images_give_what_the_run_measured(folder: Path, predictor: Pre
     assert float(torch.cat(hits).float().mean()) == pytest.approx(measured, abs=1e-6)
 
 
+def run_example(page: str, marker: str, run: Path, **names: Any) -> dict[str, Any]:
+    """Run the lines of a page that have a marker, on a run, and return what they define."""
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    (lines,) = (e for e in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if marker in e)
+    exec(lines.replace("outputs/DATE/TIME", str(run)), names)
+    return names
+
+
 def test_the_lines_of_the_readme(folder: Path, predictor: Predictor) -> None:
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    examples = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    (lines,) = (example for example in examples if "Predictor" in example)
     images = torch.randint(256, (4, 8, 8), dtype=torch.uint8).numpy()
-    names: dict[str, Any] = {"images": images}
-    exec(lines.replace("outputs/DATE/TIME", str(folder)), names)
+    names = run_example("README.md", "Predictor", folder, images=images)
     assert torch.equal(names["classes"], predictor(images).argmax(1))
 
 
@@ -179,12 +182,23 @@ def test_files_of_any_kind_give_what_the_evaluation_measured(pictures: Path) -> 
     logits = predict(files)
     assert torch.equal(logits, predict.network(inputs))
     assert predict.class_names == ("dark", "light")
-    found = [predict.class_names[number] for number in logits.argmax(dim=1)]
-    share = np.mean([file.parent.name == name for file, name in zip(files, found, strict=True)])
-    measured = json.loads((pictures / "result.json").read_text())["metrics"]["test/acc"]
-    assert share == pytest.approx(measured, abs=1e-6)
     with pytest.raises(InputError, match=r"shape \(20, 20, 3\) .*got \(20, 24, 3\)"):
         predict(np.zeros((20, 24, 3), np.uint8))
+
+
+def test_the_lines_of_the_page_on_files(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(pictures.parent)
+    draw = np.random.default_rng(1)
+    for name in ("first.jpg", "second.png"):
+        Image.fromarray(draw.integers(0, 255, (40, 30, 3), np.uint8)).save(name)
+    labels = run_example("docs/export.md", "first.jpg", pictures)["labels"]
+    assert len(labels) == 2
+    assert set(labels) <= {"dark", "light"}
+    run_example("docs/export.md", "test_files", pictures)
+    measured = json.loads((pictures / "result.json").read_text())["metrics"]["test/acc"]
+    assert float(capsys.readouterr().out) == pytest.approx(measured, abs=1e-6)
 
 
 def test_every_class_of_a_data_set_has_a_name(predictor: Predictor) -> None:
@@ -202,33 +216,41 @@ def test_channels_stand_where_the_library_has_them(colour: Predictor) -> None:
             colour.prepare(swapped)
 
 
-def test_rows_give_numbers_in_the_unit_of_the_table(tmp_path: Path) -> None:
-    overrides = ("data=diabetes", "optimizer=adamw", "trainer.max_epochs=2", "compression=mag")
-    result = run(compose_job(tmp_path, *SMALL, *overrides, "ratio=0.3"))
-    predict = Predictor(tmp_path)
+def test_rows_give_numbers_in_the_unit_of_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pandas = pytest.importorskip("pandas")
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(0)
+    age, area = draw.integers(0, 90, 200), draw.normal(80, 20, 200)
+    flats = pandas.DataFrame({"age": age, "area": area, "price": 3000 * area - 500 * age})
+    flats.to_csv("flats.csv", index=False)
+    overrides = ("data=table", "data.file=flats.csv", "data.target=price", "optimizer=adamw")
+    result = run(compose_job(tmp_path / "run", *SMALL, *overrides, "trainer.max_epochs=2"))
+    capsys.readouterr()
+    names = run_example("docs/export.md", "flats.csv", tmp_path / "run")
+    measured = result["metrics"]["test/rmse"]
+    assert measured > 1000
+    assert float(capsys.readouterr().out) == pytest.approx(measured)
+    predict, rows = names["predict"], names["rows"]
     assert predict.class_names is None
-    data = Diabetes()
-    columns, targets = data.read_table()
-    data.read_test()
-    positions = data._parts["test"]
-    table = {name: values[positions].tolist() for name, values in columns.items()}
+    table = {name: flats[name].to_numpy()[rows].tolist() for name in ("age", "area")}
     found = predict(table)
-    assert found.shape == (len(positions), 1)
-    days = [date(2026, 1, 1)] * len(positions)
+    assert found.shape == (len(rows), 1)
+    assert found.dtype == torch.float64
+    assert torch.equal(predict(names["table"]), found)  # the price is left out
+    days = [date(2026, 1, 1)] * len(rows)
     assert torch.equal(predict({**table, "day": days}), found)  # not of the table: left out
-    ((_, wanted),) = targets.items()
-    errors = found[:, 0] - torch.from_numpy(wanted[positions])
-    assert float(errors.square().mean().sqrt()) == pytest.approx(result["metrics"]["test/rmse"])
     for samples, message in (
         ([1.0], "rows must be given as column -> values, got list"),
         ({**table, "age": [1.0]}, "the columns have different numbers of rows"),
         ({**table, "age": 1.0}, "column 'age' must be a sequence of numbers or of texts"),
-        ({**table, "age": ["old"] * len(positions)}, "column 'age' has text where numbers were"),
+        ({**table, "age": ["old"] * len(rows)}, "column 'age' has text where numbers were"),
         ({"age": [1.0]}, "there is no column"),
     ):
         with pytest.raises(InputError, match=message):
             predict(samples)
-    with pytest.raises(InputError, match="data=diabetes has no text"):
+    with pytest.raises(InputError, match="data=table has no text"):
         predict.generate("a", 3)
 
 
