@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from memfold.runs.primary import show_number
+from memfold.runs.result import describe_job
 from memfold.training import run
 from training.jobs import SMALL, compose_job
 
@@ -41,3 +42,18 @@ def test_it_says_bits_samples_and_every_metric_of_the_test(
     assert rows["test RMSE as stored"] == f"{metrics['packed/test/rmse']:.4g}"
     others = f"mae {metrics['test/mae']:.4g}, r2 {metrics['test/r2']:.4g}"
     assert rows["other metrics of the test"] == others
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (("backbone=mlp",), "mlp"),
+        (("backbone=hf", "backbone.name=gpt2"), "hf gpt2"),
+        (("backbone=custom", "backbone.target=a.b.Net"), "a.b.Net"),
+    ],
+    ids=str,
+)
+def test_a_backbone_is_named_as_far_as_it_goes(
+    overrides: tuple[str, ...], name: str, tmp_path: Path
+) -> None:
+    assert describe_job(compose_job(tmp_path, *overrides))["backbone"] == name

@@ -71,8 +71,6 @@ def describe_job(cfg: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException:  # reported when the job is built
         config = OmegaConf.to_container(cfg)
     assert isinstance(config, dict)
-    backbone = config.get("backbone")
-    target = backbone.get("target") if isinstance(backbone, dict) else None
     return {
         "command": shlex.join(["python", *sys.argv]),
         "seed": config.get("seed"),
@@ -81,7 +79,7 @@ def describe_job(cfg: DictConfig) -> dict[str, Any]:
             "ratio": config.get("ratio"),
             "budget_bytes": config.get("budget_bytes"),
         },
-        "backbone": target or choices.get("backbone"),
+        "backbone": _name_backbone(config.get("backbone"), choices.get("backbone")),
         "data": choices.get("data"),
         "task": choices.get("task"),
         "recipe": _describe_recipe(config, choices),
@@ -99,6 +97,14 @@ def describe_job(cfg: DictConfig) -> dict[str, Any]:
         "memory": None,
         "time": None,
     }
+
+
+def _name_backbone(options: object, choice: str | None) -> str | None:
+    """Return the choice and, of those that stand for many networks, which one it is."""
+    options = options if isinstance(options, Mapping) else {}
+    if options.get("target"):
+        return str(options["target"])
+    return f"{choice} {options['name']}" if options.get("name") else choice
 
 
 def _describe_recipe(config: Mapping[Any, Any], choices: Mapping[str, Any]) -> dict[str, object]:
