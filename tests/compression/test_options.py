@@ -143,6 +143,20 @@ def test_dense_says_that_it_ignores_what_is_asked_for(asked):
     assert compression_of(net).strategy == strategy_class("dense")()
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "asked"),
+    [
+        ("mag", {}, 0.1),
+        ("mag", {"ratio": 0.02}, 0.02),
+        ("mag", {"budget_bytes": 300}, None),
+        ("supermask", {}, 0.5),
+        ("dense", {}, None),
+    ],
+)
+def test_who_gives_no_ratio_asks_for_the_default(name, options, asked):
+    assert strategy_class(name)(**options).requested_ratio == asked
+
+
 def test_dense_has_nothing_to_say_where_nothing_is_ignored():
     old = Strategy.from_dict({"name": "dense", "ratio": 0.1})  # as older artifacts have it
     assert (old, old.ratio) == (strategy_class("dense")(), None)

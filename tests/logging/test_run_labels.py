@@ -1,6 +1,7 @@
 """Names of runs."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -14,14 +15,20 @@ from training.jobs import REPOSITORY
 
 
 def label(
-    options: Mapping[str, object], *, is_compressed: bool = True, **config: object
+    options: Mapping[str, object],
+    *,
+    is_compressed: bool = True,
+    kind: str = "digits",
+    source: Mapping[str, object] = MappingProxyType({}),
+    **config: object,
 ) -> RunLabels:
     strategy = Strategy.from_dict(options)
     net = nn.Linear(100, 100)
     counts = memfold.footprint(memfold.compress(net, strategy) if is_compressed else net)
     settings = {"seed": 1, "distill": {"teacher": None}, "backbone": {}, "callbacks": {}}
-    settings |= {"init_from": None} | config
-    return label_run(settings, {"backbone": "resnet20", "data": "digits"}, strategy, counts)
+    settings |= {"init_from": None, "data": {}} | config
+    choices = {"backbone": "resnet20", "data": kind}
+    return label_run(settings, choices, strategy, counts, source)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +54,7 @@ def label(
             "resnet20-rand-include=weight+w*-rounds=3-0.01-s1",
             "rand (include=weight+w*, rounds=3)",
         ),
-        ({"name": "ltr"}, "resnet20-ltr-s1", "ltr"),  # dense until its rounds are trained
+        ({"name": "ltr"}, "resnet20-ltr-0.1-s1", "ltr"),  # though it is dense at first
     ],
 )
 def test_a_name_says_what_was_asked_for(options: dict[str, object], name: str, method: str) -> None:
@@ -73,6 +80,21 @@ def test_seeds_share_a_setting_and_nothing_else_does() -> None:
     assert label(options).setting == label(options, seed=2).setting
     settings = {label({**options, **more}).setting for more in ({}, {"bits": 8}, {"ratio": 0.1})}
     assert len(settings) == 3
+
+
+def test_other_files_and_targets_are_other_settings() -> None:
+    sources = [
+        {"file": "/a/flats.csv", "target": "price"},
+        {"file": "/a/flats.csv", "target": "age"},
+        {"file": "/b/flats.csv", "target": "price"},
+    ]
+    labels = [label({"name": "dense"}, kind="table", source=source) for source in sources]
+    assert len({one.setting for one in labels}) == len({one.data for one in labels}) == 3
+    assert labels[0].data.startswith("table flats.csv, price (")
+    assert labels[0].setting == f"{labels[0].data}-resnet20-dense"
+    assert labels[0].tags == ("dense", "resnet20", "table")
+    own = label({"name": "dense"}, kind="custom", data={"target": "pkg.Data", "args": {"n": 2}})
+    assert own.data.startswith("custom pkg.Data, n=2 (")
 
 
 def test_the_options_of_the_configuration_are_the_defaults() -> None:

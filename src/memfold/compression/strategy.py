@@ -84,6 +84,8 @@ class Strategy(ABC):
     """Which ratios it reaches: any, to a value or two per tensor; the nearest that the steps of its
     ranks or widths allow; or one, the model's and its own, whatever is asked for: `ratio` and
     `budget_bytes` then become `None`, which `compress` warns of."""
+    default_ratio: ClassVar[float] = DEFAULT_RATIO
+    """Where neither ratio nor bytes are given."""
     changes_shapes: ClassVar[bool] = False
     """Whether untouched tensors may be smaller than in the dense model."""
     initialises: ClassVar[bool] = False
@@ -237,7 +239,12 @@ class Strategy(ABC):
     @property
     def asked_ratio(self) -> float:
         """`ratio`, or the default."""
-        return DEFAULT_RATIO if self.ratio is None else self.ratio
+        return self.default_ratio if self.ratio is None else self.ratio
+
+    @property
+    def requested_ratio(self) -> float | None:
+        """`asked_ratio`; `None` where bytes are asked for, or where there is only one ratio."""
+        return None if self.ratios == "one" or self.budget_bytes is not None else self.asked_ratio
 
     def target_values(self, weights: Sequence[CompressibleWeight]) -> int:
         """Return how many learned values `ratio` allows: the nearest whole number, at least 1."""

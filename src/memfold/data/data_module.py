@@ -69,6 +69,14 @@ class DataModule(pl.LightningDataModule, ABC):
             InputError: The files that tell cannot be read.
         """
 
+    @property
+    def source(self) -> dict[str, object]:
+        """Which data these are, where the name does not say it: options, with absolute paths.
+
+        Reports never average, nor compare, runs that differ in it.
+        """
+        return {}
+
     @abstractmethod
     def read_train(self) -> tuple[Samples, Samples]:
         """Read the training and the validation split.

@@ -1,5 +1,6 @@
 """Images of the user: a folder for each class."""
 
+import os.path
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -98,6 +99,11 @@ class ImageFolder(ImageDataModule):
         """What an image file becomes."""
         is_resized = self._wanted_size is not None
         return Layout(self.image_size, self.num_channels, is_resized=is_resized)
+
+    @property
+    def source(self) -> dict[str, object]:
+        """The folder."""
+        return {"folder": os.path.abspath(self.folder)}
 
     def prepare_data(self) -> None:
         """Decode what is not decoded yet."""

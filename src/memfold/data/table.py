@@ -1,5 +1,6 @@
 """A table of the user: a .csv or .parquet file."""
 
+import os.path
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,12 @@ class TableFile(TableDataModule):
     def own_files(self) -> Mapping[str, Path]:
         """See `DataModule.own_files`."""
         return {"file": self._file}
+
+    @property
+    def source(self) -> dict[str, object]:
+        """The file and what is predicted of it."""
+        target = self._targets[0] if len(self._targets) == 1 else self._targets
+        return {"file": os.path.abspath(self._file), "target": target, **super().source}
 
     def read_table(self) -> tuple[Mapping[str, Column], Mapping[str, Column]]:
         """Read the file with pandas."""

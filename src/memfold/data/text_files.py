@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from memfold.data.text.data_module import SPLITS, Text, TextDataModule, part_by_position
-from memfold.data.text.file_options import by_place, paths_of
+from memfold.data.text.file_options import by_place, paths_of, source_of
 from memfold.data.text.raw_bytes import read_bytes
 from memfold.options import Interval, check_arguments
 
@@ -52,6 +52,11 @@ class TextFiles(TextDataModule):
     def own_files(self) -> Mapping[str, Path]:
         """See `DataModule.own_files`."""
         return by_place(self._paths)
+
+    @property
+    def source(self) -> dict[str, object]:
+        """The files of each split."""
+        return source_of(self._paths)
 
     def read_text(self) -> dict[str, Text]:
         """Read the files."""

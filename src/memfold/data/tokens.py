@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from memfold.data.text.data_module import SPLITS
-from memfold.data.text.file_options import by_place, paths_of
+from memfold.data.text.file_options import by_place, paths_of, source_of
 from memfold.data.text.token_data_module import Stream, TokenDataModule
 from memfold.data.text.token_files import Dtype, map_any
 from memfold.data.text.tokenizers import FromLibrary, load_tokenizer
@@ -94,6 +94,11 @@ class TokenFiles(TokenDataModule):
     def own_files(self) -> Mapping[str, Path]:
         """See `DataModule.own_files`."""
         return by_place(self._paths)
+
+    @property
+    def source(self) -> dict[str, object]:
+        """The files of each split."""
+        return source_of(self._paths)
 
     @property
     def tokenizer(self) -> FromLibrary | None:

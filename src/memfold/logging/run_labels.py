@@ -6,6 +6,7 @@ from typing import Any
 
 from memfold.compression import Strategy
 from memfold.memory import Footprint
+from memfold.runs.data_names import digest, name_data, source_of
 
 __all__ = ["LONGEST_TAG", "RunLabels", "label_run"]
 
@@ -22,15 +23,22 @@ class RunLabels:
     method: str
     """The strategy and its options that are not the default, as in a report:
     `stable_rps (gradient_scale=projection)`."""
+    data: str
+    """The data set: `digits`; of the user's own data also which they are, with a digest that tells
+    two paths of the same last part apart: `table flats.csv, price (0a1b2c3d)`."""
     setting: str
-    """The name with the data set and without the seed, `digits-resnet20-stable_rps-0.01`: runs of
-    one point of a comparison share it."""
+    """The name with the data and without the seed, `digits-resnet20-stable_rps-0.01`: runs of one
+    point of a comparison share it."""
     tags: tuple[str, ...]
     """Strategy, backbone and data set."""
 
 
 def label_run(
-    config: Mapping[str, Any], choices: Mapping[str, Any], strategy: Strategy, counts: Footprint
+    config: Mapping[str, Any],
+    choices: Mapping[str, Any],
+    strategy: Strategy,
+    counts: Footprint,
+    said: Mapping[str, object],
 ) -> RunLabels:
     """Name a run.
 
@@ -39,6 +47,7 @@ def label_run(
         choices: Hydra's choice for each group.
         strategy: Of the run.
         counts: Of the compressed network, before training.
+        said: What the data say of their source.
     """
     changed = _changed_options(strategy)
     variants = [_short(key, value) for key, value in changed.items()]
@@ -48,13 +57,18 @@ def label_run(
     further += ["pretrained"] if config["init_from"] else []
     further += ["ema"] if config["callbacks"].get("ema") else []
     asked = "-".join([strategy.name, *variants, *_budget(strategy, counts), *bits, *further])
-    data, target = str(choices["data"]), config["backbone"].get("target")
+    kind, target = str(choices["data"]), config["backbone"].get("target")
+    options = {f"data.{key}": value for key, value in config["data"].items()}
+    source = source_of({"data_source": said, "recipe": options})
+    (name,) = name_data([(kind, source)])
+    data = f"{name} ({digest((kind, source))})" if source else name
     backbone = target.rpartition(".")[2] if isinstance(target, str) else str(choices["backbone"])
     return RunLabels(
         name=f"{backbone}-{asked}-s{config['seed']}",
         method=f"{strategy.name} ({told})" if told else strategy.name,
+        data=data,
         setting=f"{data}-{backbone}-{asked}",
-        tags=(strategy.name, backbone[:LONGEST_TAG], data[:LONGEST_TAG]),
+        tags=(strategy.name, backbone[:LONGEST_TAG], kind[:LONGEST_TAG]),
     )
 
 
@@ -69,9 +83,8 @@ def _changed_options(strategy: Strategy) -> dict[str, Any]:
 def _budget(strategy: Strategy, counts: Footprint) -> list[str]:
     if strategy.budget_bytes is not None:
         return [f"{strategy.budget_bytes}B"]
-    if strategy.ratio is not None:
-        return [f"{strategy.ratio:.3g}"]
-    # A run of several rounds starts dense: its ratio is not known yet.
+    if strategy.requested_ratio is not None:
+        return [f"{strategy.requested_ratio:.3g}"]
     return [f"{counts.ratio:.3g}"] if counts.ratio < 1 else []
 
 

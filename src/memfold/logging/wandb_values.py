@@ -78,10 +78,10 @@ def flat_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     parameters, environment = facts.get("parameters") or {}, facts.get("environment") or {}
     choices, labels = facts.get("choices") or {}, facts.get("labels")
     teacher = (facts.get("distill") or {}).get("teacher")
-    named = {} if labels is None else {"method": labels.method, "setting": labels.setting}
+    names = ("method", "setting", "data")
+    named = {} if labels is None else {name: getattr(labels, name) for name in names}
     return {
         **{group: choices[group] for group in _GROUPS if choices.get(group) is not None},
-        **named,
         "strategy": compression["name"],
         "ratio": compression["ratio"],
         "requested_ratio": compression["requested_ratio"],
@@ -89,6 +89,7 @@ def flat_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
         "bits": compression["bits"],
         "backbone": facts["backbone"],
         "data": facts["data"],
+        **named,
         "task": facts["task"],
         "seed": facts["seed"],
         **({} if teacher is None else _teacher(teacher)),

@@ -9,8 +9,8 @@ __all__ = ["differences", "overrides"]
 
 _UNSET = "its default"
 # Known from the results, or of no effect on them.
-_LEFT_OUT = {"backbone", "budget_bytes", "data", "data.download", "data.root", "ratio", "resume"}
-_LEFT_OUT |= {"seed", "trainer"}
+_LEFT_OUT = {"backbone", "budget_bytes", "data", "data.download", "data.fold", "data.root", "ratio"}
+_LEFT_OUT |= {"resume", "seed", "trainer"}
 _GROUPS_LEFT_OUT = {"artifact", "callbacks", "checkpoint", "compression", "distill", "extras"}
 _GROUPS_LEFT_OUT |= {"hydra", "logger", "sweep"}
 

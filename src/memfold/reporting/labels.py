@@ -6,6 +6,7 @@ from collections.abc import Container, Sequence
 from dataclasses import replace
 
 from memfold.reporting.records import Run, Setting
+from memfold.runs.data_names import name_data, source_of
 
 __all__ = ["label_methods", "label_settings"]
 
@@ -29,16 +30,27 @@ def label_methods(runs: Sequence[Run]) -> list[Run]:
 
 
 def label_settings(runs: Sequence[Run]) -> list[Run]:
-    """Return the runs with backbones told apart that share a name and differ in size.
+    """Return the runs with data and backbones told apart that share a name and are not the same.
 
-    Options of a backbone, and what the data ask of it, are no part of its name; `mlp` of other
-    widths is `mlp (1,066,440 bytes)`, after the bytes of its dense model.
+    Data of the user are named with what tells them from all others that are compared: `table
+    flats.csv, price`. Options of a backbone, and what the data ask of it, are no part of its name;
+    `mlp` of other widths is `mlp (1,066,440 bytes)`, after the bytes of its dense model.
     """
-    plain = [replace(run, setting=_without_size(run)) for run in runs]
+    names = name_data([_data(run) for run in runs])
+    plain = [
+        replace(run, setting=replace(_without_size(run), data=name))
+        for run, name in zip(runs, names, strict=True)
+    ]
     sizes: dict[Setting, set[int]] = defaultdict(set)
     for run in plain:
         sizes[run.setting].add(run.dense_bytes)
     return [_with_size(run) if len(sizes[run.setting]) > 1 else run for run in plain]
+
+
+def _data(run: Run) -> tuple[str, dict[str, object]]:
+    """Return the kind of its data, and which they are; in older lines the recipe says it."""
+    source = dict(run.source) or {"data": run.setting.data, **source_of({"recipe": run.recipe})}
+    return str(source.pop("data", run.setting.data)), source
 
 
 def _with_size(run: Run) -> Run:

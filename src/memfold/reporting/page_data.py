@@ -138,6 +138,7 @@ def _run(run: Run) -> dict[str, object]:
     return {
         "folder": run.folder,
         "seed": run.seed,
+        "fold": run.fold,
         "ratio": run.ratio,
         "bits": run.bits,
         "y": run.test,

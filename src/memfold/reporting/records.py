@@ -60,6 +60,7 @@ class Setting:
     """What runs must share to stand in one picture."""
 
     data: Text
+    """Which, as a reader would say it: `digits`, `table flats.csv, price`."""
     backbone: Text
     primary: Primary = ACCURACY
     """The metric by which its runs are judged."""
@@ -84,11 +85,15 @@ class Run:
     folder: Text
     """The run folder."""
     setting: Setting
+    source: Mapping[str, object] = field(default_factory=dict)
+    """Of data that their kind does not name: `data`, the kind, and what tells which they are."""
     strategy: Text
     """Name of the strategy, such as `stable_rps`."""
     method: Text
     """The strategy, followed by those of its options in which compared runs differ: one line."""
     seed: Count
+    fold: Count | None = None
+    """Of a cross-validation: the part of the data that is the test split."""
     ratio: Ratio
     """Stored learned values over compressible weights, as it came out."""
     requested_ratio: Annotated[Ratio, Field(le=1)] | None = None
@@ -137,7 +142,7 @@ class Run:
 
     @property
     def request(self) -> tuple[str, float]:
-        """What was asked for: seeds that share it, and the rest, are averaged."""
+        """What was asked for: seeds and folds that share it, and the rest, are averaged."""
         if self.requested_ratio is not None:
             return "ratio", self.requested_ratio
         if self.budget_bytes is not None:

@@ -12,6 +12,7 @@ from memfold.errors import InputError
 from memfold.file_models import check
 from memfold.files import open_regular, read_json
 from memfold.reporting.records import MAX_STEPS, Curve, Problem, Run, Setting, value_types
+from memfold.runs.data_names import source_of
 from memfold.runs.folder import METRICS, PACKED, RESULT
 from memfold.runs.primary import primary_of
 
@@ -126,16 +127,20 @@ def _parse(result: object, name: str) -> Run:
     strategy = check(_TYPES["strategy"], compression.get("name"), "compression.name")
     if strategy == "dense":
         found |= {"requested_ratio": None, "budget_bytes": None}
+    source = source_of(values)
+    recipe = check(dict[str, Any], values.get("recipe") or {}, "recipe")
     return Run(
         folder=name,
+        source={"data": setting["data"], **source} if source else {},
         setting=check(Setting, {**setting, "primary": primary}),
         strategy=strategy,
         method=strategy,
         seed=check(_TYPES["seed"], values.get("seed"), "seed"),
+        fold=check(_TYPES["fold"], recipe.get("data.fold"), "recipe.data.fold"),
         test=check(of_test, metrics.get(test), f"metrics.{test}"),
         val=check(of_val, metrics.get(val), f"metrics.{val}"),
         options=_options(compression, values),
-        recipe=check(dict[str, Any], values.get("recipe") or {}, "recipe"),
+        recipe=recipe,
         environment=check(dict[str, Any], values.get("environment") or {}, "environment"),
         command=_shorten(str(values.get("command") or "")),
         **found,

@@ -297,7 +297,7 @@ def win_matrix(runs: Iterable[Run]) -> list[WinMatrix]:
 
 
 def _average(group: list[tuple[float, Run]]) -> Point:
-    group = sorted(group, key=lambda item: (item[1].seed, item[1].folder))
+    group = sorted(group, key=lambda item: (item[1].seed, item[1].fold or 0, item[1].folder))
     runs = tuple(run for _, run in group)
     x, x_std = _mean_and_std([x for x, _ in group])
     y, y_std = _mean_and_std([run.test for run in runs])

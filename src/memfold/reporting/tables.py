@@ -60,10 +60,11 @@ def to_csv(comparison: Comparison) -> str:
     metrics = list(dict.fromkeys(columns(run.setting.primary) for run in comparison.runs))
     heads = ["data", "backbone", "method", "strategy", "bits", "requested_ratio", "budget_bytes"]
     heads += ["num_seeds", "seeds"]
+    heads += ["folds"] if any(run.fold is not None for run in comparison.runs) else []
     heads += [name for test, _ in metrics for name in (test, f"{test}_std")]
     heads += ["ratio", *(val for _, val in metrics), *(name for name, _ in _NUMBERS)]
     text = io.StringIO()
-    writer = csv.DictWriter(text, heads, lineterminator="\n")
+    writer = csv.DictWriter(text, heads, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for point in _rows(comparison.runs):
         test, val = columns(point.setting.primary)
@@ -75,8 +76,9 @@ def to_csv(comparison: Comparison) -> str:
             "bits": point.bits,
             "requested_ratio": point.requested_ratio,
             "budget_bytes": point.budget_bytes,
-            "num_seeds": len(point.runs),
-            "seeds": " ".join(str(run.seed) for run in point.runs),
+            "num_seeds": len({run.seed for run in point.runs}),
+            "seeds": _list(run.seed for run in point.runs),
+            "folds": _list(run.fold for run in point.runs if run.fold is not None),
             test: point.y,
             f"{test}_std": point.y_std,
             "ratio": _mean(point, lambda run: run.ratio),
@@ -125,6 +127,10 @@ def _rows(runs: Iterable[Run]) -> list[Point]:
         return point.setting, not is_dense, point.method, -point.bits, kind, -value
 
     return sorted(points(runs, AXES["stored_bytes"]), key=order)
+
+
+def _list(numbers: Iterable[int]) -> str:
+    return " ".join(str(number) for number in sorted(set(numbers)))
 
 
 def _cells(point: Point) -> list[str]:

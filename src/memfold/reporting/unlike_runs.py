@@ -24,7 +24,7 @@ def sort_problems(problems: Iterable[Problem]) -> list[Problem]:
 
 
 def keep_first(runs: Iterable[Run]) -> tuple[list[Run], list[Problem]]:
-    """Leave out runs that differ from an earlier one in nothing that is compared, not even seed.
+    """Leave out runs that differ from an earlier one in nothing, neither seed nor fold.
 
     Returns:
         The runs that are kept, and a problem for each folder that is not.
@@ -32,7 +32,7 @@ def keep_first(runs: Iterable[Run]) -> tuple[list[Run], list[Problem]]:
     first: dict[object, Run] = {}
     problems: dict[str, Problem] = {}
     for run in runs:
-        key = (run.setting, run.method, run.request, run.bits, run.seed)
+        key = (run.setting, run.method, run.request, run.bits, run.seed, run.fold)
         other = first.setdefault(key, run)
         if other is run or run.folder in problems or _is_the_same_dense_model(other, run):
             continue

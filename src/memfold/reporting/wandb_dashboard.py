@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--entity", help="W&B user or team")
     parser.add_argument("--project", help="W&B project, as in logger.project")
     parser.add_argument("--group", nargs="+", default=[], help="only runs of these groups: sweeps")
-    parser.add_argument("--data", help="only runs on this data set")
+    parser.add_argument("--data", help="only runs on these data, as in the column data")
     parser.add_argument("--backbone", help="only runs with this backbone")
     parser.add_argument("--name", help=f"title of the workspace ({_NAME})")
     parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="publish a file")

@@ -85,6 +85,7 @@ def describe_job(cfg: DictConfig) -> dict[str, Any]:
         "recipe": _describe_recipe(config, choices),
         "environment": {**describe_environment(), "device": None, "world_size": None},
         # Known when the run is completed; a failed one has the keys too.
+        "data_source": None,
         "init_from": None,
         "distill": None,
         "ema": None,

@@ -168,7 +168,8 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
     counts = memfold.footprint(net)
     if start.is_new_round:
         _clear_when_all_have_started(trainer, RoundFolder(folder))
-    labels = label_run(config, HydraConfig.get().runtime.choices, strategy, counts)
+    choices = HydraConfig.get().runtime.choices
+    labels = label_run(config, choices, strategy, counts, data.source)
     trainer.loggers = _build_loggers(config, folder, labels, start.step)
     return Experiment(
         config=config,

@@ -333,10 +333,11 @@ def _describe_built(experiment: Experiment, facts: dict[str, Any]) -> dict[str, 
     primary, initial = experiment.module.task.primary, experiment.initial
     return {
         **({} if initial is None else {"init_from": initial.report}),
+        "data_source": experiment.data.source,
         "compression": {
             **options,
             "ratio": counts.ratio,
-            "requested_ratio": options["ratio"],
+            "requested_ratio": experiment.strategy.requested_ratio,
             "index_format": compression.index_format if compression is not None else None,
         },
         "parameters": {

@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from memfold.runs.data_names import name_data, source_of
 from memfold.runs.primary import primary_of, show_number
 
 __all__ = ["print_summary"]
@@ -21,7 +22,8 @@ def print_summary(result: dict[str, Any], folder: str) -> None:
     memory, times = result["memory"], result["time"]
     primary = primary_of(result)
     weights = f"{result['test_checkpoint']} weights" + (", averaged" if result.get("ema") else "")
-    table = Table(show_header=False, title=f"{result['backbone']} on {result['data']}")
+    (data,) = name_data([(result["data"], source_of(result))])
+    table = Table(show_header=False, title=f"{result['backbone']} on {data}")
     table.add_column(style="bold")
     table.add_column(justify="right")
     compression, samples = result["compression"], result["samples"]

@@ -22,7 +22,7 @@ def test_names_units_and_direction_are_on_the_page(tasks_page):
     assert "has lower bits per byte for less" in tasks_page.inner_text("#key")
     assert tasks_page.locator("#plane .annotation-text").text_content() == "dense2.200"
     said = hover(tasks_page, "stable_rps")
-    assert "bits per byte 2.500 \u00b1 0.006 (2 seeds)" in said
+    assert "bits per byte 2.500 \u00b1 0.006 (2 runs)" in said
     assert "seed 1: 2.496, " in said
     tabs.nth(1).click()
     assert tasks_page.evaluate(read) == "test accuracy, %"

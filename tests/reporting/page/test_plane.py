@@ -171,7 +171,7 @@ def test_pointing_at_a_mean_tells_its_runs(small_page):
     for part in (
         "snip",
         "ratio 0.01, 32 bits",
-        f"accuracy {100 * point.y:.1f} \u00b1 {100 * point.y_std:.1f} % (3 seeds)",
+        f"accuracy {100 * point.y:.1f} \u00b1 {100 * point.y_std:.1f} % (3 runs)",
         f"stored {point.runs[0].stored_bytes:,} bytes",
         *(f"seed {r.seed}: {100 * r.test:.1f} %, {r.folder}" for r in point.runs),
     ):
@@ -184,7 +184,7 @@ def test_a_single_run_does_not_hide_its_mean(open_page):
     mags = [one_run("mag", ratio=0.1, seed=s, accuracy=a) for s, a in enumerate(accuracies)]
     page = open_page(Comparison((one_run(accuracy=0.1), *mags)))
     said = hover(page, "mag")
-    assert "accuracy 80.0 \u00b1 0.1 % (7 seeds)" in said
+    assert "accuracy 80.0 \u00b1 0.1 % (7 runs)" in said
     assert "seed 4: 80.0 %" in said
     assert "seed 5" not in said
     assert said.endswith("and 2 more")

@@ -127,6 +127,11 @@ class TableDataModule(DataModule):
         """
 
     @property
+    def source(self) -> dict[str, object]:
+        """In how many folds; which one is no more than a seed."""
+        return {} if self.fold is None else {"folds": self.num_folds}
+
+    @property
     def spec(self) -> DataSpec:
         """Rows of numbers and codes, and classes or numbers."""
         return self.encoding.spec

@@ -1,11 +1,14 @@
 """The files of the three splits, as a user names them."""
 
+import os.path
 from collections.abc import Sequence
 from pathlib import Path
 
 from memfold.errors import InputError
 
-__all__ = ["by_place", "paths_of"]
+__all__ = ["by_place", "paths_of", "source_of"]
+
+_KEYS = ("files", "val_files", "test_files")
 
 
 def paths_of(
@@ -30,7 +33,7 @@ def paths_of(
             f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction}: must "
             "leave something to train on"
         )
-    groups = {"files": files, "val_files": val_files, "test_files": test_files}
+    groups = dict(zip(_KEYS, (files, val_files, test_files), strict=True))
     for key, paths in groups.items():
         if paths is not None and not (paths and all(paths)):
             raise InputError(f"data.{key} must name files, got {paths!r}")
@@ -47,4 +50,12 @@ def by_place(groups: Sequence[Sequence[Path]]) -> dict[str, Path]:
         f"{group}/{number}": path
         for group, paths in enumerate(groups)
         for number, path in enumerate(paths)
+    }
+
+
+def source_of(paths: Sequence[Sequence[Path]]) -> dict[str, object]:
+    """Return what `paths_of` has found, as options with absolute paths."""
+    return {
+        key: [os.path.abspath(path) for path in group]
+        for key, group in zip(_KEYS, paths, strict=False)
     }

@@ -33,7 +33,7 @@ function barTrace(found, key, title, number) {
     hoverinfo: "text",
     hovertext: known.map(
       ([method, row]) =>
-        `<b>${plain(method.name)}</b><br>${title}: ${integer(row[key])} bytes (mean, ${plural(row.runs.length, "seed")})`,
+        `<b>${plain(method.name)}</b><br>${title}: ${integer(row[key])} bytes (mean, ${plural(row.runs.length, "run")})`,
     ),
   };
 }
@@ -99,7 +99,7 @@ function curveTrace(method, curve, ofMetric) {
     hoverinfo: "text",
     hovertext: curve.values.map((value, i) =>
       [
-        `<b>${plain(method.name)}</b> (${plural(curve.seeds, "seed")})`,
+        `<b>${plain(method.name)}</b> (${plural(curve.seeds, "run")})`,
         `step ${integer(curve.steps[i])}: ${value === null ? MISSING : significant(ofMetric(value))}`,
       ].join("<br>"),
     ),
@@ -139,7 +139,7 @@ function densityTrace(method, found, name) {
     hoverinfo: "text",
     hovertext: found.tensors.map(
       (tensor, i) =>
-        `<b>${plain(method.name)}</b> (${plural(found.seeds, "seed")})<br>${plain(tensor)}<br>kept ${orMissing((v) => `${significant(100 * v)} %`)(found.values[i])}`,
+        `<b>${plain(method.name)}</b> (${plural(found.seeds, "run")})<br>${plain(tensor)}<br>kept ${orMissing((v) => `${significant(100 * v)} %`)(found.values[i])}`,
     ),
   };
 }

@@ -6,11 +6,13 @@ const SINGLE_SIZE = 6;
 const MOST_LISTED = 5;
 const LABEL_LENGTH = 9; // characters of a line
 
+const nameOfRun = ({ seed, fold }) => `seed ${seed}${fold === null ? "" : `, fold ${fold}`}`;
+
 function describeRun(run, lines = []) {
   const { stored_bytes: stored, peak_bytes: peak, fit_seconds: time } = run.x;
   return [
     ...lines,
-    `seed ${run.seed}, ratio ${significant(run.ratio)}, ${run.bits} bits`,
+    `${nameOfRun(run)}, ratio ${significant(run.ratio)}, ${run.bits} bits`,
     `stored ${integer(stored)} bytes`,
     `peak of training ${orMissing(bytes)(peak)}, time ${time === null ? MISSING : `${significant(time)} s`}`,
     plain(run.folder),
@@ -28,12 +30,12 @@ function describePoint(point, { runs, metric }) {
   return [
     `<b>${plain(point.method)}</b>`,
     `ratio ${point.ratio}, ${point.bits} bits`,
-    `${plain(metric.title)} ${spread(metric, point.y, point.yStd)}${percentMark(metric)} (${plural(members.length, "seed")})`,
+    `${plain(metric.title)} ${spread(metric, point.y, point.yStd)}${percentMark(metric)} (${plural(members.length, "run")})`,
     `stored ${integer(mean("stored_bytes"))} bytes`,
     `peak of training ${orMissing(bytes)(mean("peak_bytes"))}, time ${time === null ? MISSING : `${significant(time)} s`}`,
     ...members
       .slice(0, MOST_LISTED)
-      .map((run) => `seed ${run.seed}: ${written(metric, run.y)}${percentMark(metric)}, ${plain(run.folder)}`),
+      .map((run) => `${nameOfRun(run)}: ${written(metric, run.y)}${percentMark(metric)}, ${plain(run.folder)}`),
     ...(members.length > MOST_LISTED ? [`and ${members.length - MOST_LISTED} more`] : []),
   ].join("<br>");
 }

@@ -56,6 +56,7 @@ class Supermask(Strategy, name="supermask"):
     ratio: Ratio | None = None
     """Kept weights over compressible weights, in (0, 1]; 0.5 when no budget is given. A budget
     keeps as many as its index allows, up to 0.5."""
+    default_ratio: ClassVar[float] = PUBLISHED_RATIO
     gain: Positive = 1.4142135623730951
     """Of sigma_l; the square root of 2 is for ReLU, 1 for a linear layer."""
 
@@ -92,7 +93,7 @@ class Supermask(Strategy, name="supermask"):
     def _share(self, model: nn.Module, weights: Sequence[CompressibleWeight]) -> float:
         """Return k, the same for all tensors: each keeps round(k N_l) weights, at least one."""
         if self.budget_bytes is None:
-            return PUBLISHED_RATIO if self.ratio is None else self.ratio
+            return self.asked_ratio
         room = self.value_room(model, weights)
         shapes = [weight.shape for weight in weights]
 
