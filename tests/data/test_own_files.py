@@ -18,7 +18,7 @@ def test_names_sizes_and_contents_count_and_places_do_not(tmp_path: Path) -> Non
 
     one = write("one", "abc", "", "d")
     assert checksum_of(one) == checksum_of(write("two", "abc", "", "d"))
-    others = [write("three", "abd", "", "d"), write("four", "ab", "c", "d"), {"x": one["0"]}]
+    others = [write("three", "abx", "", "d"), write("four", "ab", "c", "d"), {"x": one["0"]}]
     assert len({checksum_of(files) for files in [one, *others]}) == 4
     assert checksum_of({}) is None
     with pytest.raises(InputError, match=r"none cannot be read: No such file"):
