@@ -2,6 +2,7 @@
 
 import json
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from memfold.data.breast_cancer import BreastCancer
 from memfold.data.diabetes import Diabetes
 from memfold.data.spec import Classes, Reals, Table
 from memfold.data.table import TableFile
+from memfold.data.tables.columns import column_of
 from memfold.data.tables.data_module import TableDataModule
+from memfold.data.tables.encoding import mean_and_std
 from memfold.errors import InputError
 
 
@@ -162,6 +165,57 @@ def test_numbers_that_name_classes_and_categories_stay_apart(tmp_path: Path) -> 
     assert data.spec.target == Classes(3, ("1234567", "1234568", "1234569"))
 
 
+def test_whole_numbers_that_float64_does_not_hold_stay_apart(tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    first = 2**53
+    rows = [(["", first + 1, first, first + 2][i % 4], first + i % 2) for i in range(60)]
+    content = "a,b,y\n" + "".join(f"{i},{b},{y}\n" for i, (b, y) in enumerate(rows))
+    data = read(tmp_path, content, "y", categorical=["b"])
+    assert data.spec.target == Classes(2, (str(first), str(first + 1)))
+    assert data.encoding.categorical[0].categories == tuple(str(first + i) for i in range(3))
+    columns = {"a": column_of([1.0, 2.0]), "b": column_of([first + 1, None])}
+    assert data.encoding.inputs(columns)[:, 1].tolist() == [2, 0]
+    numbers = read(tmp_path, content, "y").encoding.numeric[1]
+    assert (numbers.mean, numbers.has_missing) == (pytest.approx(first), True)
+    many = "a,y\n" + "".join(f"{i},{first + i % 21}\n" for i in range(84))
+    assert isinstance(read(tmp_path, many, "y").spec.target, Reals)
+
+
+def test_parquet_decimals_are_numbers_and_a_named_index_is_a_column(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(
+        {
+            "size": np.arange(40.0),
+            "count": pandas.array([1, 2, None, 4] * 10, dtype="Int64"),
+            "price": [Decimal(i) / 4 for i in range(40)],
+            "grade": pandas.Categorical(["u", "v", None, "u"] * 10),
+        }
+    )
+    file = tmp_path / "x.parquet"
+    frame.set_index("size").to_parquet(file)
+    data = TableFile(file=str(file), target="price")
+    data.setup()
+    assert isinstance(data.spec.target, Reals)
+    assert data.spec.inputs == Table(3, (3,))  # size, count, and whether it is missing
+    assert data._rows is not None
+    columns = {str(name): column_of(frame[name]) for name in frame}
+    assert torch.equal(data.encoding.inputs(columns), data._rows.inputs)
+    frame.set_index("size").assign(size=1).to_parquet(file)
+    with pytest.raises(InputError, match="cannot insert size, already exists"):
+        TableFile(file=str(file), target="price").setup()
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-30, 1.0])
+def test_numbers_of_any_size_are_standardised(scale: float) -> None:
+    values = np.random.default_rng(0).normal(3, 2, 50)
+    mean, std = mean_and_std(values * scale)
+    assert (mean, std) == (
+        pytest.approx(values.mean() * scale, rel=1e-12),
+        pytest.approx(values.std() * scale, rel=1e-12),
+    )
+    assert mean_and_std(np.full(56, 0.1) * scale)[1] == 0
+
+
 def test_truth_values_are_numbers_and_two_classes(tmp_path: Path) -> None:
     pytest.importorskip("pandas")
     content = "a,b,y\n" + "".join(f"{i},{i % 3 == 0},{i % 2 == 0}\n" for i in range(40))
@@ -197,6 +251,12 @@ def test_truth_values_are_numbers_and_two_classes(tmp_path: Path) -> None:
             "y",
             "another text in every row",
         ),
+        (
+            "a,y\n" + "".join(f"{i},0.1\n" for i in range(80)),
+            "y",
+            r"data\.target=y: is constant in the training rows",
+        ),
+        (CSV.replace(",a,", ",NA,"), "kind", "row 1 has no value .in a .csv NA, None, null and"),
         ("a,y\n1,2\n", "y", "all rows are '2', one class"),
         ("a,y\n1,2.5\n", "y", "1 rows leave none for test"),
         ("", "price", "EmptyDataError"),

@@ -32,6 +32,38 @@ def test_metrics_are_in_the_users_unit_over_all_samples() -> None:
     )
 
 
+@pytest.mark.parametrize(("mean", "std"), [(1e12, 1e-2), (0.0, 1e-200)])
+def test_metrics_do_not_depend_on_where_zero_is(mean: float, std: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    outputs, targets = (torch.randn(50, 1, generator=generator) for _ in range(2))
+    meters = Regression(DataSpec(Table(1), Reals((mean,), (std,)))).meters()
+    for meter in meters.values():
+        meter.update(outputs, targets)
+    said, true = (x.double() for x in (outputs, targets))
+    errors = said - true
+    r2 = 1 - errors.square().sum() / (true - true.mean()).square().sum()
+    assert float(meters["r2"].compute()) == pytest.approx(float(r2), rel=1e-12)
+    rmse = float(errors.square().mean().sqrt()) * std
+    assert float(meters["rmse"].compute()) == pytest.approx(rmse, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "reason"),
+    [
+        ((0.0,), (0.0,), "std above 0"),
+        ((0.0,), (float("nan"),), "std above 0"),
+        ((float("inf"),), (1.0,), "must be finite"),
+        ((0.0, 1.0), (1.0,), "2 means and 1 standard deviations"),
+        ((), (), "0 means and 0 standard deviations"),
+    ],
+)
+def test_targets_that_cannot_be_standardised_are_refused(
+    mean: tuple[float, ...], std: tuple[float, ...], reason: str
+) -> None:
+    with pytest.raises(InputError, match=reason):
+        Reals(mean, std)
+
+
 def test_one_output_may_be_flat_and_one_sample_has_no_r2() -> None:
     task = Regression(DataSpec(Table(1), Reals(mean=(0.0,), std=(1.0,))))
     target = torch.tensor([[1.0], [3.0]])

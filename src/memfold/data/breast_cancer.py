@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from sklearn.datasets import load_breast_cancer
 
+from memfold.data.tables.columns import Column
 from memfold.data.tables.data_module import TableDataModule
-from memfold.data.tables.encoding import Column
 from memfold.data.tables.library import as_columns
 
 __all__ = ["BreastCancer"]

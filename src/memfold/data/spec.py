@@ -3,6 +3,7 @@
 Data modules give a `DataSpec`, backbones are built for one, tasks learn one.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -112,6 +113,24 @@ class Reals:
     names: tuple[str, ...] = ()
 
     kind = "reals"
+
+    def __post_init__(self) -> None:
+        """Check that targets can be standardised.
+
+        Raises:
+            InputError: There are no columns, another number of standard deviations than of means,
+                or one is not above 0.
+        """
+        if not 0 < len(self.mean) == len(self.std):
+            raise InputError(
+                f"spec: Reals: {len(self.mean)} means and {len(self.std)} standard deviations; "
+                "each column needs one of each"
+            )
+        if not (all(map(math.isfinite, self.mean)) and all(0 < s < math.inf for s in self.std)):
+            raise InputError(
+                f"spec: Reals: mean={self.mean}, std={self.std}: must be finite numbers, and std "
+                "above 0; leave a constant target out"
+            )
 
     @property
     def num_outputs(self) -> int:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from memfold.data.source_files import first_line
+from memfold.data.tables.columns import EXACT, Column, column_of
 from memfold.data.tables.data_module import TableDataModule
-from memfold.data.tables.encoding import Column
 from memfold.errors import InputError
 from memfold.options import check_arguments
 
@@ -68,9 +68,12 @@ class TableFile(TableDataModule):
                 # Read as rows, a header shorter than they are is an error, not a hidden index.
                 options = {"header": None, "nrows": 2, "dtype": str, "keep_default_na": False}
                 names = pandas.read_csv(self._file, **options).iloc[0].tolist()
-                frame = pandas.read_csv(self._file)
+                # A whole number among missing ones would become a float.
+                frame = pandas.read_csv(self._file, dtype_backend="numpy_nullable")
             else:
                 frame = pandas.read_parquet(self._file)
+                if index := [name for name in frame.index.names if name is not None]:
+                    frame = frame.reset_index(level=index)
                 names = [str(name) for name in frame.columns]
         except Exception as error:  # pandas' parsers have many of their own
             raise InputError(f"data.file={self._file}: {first_line(error)}") from error
@@ -100,11 +103,12 @@ class TableFile(TableDataModule):
 
 
 def _column(series: Any) -> Column:
-    """Return numbers, truth values among them, as float64 and everything else as text."""
-    from pandas.api.types import is_numeric_dtype
+    """Return what a column of pandas holds."""
+    from pandas.api.types import is_integer_dtype, is_numeric_dtype
 
     series = series.convert_dtypes()  # truth values among missing ones are numbers, too
     if is_numeric_dtype(series):
-        return series.to_numpy(dtype=np.float64, na_value=np.nan)
-    texts = [None if missing else str(v) for v, missing in zip(series, series.isna(), strict=True)]
-    return np.array(texts, dtype=np.object_)
+        numbers = series.to_numpy(dtype=np.float64, na_value=np.nan)
+        if not (is_integer_dtype(series) and (np.abs(numbers) >= EXACT).any()):
+            return numbers
+    return column_of(series)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, R2Score
 
-from memfold.data.spec import DataSpec, Reals
+from memfold.data.spec import Reals
 from memfold.tasks.task import Measure, Task, logits_of
 
 __all__ = ["Regression"]
@@ -37,10 +37,12 @@ class Regression(Task):
     def meters(self) -> Mapping[str, Metric]:
         """Return RMSE, MAE and R2 over all samples."""
         num_outputs = self.spec.num_outputs
+        assert isinstance(self.spec.target, Reals)
+        std = self.spec.target.std
         return {
-            "rmse": _InUnit(self.spec, MeanSquaredError(squared=False, num_outputs=num_outputs)),
-            "mae": _InUnit(self.spec, MeanAbsoluteError(num_outputs=num_outputs)),
-            "r2": _InUnit(self.spec, _R2(multioutput="uniform_average")),
+            "rmse": _InUnit(MeanSquaredError(squared=False, num_outputs=num_outputs), std),
+            "mae": _InUnit(MeanAbsoluteError(num_outputs=num_outputs), std),
+            "r2": _InUnit(_R2(multioutput="uniform_average"), (1.0,)),
         }
 
 
@@ -54,28 +56,28 @@ class _R2(R2Score):
 
 
 class _InUnit(Metric):
-    """The mean over outputs of a metric of what a network says in the user's unit."""
+    """The mean over outputs of a metric of standardised numbers, times the unit of each.
+
+    In float64; and the mean of the targets, which may be large beside what they differ by, is not
+    added.
+    """
 
     full_state_update = False
 
-    def __init__(self, spec: DataSpec, metric: Metric) -> None:
+    def __init__(self, metric: Metric, units: tuple[float, ...]) -> None:
         super().__init__()
-        assert isinstance(spec.target, Reals)
-        self._metric = metric
-        self._mean, self._std = spec.target.mean, spec.target.std
+        self._metric = metric.set_dtype(torch.float64)
+        self._units = units
 
     def update(self, logits: Tensor, target: Tensor) -> None:
         """Count outputs and targets (B, num_outputs)."""
-        mean, std = (
-            torch.tensor(values, dtype=torch.float64, device=target.device)
-            for values in (self._mean, self._std)
-        )
-        outputs = _shaped(logits, target)
-        self._metric.update(outputs.double() * std + mean, target.double() * std + mean)
+        self._metric.update(_shaped(logits, target).double(), target.double())
 
     def compute(self) -> Tensor:
         """Return the mean over the outputs."""
-        return self._metric.compute().mean()
+        found = self._metric.compute()
+        units = torch.tensor(self._units, dtype=torch.float64, device=found.device)
+        return (found * units).mean()
 
     def reset(self) -> None:
         """Forget what was counted."""

@@ -11,8 +11,8 @@ from torch import Tensor
 from memfold.data.images.data_module import ImageDataModule
 from memfold.data.images.pixels import Images, pixels_of
 from memfold.data.spec import Classes, Reals
+from memfold.data.tables.columns import Column, column_of
 from memfold.data.tables.data_module import TableDataModule
-from memfold.data.tables.encoding import Column
 from memfold.data.text.token_data_module import TokenDataModule
 from memfold.errors import InputError
 from memfold.options import Interval, Natural, check_arguments
@@ -187,13 +187,10 @@ def _columns(table: Any, used: Collection[str]) -> dict[str, Column]:
 
 
 def _column(name: object, values: Any) -> Column:
-    """Return numbers, NaN where one is missing, or texts, `None` where one is."""
+    """Return what training would read from such values."""
     try:
-        items = [None if value is None or value != value else value for value in values]
-        if any(isinstance(item, str) for item in items):
-            return np.array([None if item is None else str(item) for item in items], dtype=object)
-        return np.array(items, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+        return column_of(values.tolist() if isinstance(values, Tensor) else values)
+    except TypeError as error:
         raise InputError(
             f"column {name!r} must be a sequence of numbers or of texts, None where one is missing"
         ) from error

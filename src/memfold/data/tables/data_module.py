@@ -15,17 +15,15 @@ from memfold.data.batching import Chosen, Samples
 from memfold.data.data_module import DataModule
 from memfold.data.spec import DataSpec
 from memfold.data.splits import stratified_order
-from memfold.data.tables.encoding import (
+from memfold.data.tables.columns import (
     Column,
-    Encoding,
-    Target,
     as_texts,
-    fit_encoding,
     is_number,
-    labels_of,
+    numbers_of,
     stray_text,
     too_large,
 )
+from memfold.data.tables.encoding import Encoding, Target, fit_encoding, labels_of, mean_and_std
 from memfold.errors import InputError
 from memfold.files import read_text
 from memfold.options import Count, Interval, Natural, check_arguments
@@ -224,9 +222,11 @@ class TableDataModule(DataModule):
             )
         if self.target_type == "classes" or texts:
             return "classes"
-        numbers = np.asarray(values, np.float64)
+        numbers = numbers_of(values)
         distinct = np.unique(numbers[~np.isnan(numbers)])
-        return "classes" if len(distinct) <= _FEW and not (distinct % 1).any() else "reals"
+        if len(distinct) > _FEW or (distinct % 1).any():
+            return "reals"
+        return "classes" if len({*as_texts(values)} - {None}) <= _FEW else "reals"
 
     def _part(self, num_rows: int, labels: Tensor | None) -> dict[str, Tensor]:
         kinds = torch.zeros(num_rows, dtype=torch.int64) if labels is None else labels
@@ -254,7 +254,10 @@ def _classes(targets: Mapping[str, Column]) -> tuple[tuple[str, ...], Tensor]:
     ((name, values),) = targets.items()
     texts = as_texts(values)
     if None in texts:
-        raise InputError(f"data.target={name}: row {texts.index(None) + 1} has no value")
+        raise InputError(
+            f"data.target={name}: row {texts.index(None) + 1} has no value (in a .csv NA, None, "
+            "null and the like say so, too; give a class another name)"
+        )
     counts: dict[str, int] = {}
     for text in texts:
         assert text is not None
@@ -275,15 +278,15 @@ def _classes(targets: Mapping[str, Column]) -> tuple[tuple[str, ...], Tensor]:
 def _reals(targets: Mapping[str, Column], train: Any) -> Target:
     means, stds = [], []
     for name, values in targets.items():
-        numbers = np.asarray(values, np.float64)
+        numbers = numbers_of(values)
         if np.isnan(numbers).any():
             row = int(np.flatnonzero(np.isnan(numbers))[0]) + 1
             raise InputError(f"data.target={name}: row {row} has no number")
         if (row := too_large(numbers)) is not None:
             raise InputError(f"data.target={name}: row {row} has {numbers[row - 1]:g}")
-        seen = values[train]
-        if seen.std() == 0:
+        mean, std = mean_and_std(numbers[train])
+        if std == 0:
             raise InputError(f"data.target={name}: is constant in the training rows")
-        means.append(float(seen.mean()))
-        stds.append(float(seen.std()))
+        means.append(mean)
+        stds.append(std)
     return Target(kind="reals", names=tuple(targets), mean=tuple(means), std=tuple(stds))

@@ -10,21 +10,17 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from memfold.data.spec import Classes, DataSpec, Reals, Table
+from memfold.data.tables.columns import (
+    Column,
+    as_texts,
+    is_number,
+    numbers_of,
+    stray_text,
+    too_large,
+)
 from memfold.errors import InputError
 
-__all__ = [
-    "Encoding",
-    "as_texts",
-    "fit_encoding",
-    "is_number",
-    "labels_of",
-    "stray_text",
-    "too_large",
-]
-
-Column = NDArray[np.float64] | NDArray[np.object_]
-"""Numbers, NaN where one is missing; or texts, `None` where one is missing."""
-
+__all__ = ["Encoding", "Target", "fit_encoding", "labels_of", "mean_and_std"]
 
 _FEW_ROWS = 20
 """Of which texts that differ in every row say nothing."""
@@ -90,8 +86,9 @@ class Encoding(_Record):
             values = columns[column.name]
             if not is_number(values):
                 raise InputError(f"data: column {column.name!r} has text where numbers were")
-            known = ~np.isnan(values)
-            parts.append(np.where(known, (values - column.mean) / column.std, 0.0))
+            numbers = numbers_of(values)
+            known = ~np.isnan(numbers)
+            parts.append(np.where(known, (numbers - column.mean) / column.std, 0.0))
             if column.has_missing:
                 parts.append((~known).astype(np.float64))
         for column in self.categorical:
@@ -106,47 +103,9 @@ class Encoding(_Record):
         if target.kind == "classes":
             (column,) = values.values()
             return labels_of(column, target.names)
-        numbers = np.stack([np.asarray(values[name], np.float64) for name in target.names], axis=1)
+        numbers = np.stack([numbers_of(values[name]) for name in target.names], axis=1)
         standardised = (numbers - np.array(target.mean)) / np.array(target.std)
         return torch.from_numpy(standardised).float()
-
-
-def is_number(values: Column) -> bool:
-    """Tell a column of numbers from one of texts."""
-    return values.dtype != np.object_
-
-
-def as_texts(values: Column) -> list[str | None]:
-    """Return what names a category: the text, or the number as it is written."""
-    if is_number(values):
-        return [None if np.isnan(v) else _as_written(v) for v in values.tolist()]
-    return [None if v is None else str(v) for v in values.tolist()]
-
-
-def _as_written(value: float) -> str:
-    """Write a number so that no other one is written alike: 3 and 0.25, not 3.0."""
-    return str(int(value)) if value.is_integer() else repr(value)
-
-
-def stray_text(values: Column) -> tuple[int, str] | None:
-    """Find a text among what are mostly numbers: its row, counted from 1, and what it says."""
-    texts = [(row, text) for row, text in enumerate(as_texts(values), 1) if text is not None]
-    strays = [(row, text) for row, text in texts if not _is_numeral(text)]
-    return strays[0] if 0 < len(strays) < len(texts) / 2 else None
-
-
-def too_large(values: NDArray[np.float64]) -> int | None:
-    """Find a number that float32 does not hold, such as infinity: its row, counted from 1."""
-    rows = np.flatnonzero(np.abs(values) > np.finfo(np.float32).max)
-    return int(rows[0]) + 1 if len(rows) else None
-
-
-def _is_numeral(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def labels_of(values: Column, names: tuple[str, ...]) -> Tensor:
@@ -161,6 +120,19 @@ def labels_of(values: Column, names: tuple[str, ...]) -> Tensor:
         row = found.index(-1)
         raise InputError(f"data.target: row {row + 1} has none of the classes {', '.join(names)}")
     return torch.tensor(found)
+
+
+def mean_and_std(numbers: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the mean and the standard deviation of numbers (N,): 0 where all are the same.
+
+    The mean of many equal numbers may be another one, and the squares of small ones may be 0.
+    """
+    if numbers.min() == numbers.max():
+        return float(numbers[0]), 0.0
+    mean = numbers.mean()
+    deviations = numbers - mean
+    largest = np.abs(deviations).max()
+    return float(mean), float(largest * np.sqrt(np.square(deviations / largest).mean()))
 
 
 def fit_encoding(
@@ -186,19 +158,19 @@ def fit_encoding(
     """
     numeric_columns, categorical_columns = [], []
     for name, values in columns.items():
-        seen = values[train]
         if is_number(values) and name not in categorical:
-            known = seen[~np.isnan(seen)]
-            if len(np.unique(known)) < 2:
+            numbers = numbers_of(values)
+            if (row := too_large(numbers)) is not None:
+                raise InputError(f"data: column {name!r}: row {row} has {numbers[row - 1]:g}")
+            known = numbers[train][~np.isnan(numbers[train])]
+            mean, std = mean_and_std(known) if len(known) else (0.0, 0.0)
+            if std == 0:
                 raise InputError(
                     f"data: column {name!r} is {'constant' if len(known) else 'empty'} in the "
                     f"training rows; leave it out: 'data.drop=[{name}]'"
                 )
-            if (row := too_large(np.asarray(values, np.float64))) is not None:
-                raise InputError(f"data: column {name!r}: row {row} has {values[row - 1]:g}")
-            mean, std = float(known.mean()), float(known.std())
             numeric_columns.append(
-                NumericColumn(name=name, mean=mean, std=std, has_missing=len(known) < len(seen))
+                NumericColumn(name=name, mean=mean, std=std, has_missing=len(known) < len(train))
             )
             continue
         if name not in categorical and (stray := stray_text(values)) is not None:
@@ -206,13 +178,13 @@ def fit_encoding(
                 f"data: column {name!r} has numbers, and in row {stray[0]} {stray[1]!r}; mend "
                 f"that, or take all for categories: 'data.categorical=[{name}]'"
             )
-        texts = sorted({text for text in as_texts(seen) if text is not None})
+        texts = sorted({text for text in as_texts(values[train]) if text is not None})
         if len(texts) < 2:
             raise InputError(
                 f"data: column {name!r} is {'constant' if texts else 'empty'} in the training "
                 f"rows; leave it out: 'data.drop=[{name}]'"
             )
-        if name not in categorical and len(texts) == len(seen) > _FEW_ROWS:
+        if name not in categorical and len(texts) == len(train) > _FEW_ROWS:
             raise InputError(
                 f"data: column {name!r} has another text in every row (names, dates?), of which "
                 f"nothing can be learned; leave it out: 'data.drop=[{name}]'"

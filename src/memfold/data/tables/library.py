@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from memfold.data.tables.encoding import Column
+from memfold.data.tables.columns import Column
 
 __all__ = ["as_columns"]
 
