@@ -117,10 +117,13 @@ def text_file(tmp_path: Path) -> Path:
 def test_own_files_with_documents_apart(text_file: Path, tmp_path: Path) -> None:
     other = tmp_path / "b.txt"
     other.write_bytes(b"\xff" * 300)  # no UTF-8
+    again, once_more = tmp_path / "c.txt", tmp_path / "d.txt"
+    again.write_bytes(text_file.read_bytes())
+    once_more.write_bytes(other.read_bytes())
     data = TextFiles(
         files=[str(text_file)],
-        val_files=[str(other), str(text_file)],
-        test_files=[str(other)],
+        val_files=[str(other), str(again)],
+        test_files=[str(once_more)],
         length=32,
         separate_documents=True,
     )

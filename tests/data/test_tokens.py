@@ -52,8 +52,10 @@ def test_every_token_is_a_target_once_in_one_split(kind: str, tmp_path: Path) ->
 
 
 def test_files_for_the_splits_are_joined_in_their_order(tmp_path: Path) -> None:
-    file = str(files_in(tmp_path)["own"])
-    data = TokenFiles(files=[file, file], val_files=[file], test_files=[file], length=16)
+    one, two, val, test = (str(tmp_path / f"{number}.bin") for number in range(4))
+    for path in (one, two, val, test):
+        write_tokens(Path(path), TOKENS)
+    data = TokenFiles(files=[one, two], val_files=[val], test_files=[test], length=16)
     assert np.array_equal(data.tokens("train")[0], np.concatenate([TOKENS, TOKENS]))
     assert np.array_equal(data.tokens("test")[0], TOKENS)
 
@@ -131,10 +133,17 @@ def test_token_files(tmp_path: Path) -> None:
     [
         ({"files": []}, r"data\.files must name files"),
         ({"dtype": "int8"}, r"data\.dtype must be uint16, uint32 or null, got 'int8'"),
-        ({"vocabulary_size": 0}, r"data\.vocabulary_size must be .* at least 1"),
+        ({"vocabulary_size": 0}, r"data\.vocabulary_size must be .*, got 0"),
         ({"bytes_per_token": 0.0}, r"data\.bytes_per_token must be .* above 0"),
         ({"bytes_per_token": 4.0, "tokenizer": "t.json"}, "give one"),
+        ({"vocabulary_size": 2**24 + 1}, r"data\.vocabulary_size must be .*16777216"),
         ({"val_files": ["a"]}, "give both, or neither"),
+        ({"files": ["a\0"]}, r"data\.files must name files"),
+        ({"files": ["a", "./a"]}, r"data\.files: a is in data\.files already"),
+        (
+            {"val_files": ["b"], "test_files": ["a"]},
+            r"data\.test_files: a is in data\.files already",
+        ),
     ],
     ids=str,
 )
@@ -152,6 +161,8 @@ def test_bad_files_give_one_line(tmp_path: Path) -> None:
     with (tmp_path / "archive.npy").open("wb") as file:
         np.savez(file, TOKENS)
     write_tokens(tmp_path / "empty.bin", TOKENS[:0])
+    (tmp_path / "text.bin").write_bytes(b"text, no tokens." * 99)
+    np.save(tmp_path / "huge.npy", np.array([2**63 + 5] * 1000, dtype=np.uint64))
     for name, options, reason in (
         ("none.bin", {}, "No such file"),
         ("none.npy", {}, "expected an array of tokens"),
@@ -167,6 +178,13 @@ def test_bad_files_give_one_line(tmp_path: Path) -> None:
             {"vocabulary_size": 200},
             r"token \d+ at place \d+, and the vocabulary has 200",
         ),
+        (
+            "text.bin",
+            {"dtype": "uint32"},
+            r"token 1954047348 at place 0, and no vocabulary has more than 16777216 tokens; is it "
+            r"a file of uint32 tokens \(data\.dtype\)\?",
+        ),
+        ("huge.npy", {}, r"token 9223372036854775813 at place 0, and no vocabulary has more"),
         ("own.bin", {"length": 600}, r"899 tokens to predict, too few for windows of .*=600"),
         ("empty.bin", {}, "the train split has 0 tokens to predict"),
     ):

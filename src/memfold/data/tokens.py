@@ -14,10 +14,12 @@ from memfold.data.text.token_files import Dtype, map_any
 from memfold.data.text.tokenizers import FromLibrary, load_tokenizer
 from memfold.errors import InputError
 from memfold.files import read_text
-from memfold.options import Count, Interval, Positive, check_arguments
+from memfold.options import Interval, Positive, check_arguments
 
 __all__ = ["TokenFiles"]
 
+_MAX_VOCABULARY = 2**24
+"""A network has a row of weights for each token, and no tokenizer has as many."""
 FACTS = "data.json"
 """In the folder of a run on such files: what was read from them."""
 
@@ -48,7 +50,7 @@ class TokenFiles(TokenDataModule):
         val_fraction: Annotated[float, Interval("(0, 1)")] = 0.05,
         test_fraction: Annotated[float, Interval("(0, 1)")] = 0.05,
         dtype: Dtype | None = None,
-        vocabulary_size: Count | None = None,
+        vocabulary_size: Annotated[int, Interval("[1, 16777216]")] | None = None,
         tokenizer: str | None = None,
         bytes_per_token: Positive | None = None,
         **options: Any,
@@ -64,8 +66,8 @@ class TokenFiles(TokenDataModule):
             test_fraction: Share of the tokens, in (0, 1).
             dtype: `uint16` or `uint32`, of files without a header; null: files have one, or are
                 .npy.
-            vocabulary_size: Tokens there are; null: as many as `tokenizer` has or, without one,
-                one more than the largest in all files.
+            vocabulary_size: Tokens there are, at most 2^24; null: as many as `tokenizer` has or,
+                without one, one more than the largest in all files.
             tokenizer: A tokenizer.json, by which bytes are counted and samples are written.
             bytes_per_token: Mean bytes of text that a token stands for, where no tokenizer tells;
                 null: the primary metric is the loss in nats per token, not bits per byte.
@@ -114,9 +116,7 @@ class TokenFiles(TokenDataModule):
         known = 0 if self.tokenizer is None else self.tokenizer.vocabulary_size
         if self._vocabulary_size is None:
             self._vocabulary_size = known or 1 + max(
-                int(map_any(path, self._dtype).max(initial=0))
-                for paths in self._paths
-                for path in paths
+                self._largest_in(path) for paths in self._paths for path in paths
             )
         if self._vocabulary_size < known:
             raise InputError(
@@ -124,6 +124,17 @@ class TokenFiles(TokenDataModule):
                 f"{known} tokens"
             )
         return self._vocabulary_size
+
+    def _largest_in(self, path: Path) -> int:
+        tokens = map_any(path, self._dtype)
+        largest = int(tokens.max(initial=0))
+        if largest >= _MAX_VOCABULARY:
+            raise InputError(
+                f"{path}: token {largest} at place {int(tokens.argmax())}, and no vocabulary has "
+                f"more than {_MAX_VOCABULARY} tokens; is it a file of {tokens.dtype} tokens "
+                "(data.dtype)?"
+            )
+        return largest
 
     @property
     def bytes_of(self) -> tuple[int, ...] | float | None:

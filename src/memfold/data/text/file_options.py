@@ -22,7 +22,8 @@ def paths_of(
     """Return the paths of three splits, or of one group that is to be parted by the fractions.
 
     Raises:
-        InputError: A group is empty, one is missing, or the fractions leave nothing to train on.
+        InputError: A group is empty, one is missing, a file is named twice, or the fractions leave
+            nothing to train on.
     """
     if (val_files is None) != (test_files is None):
         raise InputError(
@@ -35,13 +36,23 @@ def paths_of(
         )
     groups = dict(zip(_KEYS, (files, val_files, test_files), strict=True))
     for key, paths in groups.items():
-        if paths is not None and not (paths and all(paths)):
+        if paths is not None and not (paths and all(path and "\0" not in path for path in paths)):
             raise InputError(f"data.{key} must name files, got {paths!r}")
-    return [
-        [Path(path).expanduser() for path in paths]
-        for paths in groups.values()
+    found = {
+        key: [Path(path).expanduser() for path in paths]
+        for key, paths in groups.items()
         if paths is not None
-    ]
+    }
+    key_of: dict[str, str] = {}
+    for key, path in ((key, path) for key, paths in found.items() for path in paths):
+        real = os.path.realpath(path)
+        if real in key_of:
+            raise InputError(
+                f"data.{key}: {path} is in data.{key_of[real]} already; a file is named once, or "
+                "splits would share it"
+            )
+        key_of[real] = key
+    return list(found.values())
 
 
 def by_place(groups: Sequence[Sequence[Path]]) -> dict[str, Path]:
