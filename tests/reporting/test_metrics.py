@@ -19,6 +19,7 @@ from memfold.reporting.styles import styles
 from memfold.reporting.tables import to_csv, to_markdown
 from memfold.runs.primary import ACCURACY, Primary
 from reporting.fabricated import language_result, packed, reasons, result, write_run
+from reporting.page.comparisons import one_run
 
 BPB = Primary("val/bpb", "min", "bits per byte")
 RMSE = Primary("val/rmse", "min", "RMSE")
@@ -56,13 +57,35 @@ def test_a_metric_is_named_with_its_unit_and_its_direction(primary, name, axis, 
     assert (name_of(primary), axis_title(primary), columns(primary)) == (name, axis, in_files)
 
 
+def test_bars_are_whole_and_end_where_shares_do():
+    spread = (("mag", (0.80, 1.0)), ("snip", (0.1, 0.1)), ("rand", (0.99, 1.0, 1.0)))
+    runs = [
+        one_run(method, ratio=0.1, seed=seed, accuracy=accuracy)
+        for method, accuracies in spread
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    with house_style():
+        figure = draw_plane(
+            points(runs, AXES["ratio"]),
+            AXES["ratio"],
+            styles([method for method, _ in spread]),
+            note="x",
+        )
+    near = figure.axes[0]
+    ends = [y for bars in near.collections for bar in bars.get_segments() for y in bar[:, 1]]
+    low, high = near.get_ylim()
+    assert min(end for end in ends if end > 0.5) == pytest.approx(0.9 - 0.02**0.5)
+    assert max(ends) == 1
+    assert low < 0.9 - 0.02**0.5 < 1 < high
+
+
 def test_values_are_percent_or_have_four_digits():
     assert write(0.81234, ACCURACY) == "81.23"
     assert write(2.40849, BPB) == "2.408"
     assert write(0.0123, BPB, mean=2.40849) == "0.012"
     assert [write(v, RMSE) for v in (53.4271, 123456.7, 0.0012346, 0.0, -0.5)] == [
         "53.43",
-        "123457",
+        "123,457",
         "0.001235",
         "0.000",
         "-0.5000",
@@ -114,7 +137,7 @@ def test_metrics_are_never_mixed(mixed):
         "test accuracy, %",
         "test bits per byte (lower is better)",
     ]
-    assert "| stable_rps | 32 | 0.1 | 2 | 2.415 \u00b1 0.007 | 10,025 |" in "\n".join(lines)
+    assert "| stable_rps | 32 | 0.1 | 2 | **2.415 \u00b1 0.007** | 10,025 |" in "\n".join(lines)
     assert "| 0.1 | stable_rps: 2.415 \u00b1 0.007 | - |" in lines
     assert "| 0.1 | mag: 80.00 \u00b1 0.00 % | stable_rps |" in lines
     rows = list(csv.DictReader(io.StringIO(to_csv(comparison))))
@@ -157,7 +180,9 @@ def test_figures_name_the_metric_and_enlarge_what_is_near_the_best(mixed):
     near, whole = plane.axes
     for axes in (near, whole):
         assert axes.get_ylabel() == "test bits per byte (lower is better)"
-    assert near.get_ylim() == pytest.approx((2.3 - 0.046, 2.3 + 0.46))
+    assert near.get_ylim() == pytest.approx((2.3 - 0.023, 2.3 + 0.46 + 0.023))
+    assert (near.get_title(), whole.get_title()) == ("near the best", "all")
+    assert near.get_xlabel() == whole.get_xlabel() != ""
     low, high = whole.get_ylim()
     assert low < 2.3 < 3.9 < high
     front = next(line for line in whole.get_lines() if line.get_label() == "Pareto front")

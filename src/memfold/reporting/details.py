@@ -109,6 +109,7 @@ def draw_curves(
             _draw_marked(axes, curve.steps, curve.values, method, styles[method])
         axes.set_title(heading)
         axes.set_xlabel("optimizer step")
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         if name == primary.name and is_share(primary):
             axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=None))
     add_legend(figure, grid)

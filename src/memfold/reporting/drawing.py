@@ -122,7 +122,7 @@ def set_metric_axis(axes: Axes, primary: Primary) -> None:
     """Name the test split's metric, and show shares as percent."""
     if is_share(primary):
         low, high = axes.get_ylim()
-        axes.set_ylim(max(low, -0.02), min(high, 1.02))  # a spread may reach where no share is
+        axes.set_ylim(max(low, -0.02), min(high, 1.02))
         axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=None))
     axes.set_ylabel(axis_title(primary))
 

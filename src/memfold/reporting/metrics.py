@@ -55,7 +55,8 @@ def write(value: float, primary: Primary, *, digits: int = 2, mean: float | None
     """
     if not is_share(primary):
         digits = _decimals(value if mean is None else mean)
-    return f"{factor(primary) * value:.{digits}f}"
+    separator = "," if abs(value) >= 1e4 else ""  # as at the end of a run
+    return f"{factor(primary) * value:{separator}.{digits}f}"
 
 
 def _decimals(value: float) -> int:

@@ -17,7 +17,7 @@ from memfold.reporting.drawing import (
     set_ratio_axis,
     title_of,
 )
-from memfold.reporting.metrics import name_of
+from memfold.reporting.metrics import is_share, name_of
 from memfold.reporting.records import Reference
 from memfold.reporting.statistics import Axis, Point, best, has_collapsed, near, pareto_front
 from memfold.reporting.styles import Style
@@ -56,8 +56,13 @@ def draw_plane(
         _draw_panel(axes, points, axis, styles, references)
     if is_split:
         top, width = best(points).y, setting.primary.sign * near(points)
-        panels[0].set_ylim(*sorted((top - width, top + width / 10)))
-        panels[0].set_xlabel("")
+        shown = [p for p in points if abs(p.y - top) <= near(points)]
+        ends = [end for p in shown for end in (p.y - _bar(p)[0], p.y + _bar(p)[1])]
+        ends += [top - width, top]
+        edge = (max(ends) - min(ends)) / 20
+        panels[0].set_ylim(min(ends) - edge, max(ends) + edge)
+        panels[0].set_title("near the best")
+        panels[1].set_title("all")
     add_legend(figure, panels)
     return figure
 
@@ -108,7 +113,7 @@ def _draw_line(axes: Axes, points: Sequence[Point], axis: Axis, style: Style) ->
     axes.errorbar(
         xs,
         ys,
-        yerr=[point.y_std or 0 for point in points],
+        yerr=list(zip(*map(_bar, points), strict=True)),
         color=style.colour,
         linestyle="none" if is_dense else style.linestyle,
         marker=style.marker,
@@ -119,6 +124,13 @@ def _draw_line(axes: Axes, points: Sequence[Point], axis: Axis, style: Style) ->
         label=points[0].method,
         zorder=3,
     )
+
+
+def _bar(point: Point) -> tuple[float, float]:
+    """Return how far its spread reaches down and up; a share ends at nothing and at all."""
+    spread = point.y_std or 0.0
+    is_cut = is_share(point.setting.primary)
+    return (min(spread, point.y), min(spread, 1 - point.y)) if is_cut else (spread, spread)
 
 
 def _draw_references(

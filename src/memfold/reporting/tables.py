@@ -3,6 +3,7 @@
 import csv
 import io
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 from memfold.reporting.metrics import axis_title, columns, unit_mark, write
@@ -13,6 +14,7 @@ from memfold.reporting.statistics import (
     Cell,
     Point,
     WinMatrix,
+    best,
     num_trainings,
     points,
     win_matrix,
@@ -99,16 +101,18 @@ def to_markdown(comparison: Comparison, title: str) -> str:
         f"# {_escape(title)}",
         "",
         f"{_count(num_trainings(comparison.runs), 'run')}. Means over seeds; {_PLUS_MINUS} is "
-        "their sample standard deviation.",
+        "their sample standard deviation; bold: the best of a ratio and bits.",
     ]
     matrices = win_matrix(comparison.runs)
     for setting in sorted({run.setting for run in comparison.runs}):
         rows = [p for p in _rows(comparison.runs) if p.setting == setting]
+        rows.sort(key=_at_its_ratio)
+        tops = _tops(rows)
         lines += ["", f"## {_escape(', '.join(setting.parts))}", ""]
         training = short_recipe([run for run in comparison.runs if run.setting == setting])
         lines += [f"Training: {_escape(training)}.", ""] if training else []
         heads = (*_ASKED, _escape(axis_title(setting.primary)), *_COSTS)
-        lines += _table(heads, map(_cells, rows))
+        lines += _table(heads, (_cells(row, is_best=row in tops) for row in rows))
         for matrix in matrices:
             if matrix.setting == setting:
                 lines += _matrix(matrix)
@@ -133,7 +137,22 @@ def _list(numbers: Iterable[int]) -> str:
     return " ".join(str(number) for number in sorted(set(numbers)))
 
 
-def _cells(point: Point) -> list[str]:
+def _at_its_ratio(point: Point) -> tuple[object, ...]:
+    """Sort what was asked for alike by what is better."""
+    kind, value = point.runs[0].request
+    return point.strategy != "dense", -point.bits, kind != "ratio", kind, -value, -point.quality
+
+
+def _tops(points: Iterable[Point]) -> list[Point]:
+    """Return the best of each ratio and bits, where there are several."""
+    groups: dict[object, list[Point]] = defaultdict(list)
+    for point in points:
+        groups[point.bits, point.runs[0].request].append(point)
+    several = [group for group in groups.values() if len(group) > 1]
+    return [p for group in several for p in group if p.quality == best(group).quality]
+
+
+def _cells(point: Point, *, is_best: bool) -> list[str]:
     values = {name: _mean(point, value) for name, value in _NUMBERS}
     step = values["step_seconds"]
     fit = values["fit_seconds"]
@@ -142,7 +161,7 @@ def _cells(point: Point) -> list[str]:
         str(point.bits),
         _request(point),
         str(len(point.runs)),
-        _mean_and_spread(point),
+        f"**{_mean_and_spread(point)}**" if is_best else _mean_and_spread(point),
         *(
             "-" if values[name] is None else f"{values[name]:,.0f}"
             for name in ("stored_bytes", "index_bytes", "train_state_bytes", "peak_bytes")
@@ -168,11 +187,11 @@ def _matrix(matrix: WinMatrix) -> list[str]:
 
 
 def _outcome(cell: Cell) -> list[str]:
-    best = cell.points[0]
+    top = cell.points[0]
     ties = ", ".join(_escape(method) for method in cell.winners[1:])
     note = " (one seed each)" if cell.is_one_seed else ""
-    value = f"{_mean_and_spread(best)}{unit_mark(best.setting.primary)}"
-    return [_request(best), f"{_escape(best.method)}: {value}{note}", ties or "-"]
+    value = f"{_mean_and_spread(top)}{unit_mark(top.setting.primary)}"
+    return [_request(top), f"{_escape(top.method)}: {value}{note}", ties or "-"]
 
 
 def _published(references: Sequence[Reference]) -> list[str]:

@@ -2,14 +2,15 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from memfold.runs.data_names import digest, source_of
 from memfold.runs.folder import is_completed, read_result
-from memfold.runs.primary import ACCURACY, primary_of
+from memfold.runs.primary import ACCURACY, Primary, primary_of
 from memfold.studies.sweep_folder import Plan, read_notes
 
 __all__ = ["describe_end", "print_table", "report_command", "upload_command"]
@@ -30,10 +31,10 @@ def describe_end(result: dict[str, object], seconds: float | None) -> str:
     if result.get("status") != _COMPLETED:
         return f"failed: {result.get('error', 'it left no result')}"
     facts = [_COMPLETED]
-    metric = primary_of(result).test
-    value, stored = _find(result, "metrics", metric), _find(result, "memory", "stored_bytes")
-    if isinstance(value, float):
-        facts.append(f"{metric} {value:.4f}")
+    primary = primary_of(result)
+    value, stored = _tested(result, primary), _find(result, "memory", "stored_bytes")
+    if value is not None:
+        facts.append(f"{primary.test} {primary.show(value)}")
     if isinstance(stored, int):
         facts.append(f"{stored:,} bytes")
     if seconds is not None:
@@ -54,12 +55,14 @@ def print_table(sweep: Path, plan: Plan) -> tuple[int, int, int]:
     swept = _swept_keys(list(given.values()))
     results = {number: read_result(sweep / note.folder) for number, note in notes.items()}
     # One, unless the data differ from job to job.
-    metrics = sorted({primary_of(r).test for r in results.values() if r.get("primary")})
-    metrics = metrics or [ACCURACY.test]
+    metrics = sorted({primary_of(r) for r in results.values() if r.get("primary")}) or [ACCURACY]
+    data = {digest((str(r.get("data")), source_of(r))) for r in results.values() if r}
+    # On other data, a better value says nothing.
+    best = {m: _best(results.values(), m) if len(data) == 1 else None for m in metrics}
     table = Table(title=f"{len(given)} jobs in {sweep}")
     for column in ("job", *_OWN_COLUMNS, *swept):
         table.add_column(column, overflow="fold")
-    for column in ("status", *metrics, "stored bytes"):
+    for column in ("status", *map(_head, metrics), "stored bytes"):
         table.add_column(column, no_wrap=True)
     statuses = []
     for number, values in sorted(given.items()):
@@ -68,15 +71,16 @@ def print_table(sweep: Path, plan: Plan) -> tuple[int, int, int]:
         earlier = plan.repeats.get(str(number)) if note is None else None
         status = str(result.get("status", _MISSING)) if earlier is None else f"is job {earlier}"
         statuses += [status] if earlier is None else []
+        stored = _find(result, "memory", "stored_bytes")
         table.add_row(
             str(number) if note is None else note.folder,
             _text(_find(result, "compression", "name") or values.get("compression")),
-            _text(_find(result, "compression", "ratio") or values.get("ratio")),
+            _ratio(result) or _text(values.get("ratio")),
             _text(_find(result, "seed") if result else values.get("seed")),
             *(_text(values.get(key)) for key in swept),
             status,
-            *(_text(_find(result, "metrics", metric)) for metric in metrics),
-            _text(_find(result, "memory", "stored_bytes")),
+            *(_mark(_tested(result, metric), metric, best[metric]) for metric in metrics),
+            f"{stored:,}" if isinstance(stored, int) else "-",
         )
     console = Console(file=sys.stdout)
     if not console.is_terminal:  # whoever reads a file can scroll
@@ -148,6 +152,33 @@ def _find(result: dict[str, object], *keys: str) -> object:
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value
+
+
+def _tested(result: dict[str, object], metric: Primary) -> float | None:
+    found = result.get("metrics")
+    value = metric.tested(found) if isinstance(found, dict) else None
+    return value if isinstance(value, float) else None
+
+
+def _best(results: Iterable[dict[str, object]], metric: Primary) -> float | None:
+    """Return the best value; `None` where there are not two to choose from."""
+    values = [value for result in results if (value := _tested(result, metric)) is not None]
+    return max(values, key=lambda value: metric.sign * value) if len(set(values)) > 1 else None
+
+
+def _head(metric: Primary) -> str:
+    return f"{metric.test} ({'higher' if metric.sign > 0 else 'lower'} is better)"
+
+
+def _mark(value: float | None, metric: Primary, best: float | None) -> str:
+    return metric.show(value) + (" best" if value is not None and value == best else "")
+
+
+def _ratio(result: dict[str, object]) -> str | None:
+    """Return what was asked for, or else what came out."""
+    asked = _find(result, "compression", "requested_ratio")
+    value = _find(result, "compression", "ratio") if asked is None else asked
+    return f"{value:.3g}" if isinstance(value, int | float) else None
 
 
 def _text(value: object) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 
 from memfold.runs.folder import write_text_atomically
-from memfold.runs.primary import ACCURACY, Primary
+from memfold.runs.primary import Primary
 from memfold.studies.optuna_study import Study, Trial
 from memfold.studies.runner import Outcome
 from memfold.studies.tuned_configuration import Configuration
@@ -75,9 +75,9 @@ def fit_seconds(result: Mapping[str, Any]) -> float:
 
 def show_test(summary: Mapping[str, Any], primary: Primary) -> str:
     """Write what was measured on the test data over the test seeds."""
-    factor, digits, unit = (100, ".2f", " %") if primary == ACCURACY else (1, ".4g", "")
-    spread = "" if summary["std"] is None else f" ± {factor * summary['std']:{digits}}"
-    return f"test {primary.title} {factor * summary['mean']:{digits}}{spread}{unit}"
+    spread = "" if summary["std"] is None else f" ± {primary.show(summary['std'])}"
+    mean = primary.show(summary["mean"])
+    return f"test {primary.title} {mean.removesuffix(' %') if spread else mean}{spread}"
 
 
 def to_markdown(content: Mapping[str, Any], primary: Primary) -> str:
@@ -192,12 +192,21 @@ def _best_lines(content: Mapping[str, Any], primary: Primary) -> list[str]:
     summary = test[primary.test]
     if summary["mean"] is not None:
         lines += [
-            f"**{show_test(summary, primary).capitalize()}**, mean ± sample standard "
-            f"deviation over {summary['num_runs']} test seeds.",
+            f"**{_capitalised(show_test(summary, primary))}**, {_over(summary['num_runs'])}.",
             "",
         ]
     rows = [(run["seed"], run[primary.test], run["error"]) for run in test["runs"]]
     return [*lines, *_table(("test seed", primary.test, "error"), rows)]
+
+
+def _capitalised(text: str) -> str:
+    return text[:1].upper() + text[1:]  # RMSE stays what it is
+
+
+def _over(num_seeds: int) -> str:
+    if num_seeds == 1:
+        return "of one test seed"
+    return f"mean ± sample standard deviation over {num_seeds} test seeds"
 
 
 def _space_lines(content: Mapping[str, Any]) -> list[str]:

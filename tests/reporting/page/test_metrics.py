@@ -18,7 +18,8 @@ def test_names_units_and_direction_are_on_the_page(tasks_page):
     ]
     assert tasks_page.evaluate(read) == "test bits per byte (lower is better)"
     assert tasks_page.inner_text("#plane-title") == "Bits per byte over stored bytes"
-    assert tasks_page.inner_text("#table th[data-key=y]") == "bits per byte"
+    head = tasks_page.inner_text("#table th[data-key=y]")
+    assert head == "bits per byte (lower is better)\u25b2"
     assert "has lower bits per byte for less" in tasks_page.inner_text("#key")
     assert tasks_page.locator("#plane .annotation-text").text_content() == "dense2.200"
     said = hover(tasks_page, "stable_rps")
@@ -27,7 +28,7 @@ def test_names_units_and_direction_are_on_the_page(tasks_page):
     tabs.nth(1).click()
     assert tasks_page.evaluate(read) == "test accuracy, %"
     assert tasks_page.inner_text("#plane-title") == "Accuracy over stored bytes"
-    assert tasks_page.inner_text("#table th[data-key=y]") == "accuracy, %"
+    assert tasks_page.inner_text("#table th[data-key=y]") == "accuracy, %\u25bc"
     assert column(tasks_page, "y") == ["80.0 \u00b1 0.0"]
 
 

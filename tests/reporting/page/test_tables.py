@@ -25,6 +25,7 @@ def test_the_table_has_mean_spread_and_seeds_and_says_what_is_missing(open_page)
     assert column(page, "order") == ["1", "0.1", "0.1"]
     assert column(page, "stored_bytes")[0] == f"{dense[0].stored_bytes:,}"
     # What is missing comes last, whatever the direction.
+    assert page.locator("#table td.best").all_inner_texts() == ["85.0"]
     button = page.locator("#table th[data-key=peak_bytes] button")
     button.click()
     assert column(page, "peak_bytes") == ["7 B", "5 B", DASH]
@@ -47,6 +48,8 @@ def test_a_click_on_a_header_sorts(small_page):
     assert values() == sorted(values(), reverse=True)
     assert header.get_attribute("aria-sort") == "descending"
     assert accuracy.get_attribute("aria-sort") == "none"
+    assert header.get_by_label("sorted descending").inner_text() == "\u25bc"
+    assert accuracy.get_by_label("not sorted").count() == 1
     small_page.keyboard.press("Enter")  # the header keeps the focus
     assert values() == sorted(values())
     assert header.get_attribute("aria-sort") == "ascending"

@@ -42,6 +42,7 @@ const percentMark = (metric) => (metric.isShare ? " %" : "");
 /** The same as text: one decimal of a percentage, four digits of others; `mean` is that of a spread. */
 function written(metric, value, mean = value) {
   const decimals = mean ? 3 - Math.floor(Math.log10(Math.abs(mean))) : 3;
+  if (Math.abs(value) >= 1e4 && !metric.isShare) return integer(value);
   return scaled(metric, value).toFixed(metric.isShare ? 1 : Math.min(Math.max(decimals, 0), 100));
 }
 

@@ -148,8 +148,8 @@ function drawQuality() {
   const isBest = (row) => best.some((p) => p.method === row.method && p.bits === row.bits && p.ratio === row.ratio);
   const chosen = rows.filter((row) => (choice.bits === "best" ? isBest(row) : String(row.bits) === choice.bits));
   byId("table-note").textContent = choice.bits === "best"
-    ? "Means over n runs, \u00b1 one standard deviation, at the bits that are best over stored bytes."
-    : `Means over n runs, \u00b1 one standard deviation, at ${choice.bits} bits.`;
+    ? "Means over n runs, \u00b1 one standard deviation, at the bits that are best over stored bytes; bold: the best of a ratio and bits."
+    : `Means over n runs, \u00b1 one standard deviation, at ${choice.bits} bits; bold: the best of a ratio.`;
   drawTable(chosen, choice.sort, metric, swatch, (key) => {
     const opensDescending = key === "y" ? metric.sign > 0 : key !== "method";
     const isDescending = choice.sort.key === key ? !choice.sort.isDescending : opensDescending;

@@ -14,7 +14,8 @@ const COLUMNS = [
   { key: "fit_seconds", title: "time, s", format: significant },
 ];
 
-const metricHead = (metric) => metric.title + (metric.isShare ? ", %" : "");
+const metricHead = (metric) =>
+  `${metric.title}${metric.isShare ? ", %" : ""}${metric.sign > 0 ? "" : " (lower is better)"}`;
 const valueOf = (column, row) => (column.value ? column.value(row) : row[column.key]);
 
 /** Order rows; what is missing comes last in both directions. */
@@ -31,7 +32,9 @@ function sortedRows(rows, { key, isDescending }) {
 function sortableHeader(column, sort, metric, onSort) {
   const isCurrent = column.key === sort.key;
   const direction = sort.isDescending ? "descending" : "ascending";
-  const button = element("button", { type: "button", onclick: () => onSort(column.key) }, column.title ?? metricHead(metric));
+  const [mark, label] = isCurrent ? [sort.isDescending ? "\u25bc" : "\u25b2", `sorted ${direction}`] : ["\u25b4\u25be", "not sorted"];
+  const button = element("button", { type: "button", onclick: () => onSort(column.key) }, column.title ?? metricHead(metric),
+    element("span", { className: "sort", role: "img", "aria-label": label, title: label }, mark));
   return element("th", {
     scope: "col",
     className: `sortable ${column.format ? "number" : "corner"}`,
@@ -40,17 +43,27 @@ function sortableHeader(column, sort, metric, onSort) {
   }, button);
 }
 
-function tableCell(column, row, metric, swatch) {
+/** Rows with the best mean of what was asked of them and of their bits, where there are several. */
+function bestRows(rows, { sign }) {
+  return new Set(rows.filter((row) => {
+    const group = rows.filter(({ bits, ratio }) => bits === row.bits && ratio === row.ratio);
+    return group.length > 1 && group.every((other) => sign * other.y <= sign * row.y);
+  }));
+}
+
+function tableCell(column, row, metric, swatch, isBest) {
   const value = valueOf(column, row);
   if (!column.format) return element("th", { scope: "row" }, swatch(value), breakable(value));
-  return element("td", { className: "number" }, value === null ? MISSING : column.format(value, row, metric));
+  const className = isBest && column.key === "y" ? "number best" : "number";
+  return element("td", { className }, value === null ? MISSING : column.format(value, row, metric));
 }
 
 function drawTable(rows, sort, metric, swatch, onSort) {
   const focused = document.activeElement?.closest("#table th")?.getAttribute("data-key");
   const head = COLUMNS.map((column) => sortableHeader(column, sort, metric, onSort));
+  const best = bestRows(rows, metric);
   const body = sortedRows(rows, sort).map((row) =>
-    element("tr", {}, ...COLUMNS.map((column) => tableCell(column, row, metric, swatch))));
+    element("tr", {}, ...COLUMNS.map((column) => tableCell(column, row, metric, swatch, best.has(row)))));
   byId("table").replaceChildren(
     element("thead", {}, element("tr", {}, ...head)),
     element("tbody", {}, ...body),
@@ -99,7 +112,7 @@ function bestTable(matrix, metric, swatch, isShown) {
       element("td", {}, String(cell.points.length)),
       element("td", { className: "long" }, ...listed));
   });
-  const titles = ["asked", "outcome", "methods", `best ${metricHead(metric)}`];
+  const titles = ["asked", "outcome", "methods", `best mean, ${metricHead(metric)}`];
   return element("table", { className: "best" }, headRow(titles), element("tbody", {}, ...rows));
 }
 
