@@ -166,6 +166,9 @@ def test_bad_folders_give_one_line(folder: Path, tmp_path: Path) -> None:
     draw(folder / "light" / "99.png", 1, size=(9, 8))
     with pytest.raises(InputError, match=r"9 x 8 pixels, expected 8 x 8; data\.image_size=N"):
         ready(folder)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"^data\.root: nothing .* a folder of your own$"):
+        ImageFolder(folder=str(folder), root=str(tmp_path / "file")).setup()
     with pytest.raises(InputError, match=r"data\.crop_padding=9 must be at most 8"):
         ready(folder, crop_padding=9)
 

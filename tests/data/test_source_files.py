@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from memfold.data import source_files
-from memfold.data.source_files import Remote, fetch, new_folder, unpack
+from memfold.data.source_files import Remote, fetch, move_into_place, new_folder, unpack
 from memfold.errors import InputError
 
 CONTENT = b"published content"
@@ -98,6 +98,12 @@ def test_an_archive_cannot_write_outside(name: str, tmp_path: Path) -> None:
         unpack(archive, "inside", tmp_path / "target")
     assert not list(tmp_path.glob("**/outside.txt"))
     assert not Path("/outside.txt").exists()
+
+
+def test_a_file_in_the_way_of_a_finished_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "target").touch()
+    with new_folder(tmp_path) as folder, pytest.raises(InputError, match="delete what is there"):
+        move_into_place(folder, tmp_path / "target")
 
 
 def test_an_archive_of_something_else(tmp_path: Path) -> None:

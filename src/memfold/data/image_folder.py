@@ -14,7 +14,13 @@ from torch import Tensor
 from memfold.data.batching import Chosen, Samples
 from memfold.data.images.augmentation import TrainingImages
 from memfold.data.images.data_module import ImageDataModule
-from memfold.data.images.decoded_files import FORMATS, ImageFile, Layout, cached_images
+from memfold.data.images.decoded_files import (
+    FORMATS,
+    ImageFile,
+    Layout,
+    UnusableFiles,
+    cached_images,
+)
 from memfold.data.images.image_set import ImageSet
 from memfold.data.source_files import first_line, writable_folder
 from memfold.data.spec import DataSpec
@@ -217,7 +223,7 @@ class ImageFolder(ImageDataModule):
                 split: cached_images(some, self.layout, parent, skips_damaged=self.skip_damaged)
                 for split, some in files.items()
             }
-        except InputError as error:
+        except UnusableFiles as error:
             hint = "" if self._wanted_size else "data.image_size=N scales images; "
             raise InputError(f"{error}; {hint}data.skip_damaged=true leaves these out") from error
         found = {split: images for split, (images, _) in decoded.items()}

@@ -228,12 +228,18 @@ def _remove_abandoned(parent: Path) -> None:
 
 
 def move_into_place(finished: Path, target: Path) -> None:
-    """Rename a folder to `target`; when another process got there first, keep the other's."""
+    """Rename a folder to `target`; when another process got there first, keep the other's.
+
+    Raises:
+        InputError: There is something else.
+    """
     try:
         finished.rename(target)
-    except OSError:
+    except OSError as error:
         if not target.is_dir():
-            raise
+            raise InputError(
+                f"{target}: cannot be made ({first_line(error)}); delete what is there"
+            ) from error
 
 
 def first_line(error: BaseException) -> str:

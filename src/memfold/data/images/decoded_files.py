@@ -25,7 +25,7 @@ from memfold.data.source_files import first_line, move_into_place, new_folder
 from memfold.errors import InputError
 from memfold.files import open_regular
 
-__all__ = ["FORMATS", "ImageFile", "Layout", "cached_images", "decode"]
+__all__ = ["FORMATS", "ImageFile", "Layout", "UnusableFiles", "cached_images", "decode"]
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,10 @@ _NUM_FILES_AT_A_TIME = 1024
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 """Channels -> what Pillow calls such an image."""
+
+
+class UnusableFiles(InputError):
+    """Files cannot be decoded, or have another size."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ def cached_images(
         N files that they are of.
 
     Raises:
-        InputError: A file cannot be decoded or has another size.
+        UnusableFiles: A file cannot be decoded or has another size.
+        InputError: The cache cannot be written.
     """
     cache = parent / f"decoded-{_fingerprint(files, layout)}"
     expected_shape = (len(files), layout.channels, layout.size, layout.size)
@@ -92,7 +97,7 @@ def cached_images(
     if len(damaged) > 1:
         reason += f"; {len(damaged) - 1} more of {len(files)} files cannot be used"
     if not skips_damaged:
-        raise InputError(reason)
+        raise UnusableFiles(reason)
     log.warning("left out: %s", reason)
     kept = torch.ones(len(files), dtype=torch.bool)
     kept[damaged] = False
