@@ -111,7 +111,7 @@ def test_train_subset_is_stratified_and_nested() -> None:
 
 @pytest.mark.parametrize("fraction", [0.001, 0.999])
 def test_a_split_with_an_empty_part(fraction: float) -> None:
-    with pytest.raises(InputError, match=rf"^data\.val_fraction={fraction}: leaves"):
+    with pytest.raises(InputError, match=rf"^data\.val_fraction={fraction}: parts"):
         ready(val_fraction=fraction)
 
 

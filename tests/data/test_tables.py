@@ -56,6 +56,10 @@ def test_every_row_is_in_one_split_and_each_class_in_its_share() -> None:
     for part in parts:
         counts = torch.bincount(part % 3, minlength=3)
         assert int(counts.max() - counts.min()) <= 1
+    other = Small(split_seed=1)
+    other.setup()
+    for split in ("train", "val", "test"):
+        assert not torch.equal(other._parts[split], data._parts[split])
 
 
 def test_folds_part_the_rows() -> None:

@@ -127,6 +127,7 @@ def test_an_id_may_have_dashes(no_credentials: Path, tmp_path: Path) -> None:
     close_wandb(failed=False)
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_killed_run_goes_on_under_its_id_and_loses_no_metric(
     no_credentials: Path, tmp_path: Path

@@ -23,6 +23,7 @@ EVALUATED = ("optimizer.lr=0", "data.batch_size=20", "data.val_fraction=0.101")
 PROBE = "+callbacks.probe._target_=training.rank_probes.EpochProbe"
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_two_processes_with_half_the_batch_are_one(tmp_path: Path) -> None:
     common = [*SMALL, "compression=stable_rps", "ratio=0.05", "trainer.max_epochs=3"]
@@ -55,6 +56,7 @@ def test_two_processes_with_half_the_batch_are_one(tmp_path: Path) -> None:
     assert not list(folder.glob("*process_1*"))
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_divergence_on_one_rank_ends_all_with_one_line(tmp_path: Path) -> None:
     arguments = [text for text in SMALL if text not in ("trainer=cpu", "backbone=mlp")]

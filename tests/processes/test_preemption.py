@@ -166,6 +166,7 @@ def on_two_ranks(*job: str) -> list[str]:
     return [*kept, "trainer=ddp_cpu", "data.batch_size=64"]
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_two_ranks_stop_when_one_is_signalled_and_one_process_goes_on(tmp_path: Path) -> None:
     # Neither dropout nor BatchNorm: they see other batches on two ranks.

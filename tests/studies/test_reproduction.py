@@ -183,6 +183,7 @@ def test_two_at_once_in_one_folder_are_refused(reproduce: Run, root: Path, tmp_p
     assert not calls(root, "train")
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_tried_again_by_the_same_command(
     reproduce: Run, tmp_path: Path, root: Path
 ) -> None:

@@ -46,7 +46,7 @@ def test_failures_are_recorded_and_resumed(tmp_path: Path) -> None:
         f"4 jobs in {folder}, one after the other; what each prints is in <job>/console.log, "
         "its progress in <job>/train.log"
     )
-    assert lines[1].startswith("[1/4] 0: seed=1: completed, test/acc 0.9123, 23,672 bytes, ")
+    assert lines[1].startswith("[1/4] 0: seed=1: completed, test/acc 91.23 %, 23,672 bytes, ")
     assert lines[2] == "[2/4] 1: seed=2: failed: as it was told"
     assert lines[3] == "[3/4] 2: seed=3: failed: its process was killed by SIGKILL"
     assert lines[4].startswith("[4/4] 3: seed=4: completed, ")

@@ -30,6 +30,11 @@ def test_metrics_are_in_the_users_unit_over_all_samples() -> None:
     assert float(task.loss(outputs, targets)) == pytest.approx(
         float(nn.MSELoss()(outputs, targets))
     )
+    for name, meter in task.meters().items():  # the next epoch counts anew
+        for found in (meter, meters[name]):
+            found.reset()
+            found.update(outputs[:5], targets[:5])
+        assert meter.compute() == meters[name].compute()
 
 
 @pytest.mark.parametrize(("mean", "std"), [(1e12, 1e-2), (0.0, 1e-200)])
@@ -82,7 +87,9 @@ def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
 def test_the_task_is_what_the_data_ask_for() -> None:
     assert isinstance(task_for(SPEC, label_smoothing=0.0), Regression)
     classes = DataSpec(Table(1), Classes(2))
-    assert isinstance(task_for(classes, label_smoothing=0.1), Classification)
+    task = task_for(classes, label_smoothing=0.1)
+    assert isinstance(task, Classification)
+    assert task.label_smoothing == 0.1
     with pytest.raises(InputError, match=r"label_smoothing=0\.1: the data ask for task=regression"):
         task_for(SPEC, label_smoothing=0.1)
     with pytest.raises(InputError, match="task=regression learns reals, and the data have classes"):

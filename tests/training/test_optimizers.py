@@ -76,6 +76,8 @@ def test_muon_on_matrices_and_adamw_on_the_rest() -> None:
     net, twin = network(), network()
     optimizer = make(net, **MUON)
     head, others = [twin[5].weight], [p for p in twin.parameters() if p.dim() == 1]
+    # By this `low_rank` knows how a penalty of its own is subtracted.
+    assert all(group["decoupled_weight_decay"] for group in optimizer.param_groups)
     groups = [{"params": head}, {"params": others, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, lr=0.1, betas=(0.9, 0.95), weight_decay=0.5)
     momenta = {index: torch.zeros_like(twin[index].weight) for index in (0, 3)}

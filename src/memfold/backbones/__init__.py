@@ -1,7 +1,7 @@
 """Networks for any data: a backbone is one file, and one `conf/backbone/NAME.yaml`.
 
 A backbone is a callable that gives an nn.Module. What it has to know of the data it asks for by the
-names of its parameters (`facts.py`); its options, with their defaults, stand in the YAML.
+names of its parameters (`facts.py`); its other parameters are its options.
 """
 
 from memfold.backbones.cnn import CNN

@@ -85,6 +85,10 @@ class TableTransformer(nn.Module):
         self.head = nn.Linear(width, num_outputs)
         initialise_transformer(self, depth)
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the parameters that are tables, not matrices."""
+        return {"slopes", "offsets", "reader"}
+
     def forward(self, rows: Tensor) -> Tensor:
         """Map rows (B, num_numeric + categories) to outputs (B, num_outputs)."""
         numbers, embedded = self.columns(rows)

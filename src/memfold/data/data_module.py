@@ -108,7 +108,7 @@ class DataModule(pl.LightningDataModule, ABC):
         """
 
     def references(self) -> dict[str, float]:
-        """Return what simple models reach on the test split, in the primary metric of its task."""
+        """Return what simple models reach on the test split: of text, in its primary metric."""
         return {}
 
     @property

@@ -239,6 +239,7 @@ class ImageFolder(ImageDataModule):
                 val_fraction=self.test_fraction,
                 train_subset=None,
                 seed=derive_seed(self.split_seed, "test"),
+                key="test_fraction",
             )
             self._parts |= {"train": (images, rest), "test": (images, test)}
         return self._parts

@@ -1,4 +1,4 @@
-"""Whether files of the user are still what they were."""
+"""A checksum of files of the user, by which a resumed run knows that they have not changed."""
 
 import hashlib
 from bisect import bisect_right

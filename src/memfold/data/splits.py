@@ -10,7 +10,12 @@ __all__ = ["split_training", "stratified_order"]
 
 
 def split_training(
-    labels: Tensor, *, val_fraction: float, train_subset: int | None, seed: int
+    labels: Tensor,
+    *,
+    val_fraction: float,
+    train_subset: int | None,
+    seed: int,
+    key: str = "val_fraction",
 ) -> tuple[Tensor, Tensor]:
     """Choose the validation samples and, of the others, the training samples.
 
@@ -19,6 +24,7 @@ def split_training(
         val_fraction: Share of all samples that are for validation.
         train_subset: How many of the others to train on; `None` for all.
         seed: Of the choice.
+        key: What the share is called, for messages.
 
     Returns:
         Training and validation samples, as int64 positions in ascending order.
@@ -30,8 +36,8 @@ def split_training(
     num_val = round(val_fraction * len(labels))
     if not 0 < num_val < len(labels):
         raise InputError(
-            f"data.val_fraction={val_fraction}: leaves {num_val} of {len(labels)} samples "
-            "for validation; both parts need at least one"
+            f"data.{key}={val_fraction}: parts {num_val} of {len(labels)} samples off; both parts "
+            "need at least one"
         )
     rest = order[num_val:].sort().values
     if train_subset is not None:

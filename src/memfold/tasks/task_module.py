@@ -133,7 +133,7 @@ class TaskModule(LightningModule):
 
     def _share(self, targets: Tensor) -> Tensor | float:
         """Weigh the loss so that the mean over ranks is the mean over all that counts in them."""
-        if self.trainer.world_size == 1 or type(self.task).weight is Task.weight:
+        if type(self.task).weight is Task.weight or self.trainer.world_size == 1:
             return 1.0
         weight = torch.tensor(self.task.weight(targets), device=self.device)
         return weight / self.trainer.strategy.reduce(weight.clone(), reduce_op="mean")

@@ -281,6 +281,7 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
             memfold.compress(nn.Linear(4, 4), name, ratio=0.5, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_two_processes_decide_the_same(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(train_half, (str(tmp_path),), nprocs=2)
