@@ -62,7 +62,8 @@ prepare_environment() {
     fi
     rm -f "$stamp"
     printf 'Installing memfold into .venv: some minutes the first time, PyTorch is large\n'
-    "$venv_python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e "$target" ||
+    # Python compiles what is imported by itself; all of every package takes most of a minute.
+    "$venv_python" -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e "$target" ||
         fail "the installation did not finish; run this again to continue"
     # Written last and moved into place, so that an interrupted installation is done again.
     printf '%s\n' "$extra $state" >"$stamp.partial"

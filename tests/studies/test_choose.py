@@ -180,9 +180,8 @@ def test_one_line_when_every_run_fails(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGINT]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_what_was_interrupted_loses_the_runs_in_flight_at_most(
     number: signal.Signals, tmp_path: Path
 ) -> None:

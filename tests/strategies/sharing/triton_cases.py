@@ -107,7 +107,7 @@ def test_sizes(m, length, runs):
 
 
 @given(st.data(), st.integers(1, 40), st.integers(1, 40), st.integers(0, 99))
-@settings(max_examples=20)
+@settings(max_examples=10)
 def test_random_blocks(data, m, runs, seed):
     length = data.draw(st.integers(1, m))
     block = random_block(m, length, runs, seed)
