@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import memfold
 from memfold.data.spec import Classes, DataSpec, Images
 from memfold.errors import InputError
+from memfold.logging.epoch_metrics import CHECKPOINT_KEY, EpochMetrics
 from memfold.logging.quiet import hush_libraries
 from memfold.tasks import Classification, TaskModule
 from memfold.training.schedules import Constant
@@ -79,6 +80,45 @@ def test_test_metrics_have_their_own_names(samples: tuple[Tensor, Tensor], tmp_p
     run = trainer(tmp_path)
     run.test(task(nn.Linear(5, NUM_CLASSES)), loader(samples), verbose=False)
     assert set(run.callback_metrics) == {"test/loss", "test/acc"}
+
+
+def test_metrics_are_logged_once_for_all_batches(
+    samples: tuple[Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged, log = [], TaskModule.log
+
+    def noting(module: TaskModule, name: str, *args: object, **options: object) -> None:
+        logged.append(name)
+        log(module, name, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TaskModule, "log", noting)
+    trainer(tmp_path).fit(task(nn.Linear(5, NUM_CLASSES)), loader(samples), loader(samples))
+    names = ("lr", "train/acc", "train/loss", "val/acc", "val/loss")
+    assert sorted(logged) == sorted(names)
+
+
+def test_a_resumed_epoch_goes_on_from_what_earlier_versions_counted(
+    samples: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    net, run, resumed = nn.Linear(5, NUM_CLASSES), trainer(tmp_path), EpochMetrics()
+    module, (images, labels) = task(net), samples
+    counts = {"tp": 3, "fp": 1, "tn": 7, "fn": 1}
+    sums = {
+        "training_step.train/acc": {name: torch.tensor([n]) for name, n in counts.items()},
+        "training_step.train/loss": {
+            "value": torch.tensor([8.0]),
+            "cumulated_batch_size": torch.tensor([4.0]),
+        },
+    }
+    resumed.on_load_checkpoint(run, module, {CHECKPOINT_KEY: {"sums": sums}})
+    run.callbacks.append(resumed)  # pyright: ignore
+    run.fit(module, loader(samples), loader(samples))
+    with torch.no_grad():
+        logits = net(images)
+    hits = int((logits.argmax(1) == labels).sum())
+    assert float(run.callback_metrics["train/acc"]) == pytest.approx((3 + hits) / 14)
+    loss = float(F.cross_entropy(logits, labels, reduction="sum"))
+    assert float(run.callback_metrics["train/loss"]) == pytest.approx((8 + loss) / 14)
 
 
 def test_frozen_parameters_are_left_to_themselves(

@@ -1,19 +1,29 @@
 """What every run observes, on networks small enough to count by hand."""
 
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, RichProgressBar
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from memfold.errors import InputError
 from memfold.logging.loggers import MetricsFile
 from memfold.logging.quiet import hush_libraries
-from memfold.training.callbacks import FiniteLoss, MemoryMetrics, StepSeeds, StepTimer
+from memfold.processes.lightning_internals import skip_empty_hooks
+from memfold.training.callbacks import (
+    FiniteLoss,
+    MemoryMetrics,
+    RunProgressBar,
+    StepSeeds,
+    StepTimer,
+)
 from memfold.training.checkpoint_io import AsyncCheckpointIO, AtomicCheckpointIO
 
 
@@ -180,3 +190,33 @@ def test_time_adds_up_over_resumes(tmp_path: Path) -> None:
     assert 1000 < times["fit_seconds"] < 1060
     assert 0 < times["step_seconds"] < 60
     assert times["samples_per_second"] == pytest.approx(4 / times["step_seconds"])
+
+
+class Heir(Draws):
+    """A callback that inherits its only hook of a step."""
+
+
+def test_a_step_skips_the_hooks_that_callbacks_leave_empty(tmp_path: Path) -> None:
+    heir, called, trained = Heir(), [], []
+    note = LambdaCallback(on_before_backward=lambda *_: called.append(1))
+    first = Callback()
+    first.on_fit_start = lambda trainer, _: skip_empty_hooks(trainer)  # type: ignore[method-assign]
+    first.on_train_end = lambda *_: trained.append(1)  # type: ignore[method-assign]
+    fit(tmp_path, Regression(), first, heir, note)
+    assert (len(heir.numbers), len(called), len(trained)) == (4, 4, 1)
+    hooks = ("on_before_backward", "on_train_batch_end", "on_train_batch_start")
+    empty = [[getattr(c, hook) is None for hook in hooks] for c in (first, heir, note)]
+    assert empty == [[True, True, True], [True, False, True], [False, True, True]]
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.0, [0, 7]), (0.3, list(range(8)))])
+def test_the_bar_counts_no_more_batches_than_it_shows(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, expected: list[int]
+) -> None:
+    bar, shown, now = RunProgressBar(refresh_rate=4), [], itertools.count(1.0, seconds)
+    monkeypatch.setattr(RichProgressBar, "on_train_batch_end", lambda *args: shown.append(args[-1]))
+    monkeypatch.setattr("memfold.training.callbacks.time.monotonic", lambda: next(now))
+    for batch in range(8):
+        trainer: Any = SimpleNamespace(is_last_batch=batch == 7)
+        bar.on_train_batch_end(trainer, Regression(), None, None, batch)
+    assert shown == expected

@@ -65,6 +65,8 @@ class EpochMetrics(Callback):
         for key, item in _items(trainer) if saved else ():
             metric = item if item.is_tensor else item.value
             for name, value in saved.get(key, {}).items():
+                if name not in metric.metric_state:
+                    continue  # what an earlier version has counted, too
                 total = getattr(metric, name) + _share(value, trainer).to(pl_module.device)
                 setattr(metric, name, total)
             forget_computed(metric, item)

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
 
 from memfold.data.spec import Classes, DataSpec
 from memfold.options import check_arguments
+from memfold.tasks.meters import Accuracy
 from memfold.tasks.task import Measure, Smoothing, Task, logits_of
 
 __all__ = ["Classification"]
@@ -51,8 +51,7 @@ class Classification(Task):
 
     def meters(self) -> Mapping[str, Metric]:
         """Return the accuracy over all samples."""
-        num_classes = self.spec.num_outputs
-        return {"acc": MulticlassAccuracy(num_classes, average="micro", validate_args=False)}
+        return {"acc": Accuracy()}
 
     def _logits(self, output: object, target: Tensor) -> Tensor:
         return logits_of(output, (len(target), self.spec.num_outputs))

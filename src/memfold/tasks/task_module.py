@@ -15,6 +15,7 @@ from memfold.compression import clip_grad_norm_, extra_loss
 from memfold.data.spec import Table
 from memfold.errors import InputError
 from memfold.tasks.distillation import Distillation
+from memfold.tasks.meters import MeanLoss
 from memfold.tasks.task import Task, logits_of
 
 __all__ = ["TaskModule"]
@@ -70,9 +71,12 @@ class TaskModule(LightningModule):
         # Numbers that are codes of categories must not be rounded.
         inputs = task.spec.inputs
         self._casts_inputs = not (isinstance(inputs, Table) and inputs.cardinalities)
-        self.meters = nn.ModuleDict(
-            {f"{split}_meters": nn.ModuleDict(task.meters()) for split in ("train", "val", "test")}
-        )
+        self.meters = nn.ModuleDict()
+        for split in ("train", "val", "test"):
+            is_taught = distillation is not None and split == "train"
+            losses = ("distill_loss", "loss") if is_taught else ("loss",)
+            meters = {**{name: MeanLoss() for name in losses}, **task.meters()}
+            self.meters[f"{split}_meters"] = nn.ModuleDict(meters)
 
     def forward(self, inputs: Tensor) -> Any:
         """Return what the network makes of `inputs` (B, ...)."""
@@ -147,24 +151,26 @@ class TaskModule(LightningModule):
         compute = self.task.training_loss if split == "train" else self.task.loss
         loss = compute(output, targets)
         logits = logits_of(output)
-        # As a float: Lightning rounds the ranks' mean of an integer number of samples down, and
-        # divides by that.
-        weight = self.task.weight(targets)
-        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": weight}
+        losses = {"loss": loss}
         if distillation is not None:
             distill_loss = distillation.loss(
                 inputs, logits, lambda found: self.task.rows(found, targets)
             )
-            self.log(f"{split}/distill_loss", distill_loss, sync_dist=True, **options)
             loss = distillation.mix(loss, distill_loss)
-        name = f"{self.metric_prefix}{split}"
+            losses = {"distill_loss": distill_loss, "loss": loss}
+        weight = self.task.weight(targets)
         shown = {"train": "loss", "val": self.task.primary.name}.get(split)
-        self.log(f"{name}/loss", loss, sync_dist=True, prog_bar=shown == "loss", **options)
         meters: Any = self.meters[f"{split}_meters"]
         for key, meter in meters.items():
-            with torch.no_grad():
+            if not meter.update_called:
+                # Lightning reads it at the end. To log every batch takes as long as the step of a
+                # small network.
+                name = f"{self.metric_prefix}{split}/{key}"
+                self.log(name, meter, prog_bar=shown == key, on_step=False, on_epoch=True)
+            if key in losses:
+                meter.update(losses[key], weight)
+            else:
                 meter.update(logits, targets)
-            self.log(f"{name}/{key}", meter, prog_bar=shown == key, **options)
         return loss
 
 

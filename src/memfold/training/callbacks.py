@@ -211,7 +211,7 @@ class RunCheckpoint(SteppedCheckpoint):
         # While gradients are summed up there is nothing to go on from: they are not saved.
         has_stepped = trainer.global_step > self._last_step
         self._last_step = trainer.global_step
-        if not has_stepped:
+        if not has_stepped or not self.saves_in_epochs():
             return
         if not is_followed_by_a_step(trainer):
             self._is_postponed |= self.is_due(trainer.global_step)
@@ -246,7 +246,25 @@ class RunCheckpoint(SteppedCheckpoint):
 
 
 class RunProgressBar(RichProgressBar):
-    """Lightning's bar without the logger's version, which here says nothing."""
+    """Lightning's bar without the logger's version, which here says nothing.
+
+    It is drawn some times a second, and not for every batch: a small network's step is shorter
+    than a drawing.
+    """
+
+    def __init__(self, refresh_rate: int = 10) -> None:
+        """Take the drawings per second, at most; 0 for no bar."""
+        super().__init__(refresh_rate)
+        self._next_update = 0.0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batch, if it is time to show it."""
+        now = time.monotonic()
+        if self.is_enabled and (trainer.is_last_batch or now >= self._next_update):
+            self._next_update = now + 1 / self.refresh_rate
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
