@@ -89,7 +89,9 @@ def train_state_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None 
     if optimizer is not None:
         tensors += _optimizer_tensors(optimizer)
     counted = tensor_bytes(tensor for _, tensor in unique_tensors(tensors))
-    return counted + sum(part.resident_bytes for _, part in compressions_in(model))
+    parts = [part for _, part in compressions_in(model)]
+    copies = sum(part.rounding.nbytes for part in parts if part.rounding is not None)
+    return counted + copies + sum(part.resident_bytes for part in parts)
 
 
 def grad_sync_bytes(model: nn.Module) -> int:

@@ -55,9 +55,17 @@ def test_missing_gpu_has_a_way_out(tmp_path: Path) -> None:
         run(compose_job(tmp_path, *RUN, "trainer=ddp"))
 
 
-def test_clipping_is_refused(tmp_path: Path) -> None:
-    message = refuse(tmp_path, "compression=mag", "trainer.gradient_clip_val=1.0")
-    assert message.startswith("trainer.gradient_clip_val: ")
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("trainer.gradient_clip_val=1.0", "trainer.gradient_clip_val: "),
+        ("artifact.train_bits=4", "artifact.train_bits rounds whole tensors, and trainer=fsdp"),
+    ],
+)
+def test_what_needs_all_of_a_tensor_is_refused(
+    override: str, expected: str, tmp_path: Path
+) -> None:
+    assert refuse(tmp_path, "compression=mag", override).startswith(expected)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

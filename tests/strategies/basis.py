@@ -99,11 +99,10 @@ class BasisWeights(ComputedWeights):
     def index_format(self) -> str:
         return "none"
 
-    def value_tensors(self) -> dict[str, Tensor]:
+    def stored_values(self) -> dict[str, list[Tensor]]:
         bases = [self.part(group[0], "basis") for group in self.groups]
         mixes = [self.part(index, "mix") for index in range(len(self.shapes))]
-        tensors = [*bases, *mixes, self.part(0, "basis_strength")]
-        return {"basis_values": torch.cat([tensor.detach().reshape(-1) for tensor in tensors])}
+        return {"basis_values": [*bases, *mixes, self.part(0, "basis_strength")]}
 
     def index_tensors(self) -> dict[str, Tensor]:
         return {}

@@ -21,6 +21,8 @@ _OF_A_STRATEGY = {
     "ratio": "${ratio}",
     "budget_bytes": "${budget_bytes}",
     "bits": "${artifact.bits}",
+    "train_bits": "${artifact.train_bits}",
+    "train_bits_from": "${artifact.train_bits_from}",
 }
 
 

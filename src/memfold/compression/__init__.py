@@ -1,7 +1,13 @@
 """What every strategy stands on: which weights, their parts, and the model that computes them."""
 
 from memfold.compression.clipping import clip_grad_norm_
-from memfold.compression.compressed_model import before_step, densify, extra_loss, release
+from memfold.compression.compressed_model import (
+    before_step,
+    densify,
+    extra_loss,
+    prepare_step,
+    release,
+)
 from memfold.compression.state import Compression, compression_of
 from memfold.compression.strategy import Context, Strategy
 
@@ -14,5 +20,6 @@ __all__ = [
     "compression_of",
     "densify",
     "extra_loss",
+    "prepare_step",
     "release",
 ]

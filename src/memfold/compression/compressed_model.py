@@ -22,6 +22,7 @@ __all__ = [
     "check_whole",
     "densify",
     "extra_loss",
+    "prepare_step",
     "release",
     "restore_dense",
     "set_compression",
@@ -62,8 +63,27 @@ def before_step(
         )
     if step == 0:
         _check_trains(optimizer, compression)
+    if compression.rounding is not None:
+        compression.rounding.release()
     compression.before_step(optimizer, step, total_steps)
-    compression.prepare_step(step + 1, total_steps)
+    prepare_step(model, step=step + 1, total_steps=total_steps)
+
+
+def prepare_step(model: nn.Module, *, step: int, total_steps: int) -> None:
+    """Get ready for the forward pass of a step, which `before_step` does for the step after it.
+
+    A training that goes on in the middle calls it once, before its first forward pass.
+
+    Args:
+        model: As in `before_step`; one that is not compressed is left alone.
+        step: Optimizer steps done.
+        total_steps: Optimizer steps in the whole training.
+    """
+    compression = compression_of(model)
+    if compression is not None:
+        compression.prepare_step(step, total_steps)
+        if compression.rounding is not None:
+            compression.rounding.prepare_step(step, total_steps)
 
 
 def extra_loss(model: nn.Module) -> Tensor | float:
@@ -86,16 +106,20 @@ def extra_loss(model: nn.Module) -> Tensor | float:
 
 
 def release(model: nn.Module) -> None:
-    """Let go of the dense weights that a shared model keeps from one evaluation batch to the next.
+    """Let go of what passes leave behind.
 
-    The next pass with gradients or in training mode does it too; a copy that is only ever
-    evaluated, such as an average of weights, has none.
+    A shared model keeps the dense weights from one evaluation batch to the next. The next pass with
+    gradients or in training mode lets go of them too; a copy that is only ever evaluated, such as
+    an average of weights, has none. One that trains with `train_bits` has rounded values in its
+    parameters from a pass with gradients to `before_step`; here it gets back what is trained.
 
     Args:
         model: A compressed model, or one that holds compressed models; any other is left alone.
     """
     for _, compression in compressions_in(model):
         compression.release()
+        if compression.rounding is not None:
+            compression.rounding.release()
 
 
 def _check_trains(optimizer: torch.optim.Optimizer, compression: Compression) -> None:
@@ -213,6 +237,8 @@ def restore_dense(model: nn.Module) -> None:
         compression = module.__dict__.pop(STATE, None)
         if compression is not None:
             del module.__dict__["_apply"]
+            if compression.rounding is not None:
+                compression.rounding.conclude()
             compression.restore_dense()
             for part in module.modules():
                 for name in _DENSE_ONLY:

@@ -1,7 +1,7 @@
 """The state that a strategy leaves on a model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from memfold.compression.accounting import ties_of
+from memfold.compression.fake_quantisation import FakeQuantisation
 from memfold.compression.selection import CompressibleWeight
 from memfold.errors import InputError
 from memfold.quantisation import packed_bytes
@@ -29,7 +30,7 @@ class Compression(ABC):
 
     It hangs on the root module as a plain attribute, so that `copy.deepcopy` and pickling take it
     along. Everything that it trains or stores is registered on the model or returned by
-    `value_tensors` and `index_tensors`.
+    `stored_values` and `index_tensors`.
     """
 
     logged: ClassVar[Logged] = "never"
@@ -52,6 +53,8 @@ class Compression(ABC):
         """Counts the changes of structure since the model was compressed."""
         self.structured: tuple[str, ...] = ()
         """Names of the tensors that were left untouched because of their initial values."""
+        self.rounding: FakeQuantisation | None = None
+        """Set where the training knows the bits of the artifact."""
 
     @property
     def num_weights(self) -> int:
@@ -98,8 +101,26 @@ class Compression(ABC):
         """State-dict names that hold the compressed weights; all others are untouched."""
 
     @abstractmethod
+    def stored_values(self) -> Mapping[str, Tensor | Sequence[Tensor]]:
+        """Return the parameters whose values an artifact stores.
+
+        Returns:
+            Name of a tensor in the artifact -> the parameter, which keeps its shape there, or
+            parameters that are one vector there, each flattened.
+        """
+
     def value_tensors(self) -> dict[str, Tensor]:
         """Learned values, as an artifact stores them: `value_bytes` once packed."""
+        return {
+            name: tensors.detach()
+            if isinstance(tensors, Tensor)
+            else torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+            for name, tensors in self.stored_values().items()
+        }
+
+    def trained(self, parameter: Tensor) -> Tensor:
+        """Return what is trained in a parameter, also while the model computes with fewer bits."""
+        return parameter if self.rounding is None else self.rounding.trained(parameter)
 
     @abstractmethod
     def index_tensors(self) -> dict[str, Tensor]:

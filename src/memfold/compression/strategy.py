@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from memfold.compression.accounting import state_tensors, tensor_bytes
 from memfold.compression.compressed_model import check_not_compressed, set_compression
+from memfold.compression.fake_quantisation import FakeQuantisation
 from memfold.compression.materialise import check_has_values, structured_weights
 from memfold.compression.parametrised import Parametrised, check_parametrised
 from memfold.compression.selection import (
@@ -23,8 +24,8 @@ from memfold.compression.selection import (
 )
 from memfold.compression.state import Compression
 from memfold.errors import InputError
-from memfold.options import Count, Natural, Ratio, check_fields
-from memfold.quantisation import check_bits
+from memfold.options import Count, Natural, Ratio, Share, check_fields
+from memfold.quantisation import BITS, check_bits
 
 __all__ = [
     "Context",
@@ -64,7 +65,11 @@ class Strategy(ABC):
     budget_bytes: Count | None = None
     """Stored bytes of the whole model, instead of `ratio`."""
     bits: int = 32
-    """Bits per stored value: 16, or 8 to 3; 32: the values' own dtype. Training is not affected."""
+    """Bits per stored value: 16, or 8 to 3; 32: the values' own dtype."""
+    train_bits: int | None = None
+    """`bits` that the training knows: it computes with the values that the artifact will hold."""
+    train_bits_from: Share = 0.5
+    """Part of the training after which it does, in [0, 1]."""
     seed: int = 0
     """Everything random derives from it."""
     include: tuple[str, ...] = ("*",)
@@ -126,6 +131,7 @@ class Strategy(ABC):
         """
         check_fields(self, "compression.", bare=("ratio", "budget_bytes", "seed"))
         check_bits(self.bits)
+        self._check_train_bits()
         if self.ratio is not None and self.budget_bytes is not None:
             raise InputError(
                 f"ratio={self.ratio} and budget_bytes={self.budget_bytes} are both given; "
@@ -137,6 +143,21 @@ class Strategy(ABC):
             object.__setattr__(self, "_ignored", tuple(ignored))
             for key in asked:
                 object.__setattr__(self, key, None)
+
+    def _check_train_bits(self) -> None:
+        if self.train_bits is None:
+            return
+        if self.train_bits not in BITS or self.train_bits == 32:
+            allowed = ", ".join(map(str, BITS[1:]))
+            raise InputError(
+                f"artifact.train_bits must be null or one of {allowed}, got {self.train_bits!r}"
+            )
+        if self.bits not in (32, self.train_bits):
+            raise InputError(
+                f"artifact.bits={self.bits} with artifact.train_bits={self.train_bits}: what the "
+                "training computes with is what the artifact holds; leave artifact.bits out"
+            )
+        object.__setattr__(self, "bits", self.train_bits)
 
     def to_dict(self) -> dict[str, object]:
         """Return `name` and every option, made of plain values (tuples become lists)."""
@@ -188,6 +209,9 @@ class Strategy(ABC):
         compression = self.build(model, weights, context)
         compression.structured = tuple(w.name for w in candidates if w.name in structured)
         set_compression(model, compression)
+        if self.train_bits is not None:
+            start = self.train_bits_from
+            compression.rounding = FakeQuantisation(compression, self.train_bits, start)
         return compression
 
     def restore(

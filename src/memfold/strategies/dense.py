@@ -67,10 +67,10 @@ class DenseWeights(Compression):
         """Every state-dict name of the weights, tied ones included."""
         return self._aliases
 
-    def value_tensors(self) -> dict[str, Tensor]:
+    def stored_values(self) -> dict[str, Tensor]:
         """The weights, a tied one under its first name."""
         state = state_tensors(self.model)
-        return {name: state[name].detach() for name in self.names}
+        return {name: state[name] for name in self.names}
 
     def index_tensors(self) -> dict[str, Tensor]:
         """Nothing."""

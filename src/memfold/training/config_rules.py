@@ -130,6 +130,8 @@ def _has_keys(*keys: str) -> Callable[[Any], bool]:
 
 _KINDS: dict[str, Any] = {
     "ratio": float | None,
+    "artifact.train_bits": int | None,
+    "artifact.train_bits_from": Share,
     "seed": Annotated[int, Interval(f"[0, {_MAX_SEED}]")],
     "distill.allow": list[str],
     "distill.temperature": Positive,
@@ -171,7 +173,11 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("distill.teacher", lambda v: v != "" and fits(v, str | None), "a run folder or null"),
     ("init_from", lambda v: v != "" and fits(v, str | None), "a file, a run folder or null"),
     ("checkpoint", _has_keys("asynchronous"), "asynchronous: true or false, and nothing else"),
-    ("artifact", _has_keys("bits"), "bits: ... and nothing else"),
+    (
+        "artifact",
+        _has_keys("bits", "train_bits", "train_bits_from"),
+        "bits, train_bits, train_bits_from: ... and nothing else",
+    ),
     ("sweep", _has_keys("resume"), "resume: ... and nothing else"),
     ("extras", _has_keys("traceback", "isolate_jobs"), "traceback, isolate_jobs: true or false"),
     ("trainer.limit_train_batches", _is_part, _PART),

@@ -80,6 +80,11 @@ def refuse_unsuitable_shards(config: dict[str, Any]) -> None:
             f"trainer=fsdp with compression={strategy.name}: {strategy.unshardable} "
             f"(fsdp is for {', '.join(others)})"
         )
+    if strategy.train_bits is not None:
+        raise InputError(
+            "artifact.train_bits rounds whole tensors, and trainer=fsdp has shares of them in each "
+            "process; use trainer=ddp"
+        )
     if config["trainer"].get("gradient_clip_val") is not None:
         raise InputError(
             "trainer.gradient_clip_val: Lightning cannot clip the gradients of trainer=fsdp, of "

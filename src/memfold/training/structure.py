@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import memfold
-from memfold.compression import Compression, compression_of
+from memfold.compression import Compression, compression_of, prepare_step
 from memfold.training.distributed import whole_parameters
 
 __all__ = ["Structure"]
@@ -36,10 +36,9 @@ class Structure(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare the first step, after a checkpoint has been restored; log the structure."""
-        compression = compression_of(_network(pl_module))
-        if compression is not None:
-            total = int(trainer.estimated_stepping_batches)
-            compression.prepare_step(trainer.global_step, total)
+        net = _network(pl_module)
+        compression, total = compression_of(net), int(trainer.estimated_stepping_batches)
+        prepare_step(net, step=trainer.global_step, total_steps=total)
         # In the middle of an epoch, one that changes with every step is not what was logged last.
         is_resumed = self._logged is not None
         if compression is not None and not (is_resumed and compression.logged == "epochs"):

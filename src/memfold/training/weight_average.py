@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 
-from memfold.compression import Strategy
+from memfold.compression import Strategy, release
 from memfold.compression.accounting import tensor_bytes
 from memfold.errors import InputError
 from memfold.options import Interval, check_arguments
@@ -94,6 +94,7 @@ class WeightAverage(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the averages in the place of what is trained."""
+        release(pl_module)
         if self._averages:
             tensors = _averaged(pl_module).items()
             self._trained = {name: tensor.detach().clone() for name, tensor in tensors}

@@ -223,9 +223,9 @@ class LowRankWeights(ComputedWeights):
         names = {k for k, v in state if isinstance(v, Tensor) and storage_key(v) in whole}
         return super().owned_names() | names
 
-    def value_tensors(self) -> dict[str, Tensor]:
-        """See `Compression.value_tensors`; one vector: of each weight U and V, or all of it."""
-        return {_VALUES: torch.cat([tensor.detach().reshape(-1) for tensor in self._tensors()])}
+    def stored_values(self) -> dict[str, list[nn.Parameter]]:
+        """See `Compression.stored_values`; one vector: of each weight U and V, or all of it."""
+        return {_VALUES: list(self._tensors())}
 
     def index_tensors(self) -> dict[str, Tensor]:
         """See `Compression.index_tensors`."""

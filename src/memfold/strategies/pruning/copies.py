@@ -129,7 +129,7 @@ class MovableWeights(ComputedWeights):
         return [self._content(index) for index in range(len(self.shapes))]
 
     def _content(self, index: int) -> "_Content":
-        values = self.part(index, "values").detach()
+        values = self.trained(self.part(index, "values")).detach()
         integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.itemsize]
         return _Content(values.dtype, values.view(integers).sum(dtype=torch.int64))
 

@@ -203,10 +203,14 @@ class SparseWeights(MovableWeights):
         """Bytes of the positions, which stay in memory while training."""
         return sum(positions.numel() * positions.itemsize for positions in self.positions)
 
+    def stored_values(self) -> dict[str, list[nn.Parameter]]:
+        """See `Compression.stored_values`; one vector, in the order of the weights."""
+        return {_VALUES: [self.values(index) for index in range(len(self.shapes))]}
+
     def value_tensors(self) -> dict[str, Tensor]:
-        """See `Compression.value_tensors`; one vector, in the order of the weights."""
+        """See `Compression.value_tensors`."""
         self._check_copies()
-        return {_VALUES: torch.cat([self.values(i).detach() for i in range(len(self.shapes))])}
+        return super().value_tensors()
 
     def index_tensors(self) -> dict[str, Tensor]:
         """See `Compression.index_tensors`."""

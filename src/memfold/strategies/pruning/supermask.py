@@ -208,7 +208,7 @@ class SupermaskWeights(ComputedWeights):
         """Bytes of the signs, which stay in memory while training."""
         return sum(signs.numel() * signs.itemsize for signs in self.signs)
 
-    def value_tensors(self) -> dict[str, Tensor]:
+    def stored_values(self) -> dict[str, Tensor]:
         """Nothing: the kept weights are drawn again."""
         return {}
 

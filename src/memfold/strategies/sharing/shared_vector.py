@@ -46,7 +46,8 @@ _FINGERPRINT = "shared_fingerprint"
 
 # Options that the fingerprint holds as what they led to, or that do not change what values mean.
 _FREE_OPTIONS = {
-    *("ratio", "budget_bytes", "bits", "include", "exclude", "min_size", "structured"),
+    *("ratio", "budget_bytes", "bits", "train_bits", "train_bits_from"),
+    *("include", "exclude", "min_size", "structured"),
     *("gradient_scale", "autograd", "linear", "initial_values"),
 }
 # Batch sizes of layers for which a choice is remembered.
@@ -220,9 +221,9 @@ class SharedVector(ComputedWeights):
         """The mapping is a function of the seed."""
         return "seed"
 
-    def value_tensors(self) -> dict[str, Tensor]:
-        """See `Compression.value_tensors`."""
-        return {_VALUES: self.values.detach()}
+    def stored_values(self) -> dict[str, Tensor]:
+        """See `Compression.stored_values`."""
+        return {_VALUES: self.values}
 
     def index_tensors(self) -> dict[str, Tensor]:
         """See `Compression.index_tensors`."""

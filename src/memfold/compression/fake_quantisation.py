@@ -1,0 +1,185 @@
+"""Training that knows the bits of the artifact: fake quantisation, straight through.
+
+Matthieu Courbariaux, Yoshua Bengio and Jean-Pierre David, "BinaryConnect: training deep neural
+networks with binary weights during propagations", NeurIPS 2015, arXiv 1511.00363; here with the
+numbers that the artifact would hold. With x what is trained and Q what an artifact makes of it,
+
+    loss(Q(x)),    dx := d loss / dQ(x)        the gradient goes straight through Q
+
+Q(x) stands in the parameters themselves, from the forward pass to the optimizer's step, and x
+beside them: whatever reads a parameter meanwhile (layers, a backward pass that computes weights
+again, DDP) needs to know nothing of it, and optimizers, checkpoints and averages know x alone.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch._compile import _disable_dynamo  # torch.compiler.disable takes a second to import
+
+from memfold.compression.accounting import storage_key
+from memfold.errors import InputError
+from memfold.quantisation import rounded
+
+if TYPE_CHECKING:
+    from memfold.compression.state import Compression
+
+__all__ = ["FakeQuantisation"]
+
+
+class FakeQuantisation:
+    """Rounds the stored values of a model for its passes; what is trained comes back after them.
+
+    A pass in evaluation mode is always rounded, so that every metric is that of the artifact; one
+    in training mode from a given part of the training on. Without gradients, the values are back
+    when the pass ends; with them, in `before_step`.
+    """
+
+    def __init__(self, compression: "Compression", bits: int, start: float) -> None:
+        """Watch the passes of a model that was just compressed.
+
+        Args:
+            compression: Its `stored_values` are rounded.
+            bits: One of `quantisation.BITS`.
+            start: Part of the training after which training passes are rounded, in [0, 1].
+        """
+        self._compression = compression
+        self._bits = bits
+        self._start = start
+        self._is_due = start == 0
+        self._is_passing = False
+        self._trained: list[tuple[Tensor, Tensor]] = []
+        """Parameters that are rounded now, and what they were."""
+        self._known: dict[str, tuple[Tensor, Tensor]] = {}
+        """What an evaluation has rounded, and what came out, by name in the artifact: batch after
+        batch it is the same."""
+        self._versions: list[int] = []
+        model = compression.model
+        self._handles = (
+            # First: strategies read their values when a pass begins.
+            model.register_forward_pre_hook(self._begin, prepend=True),
+            model.register_forward_hook(self._end, always_call=True),
+            # PyTorch marks this hook with an attribute, which a bound method cannot take.
+            model.register_state_dict_post_hook(partial(self._save)),
+            model.register_load_state_dict_pre_hook(self._load),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the copy of all stored values that a step needs."""
+        return sum(tensor.nbytes for _, tensors in self._tensors() for tensor in tensors)
+
+    def prepare_step(self, step: int, total_steps: int) -> None:
+        """Get ready for the forward pass of optimizer step number `step`, counted from 0."""
+        self._is_due = step >= self._start * total_steps
+
+    def trained(self, parameter: Tensor) -> Tensor:
+        """Return what is trained in a parameter, which may be rounded now."""
+        return next((values for other, values in self._trained if other is parameter), parameter)
+
+    def release(self) -> None:
+        """Put what is trained back into the parameters, and keep nothing else.
+
+        Raises:
+            InputError: They were changed meanwhile, which would be lost.
+        """
+        self._restore()
+        self._known.clear()
+
+    def _restore(self) -> None:
+        self._check()
+        trained, self._trained = self._trained, []
+        for parameter, values in trained:
+            self._write(parameter, values)
+        self._is_passing = False
+
+    def conclude(self) -> None:
+        """Round for good, and watch no more."""
+        if not self._trained:
+            self._round()
+        self._trained = []
+        self._known.clear()
+        for handle in self._handles:
+            handle.remove()
+
+    @_disable_dynamo
+    def _begin(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if module.training and not self._is_due:
+            self.release()
+        elif self._trained:
+            self._check()
+        else:
+            self._is_passing = not torch.is_grad_enabled()
+            self._round()
+
+    @_disable_dynamo
+    def _end(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if self._is_passing:
+            self._restore()
+
+    def _tensors(self) -> Iterator[tuple[str, list[Tensor]]]:
+        """Yield the parameters that an artifact quantises together, and their name there."""
+        for name, tensors in self._compression.stored_values().items():
+            yield name, [tensors] if isinstance(tensors, Tensor) else list(tensors)
+
+    def _round(self) -> None:
+        if torch._C._functorch.peek_interpreter_stack() is not None:  # type: ignore[attr-defined]
+            raise _replaced()
+        for name, tensors in self._tensors():
+            if not all(isinstance(tensor, nn.Parameter) for tensor in tensors):
+                raise _replaced()
+            trained = [tensor.detach().clone() for tensor in tensors]
+            self._trained += zip(tensors, trained, strict=True)
+            together = torch.cat([values.reshape(-1) for values in trained])
+            parts = self._rounded(name, together).split([values.numel() for values in trained])
+            for tensor, part in zip(tensors, parts, strict=True):
+                self._write(tensor, part.view(tensor.shape))
+        self._versions = [tensor._version for tensor, _ in self._trained]
+
+    def _rounded(self, name: str, values: Tensor) -> Tensor:
+        before, found = self._known.get(name, (None, None))
+        if before is not None and found is not None and torch.equal(before, values):
+            return found
+        found = rounded(values, self._bits)
+        if self._is_passing:
+            self._known[name] = values, found
+        else:
+            self._known.clear()
+        return found
+
+    @torch.no_grad()
+    def _write(self, parameter: Tensor, values: Tensor) -> None:
+        # Without gradients, no graph has to notice a change, and what strategies keep from one
+        # evaluation batch to the next goes on to fit.
+        target = parameter.data if self._is_passing else parameter
+        target.copy_(values)
+
+    def _check(self) -> None:
+        if any(t._version != v for (t, _), v in zip(self._trained, self._versions, strict=False)):
+            raise InputError(
+                "artifact.train_bits: parameters were changed between a forward pass and "
+                "memfold.before_step, which has to come before every step of the optimizer"
+            )
+
+    def _save(
+        self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]
+    ) -> None:
+        """Let a state dict hold what is trained, but where it holds the parameters themselves."""
+        self._check()
+        trained = {storage_key(pair[0]): pair for pair in self._trained}
+        for name, found in state.items():
+            if trained and name.startswith(prefix) and isinstance(found, Tensor):
+                parameter, values = trained.get(storage_key(found), (found, found))
+                state[name] = found if found is parameter else values
+
+    def _load(self, module: nn.Module, *arguments: object) -> None:
+        self.release()
+
+
+def _replaced() -> InputError:
+    return InputError(
+        "artifact.train_bits rounds the model's own parameters, and others were put in their "
+        "place: give memfold.densify(model) to torch.func"
+    )
