@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memfold.entropy_coding import encode
 from memfold.errors import InputError
 from memfold.quantisation import (
     BITS,
@@ -139,6 +140,29 @@ def test_round_trip(shape, bits, dtype) -> None:
         assert torch.equal(read, values.half().to(dtype))
     again = quantise(read, bits)
     assert all(torch.equal(again[suffix], part) for suffix, part in parts.items())
+
+
+@given(shapes, bits_choices, dtypes, st.integers(1, 50))
+def test_coded_values_are_those_that_are_not(shape, bits, dtype, repeat) -> None:
+    values = make_values(shape, dtype).flatten().repeat(repeat)
+    plain, coded = (quantise(values, bits, coding=coding) for coding in ("none", "huffman"))
+    assert {name.removesuffix(".coded") for name in coded} == set(plain)
+    for name, part in coded.items():
+        before = plain[name.removesuffix(".coded")]
+        assert part.nbytes < before.nbytes if name.endswith(".coded") else torch.equal(part, before)
+    read = [dequantise(parts, values.shape, bits, dtype) for parts in (plain, coded)]
+    assert torch.equal(*read)
+
+
+@pytest.mark.parametrize(("bits", "part"), [(8, 0.96), (6, 0.94), (5, 0.93), (4, 0.91), (3, 0.87)])
+def test_coding_saves_what_normal_values_allow(bits: int, part: float) -> None:
+    values = torch.randn(300 * BLOCK, generator=torch.Generator().manual_seed(0))
+    sizes = [
+        sum(p.nbytes for p in quantise(values, bits, coding=coding).values())
+        for coding in ("none", "huffman")
+    ]
+    assert sizes[0] == packed_bytes(values.numel(), bits, 4)
+    assert 0.97 * part < sizes[1] / sizes[0] < part
 
 
 @given(shapes, bits_choices, dtypes, st.integers(-30, 30))
@@ -328,6 +352,21 @@ def test_damaged_parts_are_refused(bits: int, change: dict, message: str) -> Non
     parts = {suffix: part for suffix, part in parts.items() if part is not None}
     with pytest.raises(InputError, match=rf"^artifact\.bits={bits}: stored {message}"):
         dequantise(parts, (7, 10), bits, torch.float32)
+
+
+@few_bits
+def test_damaged_codes_are_refused(bits: int) -> None:
+    values = make_values((900, 10), torch.float32)
+    parts = quantise(values, bits, coding="huffman")
+    assert set(parts) == {".coded", ".scales.coded"}
+    for name, what in ((".coded", "values"), (".scales.coded", "scales")):
+        for damaged, message in (
+            (parts[name][:-1], "coded bytes are"),
+            (encode(torch.zeros(9, dtype=torch.uint8)), "have 9 entries"),
+            (parts[name].float(), "coded bytes have dtype"),
+        ):
+            with pytest.raises(InputError, match=rf"bits={bits}: stored {what}:? {message}"):
+                dequantise(parts | {name: damaged}, values.shape, bits, torch.float32)
 
 
 @few_bits

@@ -25,9 +25,13 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "importing": ({"errors"}, LIBRARIES),
     "options": ({"errors"}, LIBRARIES),
     "seeding": (set(), LIBRARIES),
-    "quantisation": (SMALL, LIBRARIES - {"torch"}),
+    "entropy_coding": ({"errors"}, LIBRARIES - {"torch"}),
+    "quantisation": (SMALL | {"entropy_coding"}, LIBRARIES - {"torch"}),
     "compression": (SMALL | {"quantisation"}, LIBRARIES - {"torch"}),
-    "strategies": (SMALL | {"quantisation", "compression"}, LIBRARIES - {"torch"}),
+    "strategies": (
+        SMALL | {"entropy_coding", "quantisation", "compression"},
+        LIBRARIES - {"torch"},
+    ),
     "memory": ({"compression"}, LIBRARIES - {"torch"}),
     "artifact_file": (SMALL | {"compression"}, LIBRARIES - {"torch"}),
     "artifact": (

@@ -76,7 +76,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, bits: int | None = N
         strategy = replace(strategy, bits=bits)
     tensors = indices | state_tensors(model, leave_out=owned)
     for name, value in values.items():
-        parts = quantise(value, strategy.bits)
+        parts = quantise(value, strategy.bits, coding=strategy.coding)
         tensors |= {name + suffix: part for suffix, part in parts.items()}
     record = Record(
         strategy,

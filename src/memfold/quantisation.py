@@ -11,20 +11,27 @@ the block: the few values beyond L s are cut off, and all the others get finer s
 s by at most one part in 256, so that absmax always becomes q = L: q s is quantised to the same
 bytes again, and without a cut |x - q s| <= s / 2. s is never below the smallest normal bfloat16,
 2**-126, which also serves blocks of zeros.
+
+Of 8 bits and fewer, integers and scales can be coded by their frequencies (`entropy_coding`):
+integers of up to 4 bits two to a byte, others one to a byte, of scales the lower bytes and then the
+upper ones. What coding does not make smaller stays as it is.
 """
 
 from collections.abc import Mapping, Sequence
 from math import prod
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from memfold import entropy_coding
 from memfold.errors import InputError
 
 __all__ = [
     "BITS",
     "BLOCK",
     "SUFFIXES",
+    "Coding",
     "check_bits",
     "dequantise",
     "max_numel",
@@ -37,11 +44,13 @@ BITS = (32, 16, 8, 7, 6, 5, 4, 3)
 """Choices of `artifact.bits`; 32 stands for the values' own dtype."""
 BLOCK = 64
 """Values that share a scale, at 8 bits and fewer."""
-SUFFIXES = ("", ".scales")
-"""Of the names of what stands for one tensor."""
+Coding = Literal["none", "huffman"]
+SUFFIXES = ("", ".scales", ".coded", ".scales.coded")
+"""Of the names of what stands for one tensor; the last two in place of the first."""
 _SCALE = torch.bfloat16
-_SCALES = SUFFIXES[1]
+_SCALES, _CODED = SUFFIXES[1:3]
 _MOST_BITS_CUT = 5  # a cut is never better with more
+_MOST_BITS_PAIRED = 4
 _NUM_CUTS = 5
 _ROWS = 2048
 """Blocks that are cut at a time: what is compared for them stays in a processor's cache."""
@@ -59,7 +68,7 @@ def check_bits(bits: object) -> None:
 
 
 def packed_bytes(numel: int, bits: int, itemsize: int) -> int:
-    """Return the exact bytes of what `quantise` makes of a tensor.
+    """Return the exact bytes of what `quantise` makes of a tensor without coding.
 
     Args:
         numel: Number of values.
@@ -80,19 +89,20 @@ def max_numel(num_bytes: int, bits: int, itemsize: int) -> int:
     return blocks * BLOCK + max(rest - _SCALE.itemsize, 0) * 8 // bits
 
 
-def quantise(values: Tensor, bits: int) -> dict[str, Tensor]:
-    """Turn values into the tensors that stand for them, on the same device.
+def quantise(values: Tensor, bits: int, *, coding: Coding = "none") -> dict[str, Tensor]:
+    """Turn values into the tensors that stand for them, on the same device if they are not coded.
 
     Args:
         values: Floating point, any shape.
         bits: One of `BITS`.
+        coding: Of integers and scales.
 
     Returns:
         Suffix of the name -> tensor. 32: `""`, the values themselves, unchecked. 16: `""`, float16,
         or the values themselves where they have 16 bits already. 8: `""`, int8 of the same shape,
         and `".scales"`, bfloat16, one per block. b < 8: the same with `""` uint8 of shape
         (ceil(numel b / 8),), two's complement, value i in the bits b i and up, the lowest bit of a
-        byte first.
+        byte first. Coded: `".coded"` and `".scales.coded"`, uint8, in place of either.
 
     Raises:
         InputError: At fewer than 32 bits, a value is not finite or beyond the range of the format,
@@ -112,7 +122,18 @@ def quantise(values: Tensor, bits: int) -> dict[str, Tensor]:
     _check_range(scales, values, bits)
     codes = _codes(blocks, scales.float(), bits).to(torch.int8).flatten()[: values.numel()]
     stored = codes.reshape(values.shape) if bits == 8 else _pack(codes, bits)
-    return {"": stored, _SCALES: scales}
+    parts = {"": stored, _SCALES: scales}
+    if coding == "none":
+        return parts
+    coded = {
+        "": entropy_coding.encode(_symbols(codes, bits)),
+        _SCALES: entropy_coding.encode(scales.view(torch.uint8).view(-1, 2).T.flatten()),
+    }
+    return {
+        suffix + (_CODED if is_smaller else ""): coded[suffix] if is_smaller else part
+        for suffix, part in parts.items()
+        for is_smaller in [coded[suffix].nbytes < part.nbytes]
+    }
 
 
 def dequantise(
@@ -141,10 +162,18 @@ def dequantise(
     if bits == 16:
         values = _part(parts, "", bits, numel, (torch.float16, torch.bfloat16))
         return _saturate(values.reshape(shape), dtype)
-    scales = _part(parts, _SCALES, bits, -(-numel // BLOCK), (_SCALE,)).flatten()
+    if _SCALES + _CODED in parts:
+        planes = _part(parts, _SCALES + _CODED, bits, 2 * -(-numel // BLOCK), (torch.uint8,))
+        scales = planes.view(2, -1).T.contiguous().view(_SCALE).flatten()
+    else:
+        scales = _part(parts, _SCALES, bits, -(-numel // BLOCK), (_SCALE,)).flatten()
     if not bool((scales.isfinite() & (scales >= torch.finfo(_SCALE).tiny)).all()):
         raise InputError(f"artifact.bits={bits}: stored scales are damaged")
-    if bits == 8:
+    if _CODED in parts:
+        num_symbols = -(-numel // 2) if bits <= _MOST_BITS_PAIRED else numel
+        symbols = _part(parts, _CODED, bits, num_symbols, (torch.uint8,))
+        codes = _codes_of_symbols(symbols, bits)[:numel]
+    elif bits == 8:
         codes = _part(parts, "", bits, numel, (torch.int8,)).flatten()
     else:
         packed = _part(parts, "", bits, -(-numel * bits // 8), (torch.uint8,))
@@ -242,6 +271,23 @@ def _unpack(packed: Tensor, bits: int) -> Tensor:
     return torch.stack(codes, dim=1).flatten()
 
 
+def _symbols(codes: Tensor, bits: int) -> Tensor:
+    """int8 (n,) -> uint8, the bytes that are coded."""
+    masked = codes.view(torch.uint8) & (2**bits - 1)
+    if bits > _MOST_BITS_PAIRED:
+        return masked
+    pairs = torch.nn.functional.pad(masked, (0, len(masked) % 2)).view(-1, 2)
+    return pairs[:, 0] | pairs[:, 1] << 4
+
+
+def _codes_of_symbols(symbols: Tensor, bits: int) -> Tensor:
+    """Undo `_symbols`; two for each byte, the last of which may be none."""
+    if bits <= _MOST_BITS_PAIRED:
+        symbols = torch.stack([symbols & 15, symbols >> 4], dim=1).flatten()
+    half = 2 ** (bits - 1)
+    return (((symbols & (2 * half - 1)).short() ^ half) - half).to(torch.int8)
+
+
 def _joined(rows: Tensor, bits: int) -> Tensor:
     """Join the numbers of each row, of so many bits, to one, the first as its lowest bits."""
     words = rows[:, 0].long()
@@ -272,10 +318,15 @@ def _part(
     dtypes: tuple[torch.dtype, ...] | None,
 ) -> Tensor:
     """Return a part after checks; dtypes None: any floating-point one."""
-    what = f"artifact.bits={bits}: stored {'scales' if suffix else 'values'}"
+    what = f"artifact.bits={bits}: stored {'scales' if suffix.startswith(_SCALES) else 'values'}"
     if suffix not in parts:
         raise InputError(f"{what} are missing")
     part = parts[suffix]
+    if suffix.endswith(_CODED):
+        try:
+            part = entropy_coding.decode(part)
+        except InputError as error:
+            raise InputError(f"{what}: {error}") from error
     if not (part.is_floating_point() if dtypes is None else part.dtype in dtypes):
         raise InputError(f"{what} have dtype {part.dtype}")
     if part.numel() != numel:

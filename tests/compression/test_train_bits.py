@@ -13,10 +13,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import memfold
+from memfold.artifact import header_bytes
 from memfold.compression import compression_of
 from memfold.errors import InputError
 from memfold.memory import train_state_bytes
-from memfold.quantisation import rounded
+from memfold.quantisation import packed_bytes, rounded
 from memfold.training import run
 from memfold.training.weight_average import WeightAverage
 from strategies.cases import ANY_MODULE, options_of
@@ -244,9 +245,15 @@ def test_a_run_that_broke_off_ends_with_the_same_file_which_has_its_metrics(
     overrides = (*SMALL, "compression=low_rank", "ratio=0.2", "artifact.train_bits=3")
     overrides += ("trainer.max_epochs=2", "callbacks=ema", "trainer.accumulate_grad_batches=2")
     overrides += ("artifact.train_bits_from=0.25", "data.train_subset=300")
+    overrides += ("artifact.coding=huffman",)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     result = run(compose_job(whole, *overrides))
     assert result["compression"]["bits"] == 3
+    file = whole / "model.safetensors"
+    memory = result["memory"]
+    assert memory["stored_bytes"] + header_bytes(file) == memory["artifact_bytes"]
+    num_values = round(result["compression"]["ratio"] * result["parameters"]["compressible"])
+    assert memory["value_bytes"] < 0.95 * packed_bytes(num_values, 3, 4)
     metrics = result["metrics"]
     for name in ("val/acc", "val/loss", "test/acc", "test/loss"):
         assert metrics[f"packed/{name}"] == metrics[name]

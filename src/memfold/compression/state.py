@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from memfold.compression.accounting import ties_of
+from memfold.compression.accounting import tensor_bytes, ties_of
 from memfold.compression.fake_quantisation import FakeQuantisation
 from memfold.compression.selection import CompressibleWeight
 from memfold.errors import InputError
-from memfold.quantisation import packed_bytes
+from memfold.quantisation import packed_bytes, quantise
 
 if TYPE_CHECKING:
     from memfold.compression.strategy import Strategy
@@ -78,8 +78,13 @@ class Compression(ABC):
 
     @property
     def value_bytes(self) -> int:
-        """Bytes of the learned values, packed with the strategy's `bits`."""
-        return packed_bytes(self.num_values, self.strategy.bits, self.dtype.itemsize)
+        """Bytes of the learned values, packed with the strategy's `bits` and `coding`."""
+        bits, coding = self.strategy.bits, self.strategy.coding
+        if coding != "none":
+            packed = (quantise(v, bits, coding=coding) for v in self.value_tensors().values())
+            return sum(tensor_bytes(parts.values()) for parts in packed)
+        stored = ([v] if isinstance(v, Tensor) else v for v in self.stored_values().values())
+        return sum(packed_bytes(sum(v.numel() for v in vs), bits, vs[0].itemsize) for vs in stored)
 
     @property
     @abstractmethod

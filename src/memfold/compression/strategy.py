@@ -25,7 +25,7 @@ from memfold.compression.selection import (
 from memfold.compression.state import Compression
 from memfold.errors import InputError
 from memfold.options import Count, Natural, Ratio, Share, check_fields
-from memfold.quantisation import BITS, check_bits
+from memfold.quantisation import BITS, Coding, check_bits
 
 __all__ = [
     "Context",
@@ -70,6 +70,9 @@ class Strategy(ABC):
     """`bits` that the training knows: it computes with the values that the artifact will hold."""
     train_bits_from: Share = 0.5
     """Part of the training after which it does, in [0, 1]."""
+    coding: Coding = "none"
+    """How packed values (8 bits and fewer) and positions are coded: as they are, or by their
+    frequencies (`huffman`), where that takes fewer bytes."""
     seed: int = 0
     """Everything random derives from it."""
     include: tuple[str, ...] = ("*",)

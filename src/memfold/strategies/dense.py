@@ -14,7 +14,6 @@ from memfold.compression.selection import CompressibleWeight
 from memfold.compression.state import Compression
 from memfold.compression.strategy import Context, Ratios, Strategy
 from memfold.errors import InputError
-from memfold.quantisation import packed_bytes
 
 __all__ = ["Dense"]
 
@@ -46,12 +45,6 @@ class DenseWeights(Compression):
     def dense_bytes(self) -> int:
         """Each tensor in its own dtype."""
         return tensor_bytes(self.value_tensors().values())
-
-    @property
-    def value_bytes(self) -> int:
-        """Each tensor packed on its own."""
-        bits = self.strategy.bits
-        return sum(packed_bytes(t.numel(), bits, t.itemsize) for t in self.value_tensors().values())
 
     @property
     def index_bytes(self) -> int:

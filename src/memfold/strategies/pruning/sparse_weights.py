@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from memfold.compression.accounting import tensor_bytes
 from memfold.compression.fingerprints import check_marks, fingerprint, is_fingerprint
 from memfold.compression.optimizers import check_movable, in_bucket_of, move_state, optimizers_in
 from memfold.compression.parts import MARKS
@@ -25,6 +26,7 @@ from memfold.errors import InputError
 from memfold.strategies.pruning.copies import MovableWeights
 from memfold.strategies.pruning.health import metrics_of
 from memfold.strategies.pruning.stored_masks import (
+    CODED,
     COUNTS,
     FINGERPRINT_BYTES,
     INDEX,
@@ -48,7 +50,7 @@ class SparseWeights(MovableWeights):
 
     is_resizable: ClassVar[bool] = True
     logged: ClassVar[Logged] = "changes"
-    root_names: ClassVar[tuple[str, ...]] = (_VALUES, COUNTS, INDEX, _FINGERPRINT)
+    root_names: ClassVar[tuple[str, ...]] = (_VALUES, COUNTS, INDEX, CODED, _FINGERPRINT)
 
     def __init__(
         self,
@@ -189,14 +191,17 @@ class SparseWeights(MovableWeights):
     @property
     def index_bytes(self) -> int:
         """Bytes of the index in an artifact; see `index_bytes`."""
+        if self.strategy.coding != "none":
+            return tensor_bytes(self.index_tensors().values())
         return FINGERPRINT_BYTES if self.draw else index_bytes(self.counts, self.shapes)
 
     @property
     def index_format(self) -> str:
-        """The formats in use, each with its number of weights; or "seed"."""
+        """The formats in use, each with its number of weights; or "seed", or "gaps"."""
         if self.draw:
             return "seed"
-        return index_format(self.counts, self.shapes)
+        is_coded = self.strategy.coding != "none" and CODED in self.index_tensors()
+        return "gaps" if is_coded else index_format(self.counts, self.shapes)
 
     @property
     def resident_bytes(self) -> int:
@@ -216,7 +221,7 @@ class SparseWeights(MovableWeights):
         """See `Compression.index_tensors`."""
         if self.draw:
             return {_FINGERPRINT: torch.tensor(self._fingerprint(), dtype=torch.int64)}
-        return pack(self.positions, self.shapes)
+        return pack(self.positions, self.shapes, self.strategy.coding)
 
     def structure(self) -> dict[str, Tensor]:
         """See `Compression.structure`: counts, packed positions, and whose they are."""

@@ -5,10 +5,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from memfold import entropy_coding
 from memfold.errors import InputError
+from memfold.quantisation import Coding
 from memfold.strategies.pruning.encoding import cheapest, decode, encode
+from memfold.strategies.pruning.gaps import from_gaps, to_gaps
 
 __all__ = [
+    "CODED",
     "COUNTS",
     "FINGERPRINT_BYTES",
     "INDEX",
@@ -20,6 +24,8 @@ __all__ = [
 
 COUNTS = "kept_counts"
 INDEX = "kept_index"
+CODED = "kept_gaps"
+"""In place of the index where coded gaps take fewer bytes."""
 FINGERPRINT_BYTES = 8
 """Stored in place of an index that follows from the seed, or beside one that needs it."""
 
@@ -38,11 +44,17 @@ def index_format(counts: Sequence[int], shapes: Sequence[torch.Size]) -> str:
     return ", ".join(f"{name} {formats.count(name)}" for name in sorted(set(formats)))
 
 
-def pack(positions: Sequence[Tensor], shapes: Sequence[torch.Size]) -> dict[str, Tensor]:
+def pack(
+    positions: Sequence[Tensor], shapes: Sequence[torch.Size], coding: Coding = "none"
+) -> dict[str, Tensor]:
     """Pack masks, given as sorted flat int64 positions of what each keeps, on any device."""
-    encoded = [encode(p, shape) for p, shape in zip(positions, shapes, strict=True)]
     counts = torch.tensor([len(p) for p in positions], dtype=torch.int64)
-    return {COUNTS: counts, INDEX: torch.cat(encoded)}
+    index = torch.cat([encode(p, shape) for p, shape in zip(positions, shapes, strict=True)])
+    if coding == "huffman":
+        coded = entropy_coding.encode(to_gaps(positions, [shape.numel() for shape in shapes]))
+        if len(coded) < len(index):
+            return {COUNTS: counts, CODED: coded}
+    return {COUNTS: counts, INDEX: index}
 
 
 def masks_of(packed: Mapping[str, Tensor], shapes: Sequence[torch.Size]) -> list[Tensor]:
@@ -58,12 +70,19 @@ def masks_of(packed: Mapping[str, Tensor], shapes: Sequence[torch.Size]) -> list
     for count, shape in zip(numbers, shapes, strict=True):
         if not 0 <= count <= shape.numel():
             raise InputError(f"{COUNTS}: {count} values cannot be kept of {shape.numel()}")
+    if CODED in packed:
+        found = from_gaps(
+            entropy_coding.decode(packed[CODED]), numbers, [shape.numel() for shape in shapes]
+        )
+        return [_mask(p, shape) for p, shape in zip(found, shapes, strict=True)]
     sizes = [cheapest(n, shape)[1] for n, shape in zip(numbers, shapes, strict=True)]
     if index is None or index.dtype != torch.uint8 or index.shape != (sum(sizes),):
         raise InputError(f"{INDEX} must be {sum(sizes)} bytes for these counts")
-    masks = []
-    for part, count, shape in zip(index.cpu().split(sizes), numbers, shapes, strict=True):
-        mask = torch.zeros(shape.numel(), dtype=torch.bool)
-        mask[decode(part, count, shape)] = True
-        masks.append(mask.view(shape))
-    return masks
+    parts = zip(index.cpu().split(sizes), numbers, shapes, strict=True)
+    return [_mask(decode(part, count, shape), shape) for part, count, shape in parts]
+
+
+def _mask(positions: Tensor, shape: torch.Size) -> Tensor:
+    mask = torch.zeros(shape.numel(), dtype=torch.bool)
+    mask[positions] = True
+    return mask.view(shape)

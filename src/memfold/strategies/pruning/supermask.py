@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from memfold.compression.accounting import tensor_bytes
 from memfold.compression.compressed_model import check_replaceable
 from memfold.compression.fingerprints import fingerprint, is_fingerprint
 from memfold.compression.parts import ComputedWeights, Level
@@ -32,6 +33,7 @@ from memfold.options import Positive, Ratio
 from memfold.seeding import derive_seed
 from memfold.strategies.pruning.health import metrics_of
 from memfold.strategies.pruning.stored_masks import (
+    CODED,
     COUNTS,
     FINGERPRINT_BYTES,
     INDEX,
@@ -135,7 +137,7 @@ class SupermaskWeights(ComputedWeights):
     """Scores as parameters `<weight>_scores`; signs beside them, and no weight at all."""
 
     parts: ClassVar[Mapping[str, Level]] = {"scores": "weight"}
-    root_names: ClassVar[tuple[str, ...]] = (COUNTS, INDEX)
+    root_names: ClassVar[tuple[str, ...]] = (COUNTS, INDEX, CODED)
     mark: ClassVar[str] = _FINGERPRINT
     logged: ClassVar[Logged] = "epochs"
 
@@ -196,12 +198,15 @@ class SupermaskWeights(ComputedWeights):
     @property
     def index_bytes(self) -> int:
         """Bytes of counts, masks and fingerprint; sigma follows from count, shape and gain."""
+        if self.strategy.coding != "none":
+            return tensor_bytes(self.index_tensors().values())
         return index_bytes(self.kept, self.shapes) + FINGERPRINT_BYTES
 
     @property
     def index_format(self) -> str:
-        """The formats of the masks, each with its number of weights."""
-        return index_format(self.kept, self.shapes)
+        """The formats of the masks, each with its number of weights, or "gaps"."""
+        is_coded = self.strategy.coding != "none" and CODED in self.index_tensors()
+        return "gaps" if is_coded else index_format(self.kept, self.shapes)
 
     @property
     def resident_bytes(self) -> int:
@@ -215,7 +220,7 @@ class SupermaskWeights(ComputedWeights):
     def index_tensors(self) -> dict[str, Tensor]:
         """See `Compression.index_tensors`."""
         positions = [mask.reshape(-1).nonzero().squeeze(1) for mask in self.masks()]
-        return {**pack(positions, self.shapes), **self.structure()}
+        return {**pack(positions, self.shapes, self.strategy.coding), **self.structure()}
 
     def structure(self) -> dict[str, Tensor]:
         """See `Compression.structure`: what identifies the random weights and their number."""
