@@ -7,18 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memfold import quantisation
 from memfold.entropy_coding import encode
 from memfold.errors import InputError
-from memfold.quantisation import (
-    BITS,
-    BLOCK,
-    check_bits,
-    dequantise,
-    max_numel,
-    packed_bytes,
-    quantise,
-    rounded,
-)
+from memfold.quantisation import BITS, BLOCK_SIZES, Packing
+
+BLOCK = Packing().block_size
 
 LIMITS = {8: 127, 7: 63, 6: 31, 5: 15, 4: 7, 3: 3}
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -32,7 +26,28 @@ CUTS = {
 shapes = st.lists(st.integers(0, 9), max_size=4)
 bits_choices = st.sampled_from(BITS)
 dtypes = st.sampled_from(DTYPES)
+block_sizes = st.sampled_from(BLOCK_SIZES)
 few_bits = pytest.mark.parametrize("bits", FEW_BITS)
+
+
+def quantise(values, bits, **options):
+    return quantisation.quantise(values, Packing(bits, **options))
+
+
+def dequantise(parts, shape, bits, dtype, **options):
+    return quantisation.dequantise(parts, shape, Packing(bits, **options), dtype)
+
+
+def rounded(values, bits, **options):
+    return quantisation.rounded(values, Packing(bits, **options))
+
+
+def packed_bytes(numel, bits, itemsize, **options):
+    return quantisation.packed_bytes(numel, Packing(bits, **options), itemsize)
+
+
+def max_numel(num_bytes, bits, itemsize, **options):
+    return quantisation.max_numel(num_bytes, Packing(bits, **options), itemsize)
 
 
 def make_values(shape, dtype, *, seed=0, exponent=0):
@@ -43,12 +58,12 @@ def make_values(shape, dtype, *, seed=0, exponent=0):
     return (values * 2.0 ** scales.reshape(shape) * 10.0**exponent).to(dtype)
 
 
-def naive(values, bits):
+def naive(values, bits, size=BLOCK):
     """Integers and scales of a flat list, one block after the other."""
     limit = LIMITS[bits]
     integers, scales = [], []
-    for start in range(0, len(values), BLOCK):
-        block = values[start : start + BLOCK]
+    for start in range(0, len(values), size):
+        block = values[start : start + size]
         tries = []
         for cut in CUTS.get(bits, (1,)):
             scale = torch.tensor(cut * max(abs(v) for v in block) / limit, dtype=torch.float64)
@@ -73,7 +88,7 @@ def codes_of(parts, bits, numel):
 
 @pytest.mark.parametrize("bits", BITS)
 def test_choices_are_taken(bits: int) -> None:
-    check_bits(bits)
+    Packing(bits)
 
 
 @pytest.mark.parametrize("bits", [0, 2, 64, 8.0, True, "8", None, [8], torch.tensor(8)])
@@ -81,7 +96,26 @@ def test_other_bits_are_refused(bits: object) -> None:
     with pytest.raises(
         InputError, match=r"^artifact\.bits must be one of 32, 16, 8, 7, 6, 5, 4, 3, got "
     ):
-        check_bits(bits)
+        Packing(bits)
+
+
+@pytest.mark.parametrize("size", [0, 8, 63, 512, 64.0, True, "64", None])
+def test_other_block_sizes_are_refused(size: object) -> None:
+    with pytest.raises(
+        InputError, match=r"^artifact\.block_size must be one of 16, 32, 64, 128, 256, got "
+    ):
+        Packing(8, size)
+
+
+@pytest.mark.parametrize("bits", [5, 4, 3])
+def test_smaller_blocks_have_smaller_errors(bits: int) -> None:
+    values = torch.randn(100 * max(BLOCK_SIZES), generator=torch.Generator().manual_seed(0))
+    errors = [
+        float((rounded(values, bits, block_size=size) - values).square().sum())
+        for size in BLOCK_SIZES
+    ]
+    assert errors == sorted(errors)
+    assert errors[0] < 0.8 * errors[BLOCK_SIZES.index(BLOCK)]
 
 
 @pytest.mark.parametrize(
@@ -107,24 +141,24 @@ def test_packed_bytes_by_hand(numel: int, bits: int, itemsize: int, expected: in
     assert packed_bytes(numel, bits, itemsize) == expected
 
 
-@given(shapes, bits_choices, dtypes)
-def test_packed_bytes_are_those_of_the_parts(shape, bits, dtype) -> None:
+@given(shapes, bits_choices, dtypes, block_sizes)
+def test_packed_bytes_are_those_of_the_parts(shape, bits, dtype, size) -> None:
     values = make_values(shape, dtype)
-    parts = quantise(values, bits)
+    parts = quantise(values, bits, block_size=size)
     assert set(parts) == ({"", ".scales"} if bits in FEW_BITS else {""})
     assert all(part.is_contiguous() for part in parts.values())
     num_bytes = sum(part.numel() * part.itemsize for part in parts.values())
-    assert num_bytes == packed_bytes(values.numel(), bits, values.itemsize)
+    assert num_bytes == packed_bytes(values.numel(), bits, values.itemsize, block_size=size)
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("itemsize", [2, 4, 8])
-def test_max_numel_is_the_largest_that_fits(bits: int, itemsize: int) -> None:
-    sizes = [packed_bytes(numel, bits, itemsize) for numel in range(600)]
+@pytest.mark.parametrize(("itemsize", "size"), [(2, 64), (4, 16), (4, 256), (8, 64)])
+def test_max_numel_is_the_largest_that_fits(bits: int, itemsize: int, size: int) -> None:
+    sizes = [packed_bytes(numel, bits, itemsize, block_size=size) for numel in range(600)]
     assert sizes == sorted(sizes)
     for num_bytes in range(-3, 230):
         fitting = [numel for numel, size in enumerate(sizes) if size <= max(num_bytes, 0)]
-        assert max_numel(num_bytes, bits, itemsize) == fitting[-1]
+        assert max_numel(num_bytes, bits, itemsize, block_size=size) == fitting[-1]
 
 
 @given(shapes, bits_choices, dtypes)
@@ -142,15 +176,19 @@ def test_round_trip(shape, bits, dtype) -> None:
     assert all(torch.equal(again[suffix], part) for suffix, part in parts.items())
 
 
-@given(shapes, bits_choices, dtypes, st.integers(1, 50))
-def test_coded_values_are_those_that_are_not(shape, bits, dtype, repeat) -> None:
+@given(shapes, bits_choices, dtypes, st.integers(1, 50), block_sizes)
+def test_coded_values_are_those_that_are_not(shape, bits, dtype, repeat, size) -> None:
     values = make_values(shape, dtype).flatten().repeat(repeat)
-    plain, coded = (quantise(values, bits, coding=coding) for coding in ("none", "huffman"))
+    plain, coded = (
+        quantise(values, bits, block_size=size, coding=coding) for coding in ("none", "huffman")
+    )
     assert {name.removesuffix(".coded") for name in coded} == set(plain)
     for name, part in coded.items():
         before = plain[name.removesuffix(".coded")]
         assert part.nbytes < before.nbytes if name.endswith(".coded") else torch.equal(part, before)
-    read = [dequantise(parts, values.shape, bits, dtype) for parts in (plain, coded)]
+    read = [
+        dequantise(parts, values.shape, bits, dtype, block_size=size) for parts in (plain, coded)
+    ]
     assert torch.equal(*read)
 
 
@@ -165,25 +203,33 @@ def test_coding_saves_what_normal_values_allow(bits: int, part: float) -> None:
     assert 0.97 * part < sizes[1] / sizes[0] < part
 
 
-@given(shapes, bits_choices, dtypes, st.integers(-30, 30))
-def test_rounded_values_are_those_of_the_round_trip(shape, bits, dtype, exponent) -> None:
+@given(shapes, bits_choices, dtypes, st.integers(-30, 30), block_sizes)
+def test_rounded_values_are_those_of_the_round_trip(shape, bits, dtype, exponent, size) -> None:
     values = make_values(shape, torch.float64, exponent=exponent % 4 if bits == 16 else exponent)
     values = values.clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max).to(dtype)
-    read = dequantise(quantise(values, bits), shape, bits, torch.float32 if bits < 32 else dtype)
-    found = rounded(values, bits)
+    parts = quantise(values, bits, block_size=size)
+    read_as = torch.float32 if bits < 32 else dtype
+    read = dequantise(parts, shape, bits, read_as, block_size=size)
+    found = rounded(values, bits, block_size=size)
     assert found.dtype == dtype
     assert torch.equal(found, read.to(dtype))
 
 
-@given(st.integers(0, 300), st.sampled_from(FEW_BITS), st.integers(-20, 20), st.integers(0, 99))
-def test_codes_and_scales_equal_the_naive_loop(numel, bits, exponent, seed) -> None:
+@given(
+    st.integers(0, 300),
+    st.sampled_from(FEW_BITS),
+    st.integers(-20, 20),
+    st.integers(0, 99),
+    block_sizes,
+)
+def test_codes_and_scales_equal_the_naive_loop(numel, bits, exponent, seed, size) -> None:
     values = make_values((numel,), torch.float64, seed=seed, exponent=exponent)
-    parts = quantise(values, bits)
-    integers, scales = naive(values.tolist(), bits)
+    parts = quantise(values, bits, block_size=size)
+    integers, scales = naive(values.tolist(), bits, size)
     assert codes_of(parts, bits, numel) == integers
     assert parts[".scales"].tolist() == scales
-    read = dequantise(parts, (numel,), bits, torch.float64).tolist()
-    assert read == [q * scales[i // BLOCK] for i, q in enumerate(integers)]
+    read = dequantise(parts, (numel,), bits, torch.float64, block_size=size).tolist()
+    assert read == [q * scales[i // size] for i, q in enumerate(integers)]
 
 
 @few_bits

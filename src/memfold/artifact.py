@@ -76,7 +76,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, bits: int | None = N
         strategy = replace(strategy, bits=bits)
     tensors = indices | state_tensors(model, leave_out=owned)
     for name, value in values.items():
-        parts = quantise(value, strategy.bits, coding=strategy.coding)
+        parts = quantise(value, strategy.packing)
         tensors |= {name + suffix: part for suffix, part in parts.items()}
     record = Record(
         strategy,
@@ -230,10 +230,10 @@ def _unpack(path: Path, record: Record, tensors: dict[str, Tensor]) -> dict[str,
         parts = {
             suffix: unpacked.pop(name + suffix) for suffix in SUFFIXES if name + suffix in tensors
         }
-        bits = record.strategy.bits
-        dtype = parts[""].dtype if bits == 32 and "" in parts else torch.float32
+        packing = record.strategy.packing
+        dtype = parts[""].dtype if packing.bits == 32 and "" in parts else torch.float32
         try:
-            unpacked[name] = dequantise(parts, shape, bits, dtype)
+            unpacked[name] = dequantise(parts, shape, packing, dtype)
         except InputError as error:
             raise InputError(f"artifact {path}: {name}: {error}") from error
     return unpacked

@@ -2,8 +2,9 @@
 
 32 bits keep the values as they are, 16 bits round them to float16 (below 3e-8 to zero; beyond its
 range is refused, so nothing becomes infinite). 8 to 3 bits are block-wise and symmetric: the
-flattened values are cut into blocks of 64, and a value x of a block with the scale s is stored as
-the integer q = round(x / s), at b bits in -L..L for L = 2**(b - 1) - 1, and read back as q s.
+flattened values are cut into blocks, of 64 if nothing is said, and a value x of a block with the
+scale s is stored as the integer q = round(x / s), at b bits in -L..L for L = 2**(b - 1) - 1, and
+read back as q s.
 
 s is c absmax / L, rounded to the nearest bfloat16, 2 bytes per block. c is 1; from 5 bits down, it
 is the one of 1, 1 - d, ..., 1 - 4 d with d = 0.8 / 2**b that has the least sum of squared errors in
@@ -18,6 +19,7 @@ upper ones. What coding does not make smaller stays as it is.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
@@ -29,10 +31,10 @@ from memfold.errors import InputError
 
 __all__ = [
     "BITS",
-    "BLOCK",
+    "BLOCK_SIZES",
     "SUFFIXES",
     "Coding",
-    "check_bits",
+    "Packing",
     "dequantise",
     "max_numel",
     "packed_bytes",
@@ -42,8 +44,8 @@ __all__ = [
 
 BITS = (32, 16, 8, 7, 6, 5, 4, 3)
 """Choices of `artifact.bits`; 32 stands for the values' own dtype."""
-BLOCK = 64
-"""Values that share a scale, at 8 bits and fewer."""
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+"""Choices of `artifact.block_size`."""
 Coding = Literal["none", "huffman"]
 SUFFIXES = ("", ".scales", ".coded", ".scales.coded")
 """Of the names of what stands for one tensor; the last two in place of the first."""
@@ -52,50 +54,63 @@ _SCALES, _CODED = SUFFIXES[1:3]
 _MOST_BITS_CUT = 5  # a cut is never better with more
 _MOST_BITS_PAIRED = 4
 _NUM_CUTS = 5
-_ROWS = 2048
-"""Blocks that are cut at a time: what is compared for them stays in a processor's cache."""
+_NUMEL_AT_ONCE = 2**17
+"""Values that are cut at a time: what is compared for them stays in a processor's cache."""
 
 
-def check_bits(bits: object) -> None:
-    """Refuse what is not one of `BITS`.
+@dataclass(frozen=True)
+class Packing:
+    """How values are stored."""
 
-    Raises:
-        InputError: It is not.
-    """
-    if type(bits) is not int or bits not in BITS:
-        allowed = ", ".join(map(str, BITS))
-        raise InputError(f"artifact.bits must be one of {allowed}, got {bits!r}")
+    bits: int = 32
+    """One of `BITS`."""
+    block_size: int = 64
+    """Values that share a scale, at 8 bits and fewer: one of `BLOCK_SIZES`."""
+    coding: Coding = "none"
+    """Of integers and scales."""
+
+    def __post_init__(self) -> None:
+        """Refuse other numbers.
+
+        Raises:
+            InputError: One is not among the choices.
+        """
+        for name, choices in (("bits", BITS), ("block_size", BLOCK_SIZES)):
+            value = getattr(self, name)
+            if type(value) is not int or value not in choices:
+                allowed = ", ".join(map(str, choices))
+                raise InputError(f"artifact.{name} must be one of {allowed}, got {value!r}")
 
 
-def packed_bytes(numel: int, bits: int, itemsize: int) -> int:
-    """Return the exact bytes of what `quantise` makes of a tensor without coding.
+def packed_bytes(numel: int, packing: Packing, itemsize: int) -> int:
+    """Return the exact bytes of what `quantise` makes of a tensor, before they are coded.
 
     Args:
         numel: Number of values.
-        bits: One of `BITS`.
+        packing: How they are stored.
         itemsize: Bytes of one value in the dtype that it has before.
     """
+    bits = packing.bits
     if bits >= 16:
         return numel * _wide_bytes(bits, itemsize)
-    return -(-numel * bits // 8) + -(-numel // BLOCK) * _SCALE.itemsize
+    return -(-numel * bits // 8) + -(-numel // packing.block_size) * _SCALE.itemsize
 
 
-def max_numel(num_bytes: int, bits: int, itemsize: int) -> int:
+def max_numel(num_bytes: int, packing: Packing, itemsize: int) -> int:
     """Return how many values fit: the largest numel whose `packed_bytes` are <= `num_bytes`."""
-    num_bytes = max(num_bytes, 0)
+    num_bytes, bits, size = max(num_bytes, 0), packing.bits, packing.block_size
     if bits >= 16:
         return num_bytes // _wide_bytes(bits, itemsize)
-    blocks, rest = divmod(num_bytes, packed_bytes(BLOCK, bits, itemsize))
-    return blocks * BLOCK + max(rest - _SCALE.itemsize, 0) * 8 // bits
+    blocks, rest = divmod(num_bytes, packed_bytes(size, packing, itemsize))
+    return blocks * size + max(rest - _SCALE.itemsize, 0) * 8 // bits
 
 
-def quantise(values: Tensor, bits: int, *, coding: Coding = "none") -> dict[str, Tensor]:
+def quantise(values: Tensor, packing: Packing) -> dict[str, Tensor]:
     """Turn values into the tensors that stand for them, on the same device if they are not coded.
 
     Args:
         values: Floating point, any shape.
-        bits: One of `BITS`.
-        coding: Of integers and scales.
+        packing: How they are stored.
 
     Returns:
         Suffix of the name -> tensor. 32: `""`, the values themselves, unchecked. 16: `""`, float16,
@@ -108,6 +123,7 @@ def quantise(values: Tensor, bits: int, *, coding: Coding = "none") -> dict[str,
         InputError: At fewer than 32 bits, a value is not finite or beyond the range of the format,
             which is 65504 at 16 bits; fewer take every float32.
     """
+    bits = packing.bits
     if bits == 32:
         return {"": values}
     values = values.detach()
@@ -117,13 +133,13 @@ def quantise(values: Tensor, bits: int, *, coding: Coding = "none") -> dict[str,
         half = values if values.itemsize == 2 else values.to(torch.float16)
         _check_range(half, values, bits)
         return {"": half}
-    blocks = _blocks(values.float())
+    blocks = _blocks(values.float(), packing.block_size)
     scales = _scales(blocks, bits, values.dtype)
     _check_range(scales, values, bits)
     codes = _codes(blocks, scales.float(), bits).to(torch.int8).flatten()[: values.numel()]
     stored = codes.reshape(values.shape) if bits == 8 else _pack(codes, bits)
     parts = {"": stored, _SCALES: scales}
-    if coding == "none":
+    if packing.coding == "none":
         return parts
     coded = {
         "": entropy_coding.encode(_symbols(codes, bits)),
@@ -137,14 +153,14 @@ def quantise(values: Tensor, bits: int, *, coding: Coding = "none") -> dict[str,
 
 
 def dequantise(
-    parts: Mapping[str, Tensor], shape: Sequence[int], bits: int, dtype: torch.dtype
+    parts: Mapping[str, Tensor], shape: Sequence[int], packing: Packing, dtype: torch.dtype
 ) -> Tensor:
     """Turn what `quantise` returned back into values.
 
     Args:
         parts: Suffix -> tensor, as `quantise` returns them; others are not looked at.
         shape: Shape of the values.
-        bits: One of `BITS`.
+        packing: How they are stored; whether they are coded, the parts say.
         dtype: Of the result. Below 32 bits, values beyond its range become its largest: q s of the
             largest value of a block may be half a step beyond it.
 
@@ -155,18 +171,19 @@ def dequantise(
         InputError: A part is missing, of a wrong dtype or size, or holds what `quantise` never
             writes.
     """
-    shape = tuple(shape)
+    shape, bits = tuple(shape), packing.bits
     numel = prod(shape)
+    num_blocks = -(-numel // packing.block_size)
     if bits == 32:
         return _part(parts, "", bits, numel, None).reshape(shape).to(dtype)
     if bits == 16:
         values = _part(parts, "", bits, numel, (torch.float16, torch.bfloat16))
         return _saturate(values.reshape(shape), dtype)
     if _SCALES + _CODED in parts:
-        planes = _part(parts, _SCALES + _CODED, bits, 2 * -(-numel // BLOCK), (torch.uint8,))
+        planes = _part(parts, _SCALES + _CODED, bits, 2 * num_blocks, (torch.uint8,))
         scales = planes.view(2, -1).T.contiguous().view(_SCALE).flatten()
     else:
-        scales = _part(parts, _SCALES, bits, -(-numel // BLOCK), (_SCALE,)).flatten()
+        scales = _part(parts, _SCALES, bits, num_blocks, (_SCALE,)).flatten()
     if not bool((scales.isfinite() & (scales >= torch.finfo(_SCALE).tiny)).all()):
         raise InputError(f"artifact.bits={bits}: stored scales are damaged")
     if _CODED in parts:
@@ -180,26 +197,27 @@ def dequantise(
         codes = _unpack(packed.flatten(), bits)[:numel]
     if bool((codes < -_limit(bits)).any()):
         raise InputError(f"artifact.bits={bits}: stored values are damaged")
-    values = _blocks(codes.float()) * scales.float().unsqueeze(1)
+    values = _blocks(codes.float(), packing.block_size) * scales.float().unsqueeze(1)
     return _saturate(values.flatten()[:numel].reshape(shape), dtype)
 
 
-def rounded(values: Tensor, bits: int) -> Tensor:
+def rounded(values: Tensor, packing: Packing) -> Tensor:
     """Return what is read back of values that were stored, in one go and without checks.
 
     Args:
         values: Floating point, any shape; not finite ones make their block not finite.
-        bits: One of `BITS`.
+        packing: How they would be stored.
 
     Returns:
-        `dequantise(quantise(values, bits), values.shape, bits, torch.float32).to(values.dtype)`.
+        `dequantise(quantise(values, packing), values.shape, packing, torch.float32)`, in the dtype
+        of the values.
     """
-    values = values.detach()
+    values, bits = values.detach(), packing.bits
     if bits == 32:
         return values
     if bits == 16:
         return values if values.itemsize == 2 else values.to(torch.float16).to(values.dtype)
-    blocks = _blocks(values.float())
+    blocks = _blocks(values.float(), packing.block_size)
     scales = _scales(blocks, bits, values.dtype).float()
     read = _codes(blocks, scales, bits).mul_(scales.unsqueeze(1))
     largest = torch.finfo(torch.float32).max
@@ -215,17 +233,18 @@ def _limit(bits: int) -> int:
     return 2 ** (bits - 1) - 1
 
 
-def _blocks(values: Tensor) -> Tensor:
-    """Flatten row by row into (blocks, BLOCK), the last one padded with zeros."""
+def _blocks(values: Tensor, size: int) -> Tensor:
+    """Flatten row by row into (blocks, size), the last one padded with zeros."""
     flat = values.flatten()
-    return torch.nn.functional.pad(flat, (0, -flat.numel() % BLOCK)).view(-1, BLOCK)
+    return torch.nn.functional.pad(flat, (0, -flat.numel() % size)).view(-1, size)
 
 
 def _scales(blocks: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
-    """Return the scale of each row of blocks (num_blocks, BLOCK) float32, of values in `dtype`."""
+    """Return the scale of each row of blocks (num_blocks, size) float32, of values in `dtype`."""
     if bits > _MOST_BITS_CUT:
         return _rounded_scales(blocks.abs().amax(dim=1) / _limit(bits))
-    return torch.cat([_cut_scales(rows, bits, dtype) for rows in blocks.split(_ROWS)])
+    at_once = blocks.split(_NUMEL_AT_ONCE // blocks.shape[1])
+    return torch.cat([_cut_scales(rows, bits, dtype) for rows in at_once])
 
 
 def _cut_scales(blocks: Tensor, bits: int, dtype: torch.dtype) -> Tensor:

@@ -17,7 +17,7 @@ from memfold.artifact import header_bytes
 from memfold.compression import compression_of
 from memfold.errors import InputError
 from memfold.memory import train_state_bytes
-from memfold.quantisation import packed_bytes, rounded
+from memfold.quantisation import Packing, packed_bytes, rounded
 from memfold.training import run
 from memfold.training.weight_average import WeightAverage
 from strategies.cases import ANY_MODULE, options_of
@@ -72,7 +72,9 @@ def round_stored(net: nn.Module) -> None:
     """Write what an artifact would hold into the parameters, one tensor of the artifact at once."""
     compression = compression_of(net)
     assert compression is not None
-    values = {name: rounded(tensor, BITS).flatten() for name, tensor in stored(net).items()}
+    values = {
+        name: rounded(tensor, Packing(BITS)).flatten() for name, tensor in stored(net).items()
+    }
     for name, parameters in compression.stored_values().items():
         whole = [parameters] if isinstance(parameters, Tensor) else list(parameters)
         parts = values[name].split([parameter.numel() for parameter in whole])
@@ -253,7 +255,7 @@ def test_a_run_that_broke_off_ends_with_the_same_file_which_has_its_metrics(
     memory = result["memory"]
     assert memory["stored_bytes"] + header_bytes(file) == memory["artifact_bytes"]
     num_values = round(result["compression"]["ratio"] * result["parameters"]["compressible"])
-    assert memory["value_bytes"] < 0.95 * packed_bytes(num_values, 3, 4)
+    assert memory["value_bytes"] < 0.95 * packed_bytes(num_values, Packing(3), 4)
     metrics = result["metrics"]
     for name in ("val/acc", "val/loss", "test/acc", "test/loss"):
         assert metrics[f"packed/{name}"] == metrics[name]

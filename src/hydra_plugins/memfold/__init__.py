@@ -23,6 +23,7 @@ _OF_A_STRATEGY = {
     "bits": "${artifact.bits}",
     "train_bits": "${artifact.train_bits}",
     "train_bits_from": "${artifact.train_bits_from}",
+    "block_size": "${artifact.block_size}",
     "coding": "${artifact.coding}",
 }
 

@@ -37,16 +37,14 @@ class FakeQuantisation:
     when the pass ends; with them, in `before_step`.
     """
 
-    def __init__(self, compression: "Compression", bits: int, start: float) -> None:
+    def __init__(self, compression: "Compression", start: float) -> None:
         """Watch the passes of a model that was just compressed.
 
         Args:
-            compression: Its `stored_values` are rounded.
-            bits: One of `quantisation.BITS`.
+            compression: Its `stored_values` are rounded, as its strategy stores them.
             start: Part of the training after which training passes are rounded, in [0, 1].
         """
         self._compression = compression
-        self._bits = bits
         self._start = start
         self._is_due = start == 0
         self._is_passing = False
@@ -142,7 +140,7 @@ class FakeQuantisation:
         before, found = self._known.get(name, (None, None))
         if before is not None and found is not None and torch.equal(before, values):
             return found
-        found = rounded(values, self._bits)
+        found = rounded(values, self._compression.strategy.packing)
         if self._is_passing:
             self._known[name] = values, found
         else:

@@ -78,13 +78,16 @@ class Compression(ABC):
 
     @property
     def value_bytes(self) -> int:
-        """Bytes of the learned values, packed with the strategy's `bits` and `coding`."""
-        bits, coding = self.strategy.bits, self.strategy.coding
-        if coding != "none":
-            packed = (quantise(v, bits, coding=coding) for v in self.value_tensors().values())
+        """Bytes of the learned values as an artifact packs them."""
+        packing = self.strategy.packing
+        if packing.coding != "none":
+            packed = (quantise(values, packing) for values in self.value_tensors().values())
             return sum(tensor_bytes(parts.values()) for parts in packed)
         stored = ([v] if isinstance(v, Tensor) else v for v in self.stored_values().values())
-        return sum(packed_bytes(sum(v.numel() for v in vs), bits, vs[0].itemsize) for vs in stored)
+        return sum(
+            packed_bytes(sum(v.numel() for v in values), packing, values[0].itemsize)
+            for values in stored
+        )
 
     @property
     @abstractmethod

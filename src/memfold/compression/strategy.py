@@ -25,7 +25,7 @@ from memfold.compression.selection import (
 from memfold.compression.state import Compression
 from memfold.errors import InputError
 from memfold.options import Count, Natural, Ratio, Share, check_fields
-from memfold.quantisation import BITS, Coding, check_bits
+from memfold.quantisation import BITS, Coding, Packing
 
 __all__ = [
     "Context",
@@ -70,6 +70,8 @@ class Strategy(ABC):
     """`bits` that the training knows: it computes with the values that the artifact will hold."""
     train_bits_from: Share = 0.5
     """Part of the training after which it does, in [0, 1]."""
+    block_size: int = 64
+    """Packed values that share a scale of 2 bytes, at 8 bits and fewer: 16, 32, 64, 128 or 256."""
     coding: Coding = "none"
     """How packed values (8 bits and fewer) and positions are coded: as they are, or by their
     frequencies (`huffman`), where that takes fewer bytes."""
@@ -133,8 +135,8 @@ class Strategy(ABC):
                 given.
         """
         check_fields(self, "compression.", bare=("ratio", "budget_bytes", "seed"))
-        check_bits(self.bits)
         self._check_train_bits()
+        _ = self.packing
         if self.ratio is not None and self.budget_bytes is not None:
             raise InputError(
                 f"ratio={self.ratio} and budget_bytes={self.budget_bytes} are both given; "
@@ -146,6 +148,11 @@ class Strategy(ABC):
             object.__setattr__(self, "_ignored", tuple(ignored))
             for key in asked:
                 object.__setattr__(self, key, None)
+
+    @property
+    def packing(self) -> Packing:
+        """How an artifact stores the learned values."""
+        return Packing(self.bits, self.block_size, self.coding)
 
     def _check_train_bits(self) -> None:
         if self.train_bits is None:
@@ -213,8 +220,7 @@ class Strategy(ABC):
         compression.structured = tuple(w.name for w in candidates if w.name in structured)
         set_compression(model, compression)
         if self.train_bits is not None:
-            start = self.train_bits_from
-            compression.rounding = FakeQuantisation(compression, self.train_bits, start)
+            compression.rounding = FakeQuantisation(compression, self.train_bits_from)
         return compression
 
     def restore(

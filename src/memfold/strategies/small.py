@@ -33,7 +33,7 @@ from memfold.compression.selection import CompressibleWeight, named_weights
 from memfold.compression.strategy import Context, Ratios, Strategy
 from memfold.compression.trained_values import report_loss
 from memfold.errors import InputError
-from memfold.quantisation import packed_bytes
+from memfold.quantisation import Packing, packed_bytes
 from memfold.seeding import derive_seed
 from memfold.strategies.dense import DenseWeights
 from memfold.strategies.width_search import Limits, find_widths
@@ -160,7 +160,7 @@ class Small(Strategy, name="small"):
         dense = _widths_of(model)
         self._check_nothing_stays(model)
         names = [weight.name for weight in weights]
-        sizes = _Sizes(model, names, self.bits)
+        sizes = _Sizes(model, names, self.packing)
         if self.budget_bytes is None:
             target, measure = self.target_values(weights), sizes.num_values
             limits = Limits(target, target * (1 - _TOLERANCE), target * (1 + _TOLERANCE))
@@ -243,11 +243,11 @@ class Small(Strategy, name="small"):
 class _Sizes:
     """Sizes of the network with other widths, measured on the meta device."""
 
-    def __init__(self, model: nn.Module, names: Sequence[str], bits: int) -> None:
+    def __init__(self, model: nn.Module, names: Sequence[str], packing: Packing) -> None:
         self._model = model
         self._names = frozenset(names)
         self._itemsizes = {name: tensor.itemsize for name, tensor in state_tensors(model).items()}
-        self._bits = bits
+        self._packing = packing
 
     def num_values(self, widths: tuple[int, ...]) -> int:
         """Return the number of weights."""
@@ -258,8 +258,8 @@ class _Sizes:
         """Return the stored bytes of the whole model."""
         total = _index_bytes(len(widths))
         for name, count in self._counts(widths).items():
-            bits = self._bits if name in self._names else 32
-            total += packed_bytes(count, bits, self._itemsizes[name])
+            packing = self._packing if name in self._names else Packing()
+            total += packed_bytes(count, packing, self._itemsizes[name])
         return total
 
     def _counts(self, widths: tuple[int, ...]) -> dict[str, int]:

@@ -175,8 +175,8 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("checkpoint", _has_keys("asynchronous"), "asynchronous: true or false, and nothing else"),
     (
         "artifact",
-        _has_keys("bits", "train_bits", "train_bits_from", "coding"),
-        "bits, train_bits, train_bits_from, coding: ... and nothing else",
+        _has_keys("bits", "train_bits", "train_bits_from", "block_size", "coding"),
+        "bits, train_bits, train_bits_from, block_size, coding: ... and nothing else",
     ),
     ("sweep", _has_keys("resume"), "resume: ... and nothing else"),
     ("extras", _has_keys("traceback", "isolate_jobs"), "traceback, isolate_jobs: true or false"),

@@ -16,7 +16,7 @@ import memfold
 from memfold.artifact import header_bytes
 from memfold.compression import compression_of
 from memfold.errors import InputError
-from memfold.quantisation import packed_bytes
+from memfold.quantisation import Packing, packed_bytes
 from memfold.strategies.factoring.low_rank import LowRankWeights
 from memfold.strategies.factoring.matrices import (
     WHOLE,
@@ -274,7 +274,7 @@ def test_the_ratio_is_met_as_closely_as_ranks_allow(ratio: float) -> None:
 @pytest.mark.parametrize("bits", [32, 16, 8, 4])
 def test_a_budget_is_met_and_used_up_at_any_bits(bits: int, tmp_path: Path) -> None:
     untouched = (20 + 12) * 4
-    budget = untouched + packed_bytes(300, bits, 4)
+    budget = untouched + packed_bytes(300, Packing(bits), 4)
     net = memfold.compress(dense_network().float(), "low_rank", budget_bytes=budget, bits=bits)
     counted = memfold.footprint(net)
     assert counted.index_bytes == 2 * 4

@@ -115,12 +115,12 @@ class LowRank(Strategy, name="low_rank"):
     ) -> int:
         assert self.budget_bytes is not None
         room, itemsize = self.value_room(model, weights), weights[0].tensor.itemsize
-        if packed_bytes(total, self.bits, itemsize) <= room:
+        if packed_bytes(total, self.packing, itemsize) <= room:
             return total
         index = len(weights) * _RANK_BYTES
-        values = max_numel(room - index, self.bits, itemsize)
+        values = max_numel(room - index, self.packing, itemsize)
         if values < least:
-            needed = packed_bytes(least, self.bits, itemsize) + (index if least < total else 0)
+            needed = packed_bytes(least, self.packing, itemsize) + (index if least < total else 0)
             raise InputError(
                 f"budget_bytes={self.budget_bytes}: low_rank needs at least "
                 f"{self.budget_bytes - room + needed} bytes, one rank per tensor"

@@ -120,7 +120,7 @@ class SparseStrategy(Strategy):
         def cost(count: int) -> int:
             drawn = self.draws_masks
             index = FINGERPRINT_BYTES if drawn else index_bytes(counts_for(count), shapes)
-            return packed_bytes(count, self.bits, itemsize) + index
+            return packed_bytes(count, self.packing, itemsize) + index
 
         most = sum(weight.numel for weight in weights) if most is None else most
         if cost(most) <= room:

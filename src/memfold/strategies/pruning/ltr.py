@@ -106,7 +106,7 @@ class Ticket(SparseWeights, Rounds):
         ranking = Ranking(scores)
 
         def cost(count: int) -> int:
-            values = packed_bytes(count, self.strategy.bits, self.dtype.itemsize)
+            values = packed_bytes(count, self.strategy.packing, self.dtype.itemsize)
             return values + index_bytes(ranking.counts(count), self.shapes)
 
         return max(1, bisect_right(range(1, self.num_values + 1), room, key=cost))

@@ -134,9 +134,9 @@ class SharingStrategy(Strategy):
             return self.target_values(weights)
         itemsize, indices = weights[0].tensor.itemsize, index_bytes(len(weights))
         room = self.value_room(model, weights)
-        available = max_numel(room - indices, self.bits, itemsize)
+        available = max_numel(room - indices, self.packing, itemsize)
         if available < 1:
-            needed = self.budget_bytes - room + indices + packed_bytes(1, self.bits, itemsize)
+            needed = self.budget_bytes - room + indices + packed_bytes(1, self.packing, itemsize)
             raise InputError(
                 f"budget_bytes={self.budget_bytes} leaves no room for shared values beside the "
                 f"untouched tensors and the scales; at least {needed} are needed"
