@@ -174,6 +174,10 @@ def test_a_state_dict_holds_what_is_trained_and_can_be_loaded_in_a_pass() -> Non
     x, y = batch()
     F.cross_entropy(net(x), y).backward()
     assert_equal(nn.Sequential(net).state_dict(), {f"0.{n}": t for n, t in before.items()})
+    twin = copy.deepcopy(net)
+    memfold.release(twin)
+    trained = {n: p.detach() for n, p in twin.named_parameters()}
+    assert_equal(trained, {name: before[name] for name in trained})
     net.load_state_dict(other.state_dict())
     assert_equal(state(net), state(other))
     assert torch.equal(net(x), other(x))

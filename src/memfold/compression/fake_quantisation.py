@@ -48,12 +48,11 @@ class FakeQuantisation:
         self._start = start
         self._is_due = start == 0
         self._is_passing = False
-        self._trained: list[tuple[Tensor, Tensor]] = []
-        """Parameters that are rounded now, and what they were."""
+        self._trained: list[tuple[Tensor, Tensor, int]] = []
+        """Parameters that are rounded now, what they were, and how often they were changed."""
         self._known: dict[str, tuple[Tensor, Tensor]] = {}
         """What an evaluation has rounded, and what came out, by name in the artifact: batch after
         batch it is the same."""
-        self._versions: list[int] = []
         model = compression.model
         self._handles = (
             # First: strategies read their values when a pass begins.
@@ -75,7 +74,7 @@ class FakeQuantisation:
 
     def trained(self, parameter: Tensor) -> Tensor:
         """Return what is trained in a parameter, which may be rounded now."""
-        return next((values for other, values in self._trained if other is parameter), parameter)
+        return next((values for p, values, _ in self._trained if p is parameter), parameter)
 
     def release(self) -> None:
         """Put what is trained back into the parameters, and keep nothing else.
@@ -89,7 +88,7 @@ class FakeQuantisation:
     def _restore(self) -> None:
         self._check()
         trained, self._trained = self._trained, []
-        for parameter, values in trained:
+        for parameter, values, _ in trained:
             self._write(parameter, values)
         self._is_passing = False
 
@@ -125,16 +124,17 @@ class FakeQuantisation:
     def _round(self) -> None:
         if torch._C._functorch.peek_interpreter_stack() is not None:  # type: ignore[attr-defined]
             raise _replaced()
-        for name, tensors in self._tensors():
-            if not all(isinstance(tensor, nn.Parameter) for tensor in tensors):
-                raise _replaced()
+        stored = list(self._tensors())
+        if not all(isinstance(tensor, nn.Parameter) for _, tensors in stored for tensor in tensors):
+            raise _replaced()
+        for name, tensors in stored:
             trained = [tensor.detach().clone() for tensor in tensors]
-            self._trained += zip(tensors, trained, strict=True)
             together = torch.cat([values.reshape(-1) for values in trained])
             parts = self._rounded(name, together).split([values.numel() for values in trained])
-            for tensor, part in zip(tensors, parts, strict=True):
+            for tensor, values, part in zip(tensors, trained, parts, strict=True):
+                # Before it is written, whatever interrupts that.
+                self._trained.append((tensor, values, tensor._version + (not self._is_passing)))
                 self._write(tensor, part.view(tensor.shape))
-        self._versions = [tensor._version for tensor, _ in self._trained]
 
     def _rounded(self, name: str, values: Tensor) -> Tensor:
         before, found = self._known.get(name, (None, None))
@@ -155,7 +155,7 @@ class FakeQuantisation:
         target.copy_(values)
 
     def _check(self) -> None:
-        if any(t._version != v for (t, _), v in zip(self._trained, self._versions, strict=False)):
+        if any(parameter._version > version for parameter, _, version in self._trained):
             raise InputError(
                 "artifact.train_bits: parameters were changed between a forward pass and "
                 "memfold.before_step, which has to come before every step of the optimizer"
@@ -166,7 +166,7 @@ class FakeQuantisation:
     ) -> None:
         """Let a state dict hold what is trained, but where it holds the parameters themselves."""
         self._check()
-        trained = {storage_key(pair[0]): pair for pair in self._trained}
+        trained = {storage_key(entry[0]): entry[:2] for entry in self._trained}
         for name, found in state.items():
             if trained and name.startswith(prefix) and isinstance(found, Tensor):
                 parameter, values = trained.get(storage_key(found), (found, found))
