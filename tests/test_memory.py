@@ -77,8 +77,9 @@ def test_train_state_counts_each_tensor_once():
     assert train_state_bytes(model, optimizer) == 4 * 30 + beside + UNTOUCHED
     model(torch.randn(4, 10)).sum().backward()
     optimizer.step()
-    # A byte for the sign of each row and each column, from the first pass on.
-    beside += sum(sum(shape) for shape in compression_of(model).shapes)
+    # From the first pass on: a byte for the sign of each row and each column, four for each segment
+    # and each partition.
+    beside += sum(sum(shape) for shape in compression_of(model).shapes) + 4 * (segments + 10)
     trained = 4 * (30 + 20 + 40)
     # Values, gradients, momentum; and the untouched buffers.
     assert train_state_bytes(model, optimizer) == 3 * trained + 4 * 40 + 8 + beside

@@ -30,7 +30,8 @@ ZERO_SCORES = {"zero_head": "every score is zero"}
 STRATEGIES = {
     "dense": Case(trains_dense=True),
     "stable_rps": Case(),
-    "roast": Case({"tile_rows": 2, "tile_columns": 3}),
+    # Small models build their weights whole: one strategy keeps the other way in these tests.
+    "roast": Case({"tile_rows": 2, "tile_columns": 3, "autograd": "lean"}),
     "hashednet": Case(),
     "rand": Case(refused=SPARSE_REFUSE),
     "mag": Case(refused=SPARSE_REFUSE),

@@ -75,6 +75,7 @@ def make(name, strategy="stable_rps", ratio=0.2, dtype=torch.float64, **options)
     torch.manual_seed(3)
     if strategy == "roast":
         options |= {"tile_rows": 2, "tile_columns": 3}
+    options = {"autograd": "lean"} | options
     return memfold.compress(MODELS[name]().to(dtype), strategy, ratio=ratio, **options)
 
 

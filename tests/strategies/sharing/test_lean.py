@@ -1,4 +1,4 @@
-"""The lean path: weights that are built again instead of saved, one gradient for all of them."""
+"""Ways to build weights: lean, again instead of saved; whole, all at once; classic, PyTorch's."""
 
 import gc
 import threading
@@ -26,9 +26,9 @@ def gradients(model, x):
 
 @pytest.mark.parametrize("strategy", ["stable_rps", "roast", "hashednet"])
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_lean_and_classic_training_agree(name, strategy):
+def test_all_ways_train_alike(name, strategy):
     curves = []
-    for autograd in ("lean", "classic"):
+    for autograd in ("lean", "whole", "classic"):
         model = make(name, strategy, autograd=autograd)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
         losses = []
@@ -40,7 +40,8 @@ def test_lean_and_classic_training_agree(name, strategy):
             optimizer.step()
             losses.append(loss.detach())
         curves.append(torch.stack([*losses, compression_of(model).values.detach().norm()]))
-    torch.testing.assert_close(curves[0], curves[1], rtol=1e-12, atol=1e-12)
+    for curve in curves[:2]:
+        torch.testing.assert_close(curve, curves[2], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -73,12 +74,13 @@ def test_a_recurrent_cell_is_built_twice_and_not_once_per_step(built):
     assert len(built) == (2 * cell + 2 * lstm + head) + (1 + lstm + head)
 
 
+@pytest.mark.parametrize("autograd", ["lean", "whole"])
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("inside", [False, True])
-def test_checkpointed_activations(inside, reentrant):
-    reference = make("transformer")
+def test_checkpointed_activations(inside, reentrant, autograd):
+    reference = make("transformer", autograd="classic")
     expected = gradients(reference, batch())
-    model = make("transformer")
+    model = make("transformer", autograd=autograd)
     if inside:
         for layer in model[0].layers:
             forward = layer.forward
@@ -131,8 +133,9 @@ def test_a_tensor_changed_in_place_is_noticed():
         loss.backward()
 
 
-def test_backward_again_and_after_an_interruption():
-    model, x = make("transformer"), batch()
+@pytest.mark.parametrize("autograd", ["lean", "whole"])
+def test_backward_again_and_after_an_interruption(autograd):
+    model, x = make("transformer", autograd=autograd), batch()
     expected = gradients(model, x)
     model.zero_grad()
     hidden = []
@@ -153,8 +156,9 @@ def test_backward_again_and_after_an_interruption():
             torch.testing.assert_close(p.grad, times * expected[name])
 
 
-def test_gradients_of_inputs_alone_and_of_phi_alone():
-    model, x = make("transformer"), batch().requires_grad_()
+@pytest.mark.parametrize("autograd", ["lean", "whole"])
+def test_gradients_of_inputs_alone_and_of_phi_alone(autograd):
+    model, x = make("transformer", autograd=autograd), batch().requires_grad_()
     loss = loss_of(model(x))
     (of_input,) = torch.autograd.grad(loss, [x], retain_graph=True)
     values = compression_of(model).values
@@ -166,7 +170,7 @@ def test_gradients_of_inputs_alone_and_of_phi_alone():
 
 def test_second_derivatives_agree_with_the_classic_path():
     found = []
-    for autograd in ("lean", "classic"):
+    for autograd in ("lean", "whole", "classic"):
         model = make("transformer", autograd=autograd)
         values = compression_of(model).values
         x = batch().requires_grad_()
@@ -176,13 +180,14 @@ def test_second_derivatives_agree_with_the_classic_path():
             penalty = first[0].square().sum() + first[1].square().sum()
             penalty.backward()
         found.append((values.grad, x.grad))
-    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+    for derivatives in found[:2]:
+        torch.testing.assert_close(derivatives, found[2], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_with_a_gradient_scaler(dtype):
     found = []
-    for autograd in ("lean", "classic"):
+    for autograd in ("lean", "whole", "classic"):
         model = make("convolutions", dtype=torch.float32, autograd=autograd)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
         scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
@@ -196,11 +201,13 @@ def test_autocast_with_a_gradient_scaler(dtype):
             scaler.step(optimizer)
             scaler.update()
         found.append(compression_of(model).values.detach())
-    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)
+    for values in found[:2]:
+        torch.testing.assert_close(values, found[2], rtol=1e-3, atol=1e-4)
 
 
-def test_torch_func_takes_the_classic_path():
-    model, x = make("tied"), batch()
+@pytest.mark.parametrize("autograd", ["lean", "whole"])
+def test_torch_func_takes_the_classic_path(autograd):
+    model, x = make("tied", autograd=autograd), batch()
     values = dict(model.named_parameters())
 
     def loss(parameters):
@@ -245,7 +252,7 @@ def test_the_buffer_is_the_only_gradient_of_m_numbers(monkeypatch):
 
 
 def test_an_unknown_path_is_refused():
-    with pytest.raises(memfold.InputError, match="lean or classic"):
+    with pytest.raises(memfold.InputError, match="auto, whole, lean or classic"):
         memfold.compress(nn.Linear(3, 3), "stable_rps", autograd="fast")
 
 
@@ -266,8 +273,9 @@ def interrupt(*arguments):
     raise KeyboardInterrupt
 
 
-def test_an_interrupted_forward_leaves_nothing_behind():
-    model = make("recurrent")
+@pytest.mark.parametrize("autograd", ["lean", "whole"])
+def test_an_interrupted_forward_leaves_nothing_behind(autograd):
+    model = make("recurrent", autograd=autograd)
     handle = model.head.register_forward_hook(interrupt)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
@@ -283,8 +291,9 @@ def test_an_interrupted_forward_leaves_nothing_behind():
     assert torch.func.grad(lambda x: x.square().sum())(torch.ones(2)).tolist() == [2, 2]
 
 
-def test_threads_evaluate_while_one_trains():
-    model = make("perceptron_of_many_layers").eval()
+@pytest.mark.parametrize("autograd", ["lean", "whole"])
+def test_threads_evaluate_while_one_trains(autograd):
+    model = make("perceptron_of_many_layers", autograd=autograd).eval()
     expected = evaluate(model, batch())
     failures = []
 
@@ -323,7 +332,7 @@ def test_frozen_values_keep_no_weight_either(built):
 
 
 @pytest.mark.parametrize("strategy", ["stable_rps", "hashednet"])
-@pytest.mark.parametrize("autograd", ["lean", "classic"])
+@pytest.mark.parametrize("autograd", ["lean", "whole", "classic"])
 def test_sparse_gradients_of_embeddings(strategy, autograd):
     found = []
     for sparse in (True, False):

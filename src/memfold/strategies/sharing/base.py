@@ -50,9 +50,11 @@ class SharingStrategy(Strategy):
     initial_values: InitialValues = "random"
     """What phi is at the start, below ratio 1: drawn anew with each layer's spread (`random`), or
     what comes nearest to the dense weights (`least_squares`), which is for trained ones."""
-    autograd: Autograd = "lean"
+    autograd: Autograd = "auto"
     """`lean` builds weights again for the backward pass and collects one gradient of m numbers;
-    `classic` leaves both to PyTorch: the same numbers to rounding, from more memory."""
+    `whole` builds all weights at once, which is faster where they are small; `classic` leaves all
+    to PyTorch: the same numbers to rounding, from more memory. `auto` is `whole` for models of at
+    most 4 MiB, unless `linear` names a way without weights, and `lean` for all others."""
 
     @abstractmethod
     def mapping(self, spans: Sequence[Span], num_slots: int) -> SlotMapping:

@@ -11,13 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["LONG_WINDOW", "Block", "add_block", "add_parts", "read_block"]
+__all__ = ["LONG_WINDOW", "Block", "add_block", "add_parts", "read_block", "scale_segments"]
 
 # From this many slots on, whole rows are added to their windows one after the other; below, the
 # windows with equal starts are summed first, which takes 2 m^2 numbers.
 LONG_WINDOW = 1024
 # From this many windows on, a table that a single pass over the output reads from is worth making.
 _TABLE_WINDOWS = 4
+# Segments of at least so many slots, on average, are scaled one by one; shorter ones by a vector of
+# m factors.
+_SEGMENT_SLOTS = 1 << 13
 # Bounds the indices that are made where neither is possible: int64 elements.
 _INDEX_NUMEL = 1 << 16
 
@@ -128,6 +131,34 @@ def add_parts(
             torch._foreach_add_(  # pyright: ignore[reportPrivateImportUsage]
                 targets, [parts[i] for i in chosen], alpha=factor * sign
             )
+
+
+def scale_segments(
+    slots: Tensor, factors: Tensor, lengths: Tensor, out: Tensor | None = None
+) -> Tensor:
+    """Multiply every slot by the factor of its segment.
+
+    Args:
+        slots: Shape (m,).
+        factors: Shape (segments,), of the same dtype and device.
+        lengths: Slots of each segment: int64 or int32, shape (segments,).
+        out: Where to put the result, a new tensor if not given; may be `slots`.
+
+    Returns:
+        Shape (m,).
+    """
+    count, m = len(factors), slots.numel()
+    if count in (1, m):
+        return torch.mul(slots, factors, out=out)
+    if count * _SEGMENT_SLOTS > m:
+        repeated = torch.repeat_interleave(factors, lengths.to(slots.device), output_size=m)
+        return torch.mul(slots, repeated, out=out)
+    out = slots.clone() if out is None else out.copy_(slots)
+    # PyTorch has no public name for a multiplication of lists of tensors.
+    torch._foreach_mul_(  # pyright: ignore[reportPrivateImportUsage]
+        out.split(lengths.tolist()), factors.tolist()
+    )
+    return out
 
 
 def _add_grouped(rows: Tensor, block: Block, factor: float, out: Tensor) -> None:

@@ -11,6 +11,7 @@ from memfold.strategies.sharing.autograd import CollectGradient, ReadLean, ReadW
 from memfold.strategies.sharing.mapping import SlotMapping
 from memfold.strategies.sharing.multiply import MultiplyLean
 from memfold.strategies.sharing.products import Method, RowProducts, Way, choose
+from memfold.strategies.sharing.running_passes import RunningPass
 from memfold.strategies.sharing.saved_weights import SavedWeights
 from memfold.strategies.sharing.slot_source import SlotSource
 
@@ -24,7 +25,7 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-class ForwardPass:
+class ForwardPass(RunningPass):
     """The slots of one forward pass, and the weights that are built from them.
 
     A weight is built when it is read, and dropped when nothing holds it any more. One that is read
@@ -56,15 +57,13 @@ class ForwardPass:
                 transforms of torch.func.
             hold: Keep every weight until the pass goes.
         """
-        self.values = values
-        self.tracked = torch.is_grad_enabled() and values.requires_grad
+        super().__init__(values)
         self.inference = torch.is_inference_mode_enabled()
         self._hold = hold
         self._built: dict[_Key, ref[Tensor]] = {}
         self._held: list[Tensor] = []
         self._classic: Tensor | None = None
         self._hooks: SavedWeights | None = None
-        self._frame: FrameType | None = None
         self.source = SlotSource(values, mapping, scales, zero_rows, factors, plans)
         if not lean:
             self._classic = ScaleSlots.apply(values, *factors, mapping)
@@ -75,37 +74,19 @@ class ForwardPass:
             self._hooks = SavedWeights(self.source)
 
     def enter(self, frame: FrameType) -> None:
-        """Begin to keep weights out of what autograd saves.
-
-        Args:
-            frame: Of the call that the pass belongs to.
-        """
-        self._frame = frame
+        """Begin to keep weights out of what autograd saves."""
+        super().enter(frame)
         if self._hooks is not None:
             self._hooks.enter()
 
-    def is_over(self) -> bool:
-        """Whether the call has ended, even if nobody said so.
-
-        PyTorch runs no hooks after a KeyboardInterrupt, and only Python knows that its frame is
-        left: one that still runs cannot be cleared.
-        """
-        if self._frame is None:
-            return False
-        try:
-            self._frame.clear()
-        except RuntimeError:
-            return False
-        return True
-
     def leave(self) -> None:
         """End it."""
-        self._frame = None
+        super().leave()
         if self._hooks is not None:
             self._hooks.leave()
 
     def weight(self, index: int, dtype: torch.dtype) -> Tensor:
-        """Return weight number `index`: one that something still holds, or a new one."""
+        """See `RunningPass.weight`; a new one where nothing holds it any more."""
         tracked = self.tracked and torch.is_grad_enabled()
         key = index, dtype, tracked
         known = self._built.get(key)

@@ -6,7 +6,7 @@ sign xi. The loads are random (balls in bins), and no two neighbours lie side by
 every weight costs a hash and a random access, in both directions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from memfold.errors import InputError
 from memfold.strategies.sharing.base import SharingStrategy
-from memfold.strategies.sharing.hashing import RangeHash, scale_below
-from memfold.strategies.sharing.mapping import Sign, SlotMapping, Span
+from memfold.strategies.sharing.hashing import RangeHash, xor_tables
+from memfold.strategies.sharing.mapping import Hashes, Sign, SlotMapping, Span
+from memfold.strategies.sharing.signs import OuterSigns
 
 __all__ = ["ElementMapping", "HashedNet"]
 
@@ -32,25 +33,28 @@ class ElementMapping(SlotMapping):
         sizes = share_budget([span.numel for span in self.spans], num_slots)
         ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
         self._segments = {span.name: (ends[i], ends[i + 1]) for i, span in enumerate(self.spans)}
+        self._slot_hashes = {span.name: RangeHash(seed, "slot", span.name) for span in self.spans}
 
     def gather(
         self, slots: Tensor, span: Span, factor: float, dtype: torch.dtype | None = None
     ) -> Tensor:
         """See `SlotMapping.gather`."""
-        # A weight's sign tells which half of the table it is read from.
-        table = torch.cat((slots, slots.neg())).mul_(factor).to(dtype or slots.dtype)
+        first, stop = self._segments[span.name]
+        table = slots[first:stop].mul(factor).to(dtype or slots.dtype)
         out = table.new_empty(span.numel)
-        for part, indices, negative in self._chunks(span, slots.device):
-            torch.index_select(table, 0, indices.add_(negative * self.num_slots), out=out[part])
+        for begin, end, indices in self._chunks(span, slots.device):
+            torch.index_select(table, 0, indices, out=out[begin:end])
+        self._signs_of(span, slots.device).multiply_(out)
         return out
 
     def scatter(self, weights: Tensor, span: Span, factor: float, out: Tensor) -> None:
         """See `SlotMapping.scatter`."""
-        m = self.num_slots
-        table = out.new_zeros(2 * m)
-        for part, indices, negative in self._chunks(span, out.device):
-            table.index_add_(0, indices.add_(negative * m), weights[part].to(out.dtype))
-        out.add_(table[:m].sub_(table[m:]), alpha=factor)
+        first, stop = self._segments[span.name]
+        signs = self._signs_of(span, out.device).times(factor, out)
+        for begin, end, indices in self._chunks(span, out.device):
+            part = weights[begin:end].to(out.dtype, copy=True)
+            signs.multiply_(part, begin)
+            out[first:stop].scatter_add_(0, indices, part)
 
     def accumulate(self, constants: Sequence[float]) -> Tensor:
         """See `SlotMapping.accumulate`."""
@@ -58,21 +62,46 @@ class ElementMapping(SlotMapping):
         for span, constant in zip(self.spans, constants, strict=True):
             first, stop = self._segments[span.name]
             loads = torch.zeros(stop - first, dtype=torch.int64)
-            for _, indices, _ in self._chunks(span, torch.device("cpu")):
-                loads += torch.bincount(indices - first, minlength=stop - first)
+            for _, _, indices in self._chunks(span, torch.device("cpu")):
+                loads += torch.bincount(indices, minlength=stop - first)
             sums[first:stop] = loads.double() * constant
         return sums
 
-    def _chunks(self, span: Span, device: torch.device) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Hash a span piece by piece: where, slots and whether the sign is -1, both int64."""
+    def _compute_hashes(self) -> "_Hashes":
+        nbytes = sum(RangeHash.table_bytes(span.numel) for span in self.spans)
+        return _Hashes(self._slot_hashes, nbytes)
+
+    def _signs_of(self, span: Span, device: torch.device) -> OuterSigns:
+        signs = self.signs(span, device)
+        assert signs is not None
+        return signs
+
+    def _chunks(self, span: Span, device: torch.device) -> Iterator[tuple[int, int, Tensor]]:
+        """Hash a span piece by piece: weights begin, ..., end - 1, their places in its segment."""
         first, stop = self._segments[span.name]
-        slot_hash = RangeHash(self.seed, "slot", span.name)
-        hashed = self.signs(span, device)
-        assert hashed is not None
+        hashes = self.hashes()
+        assert isinstance(hashes, _Hashes)
+        high, low = hashes.tables(span, device)
         for begin in range(0, span.numel, _CHUNK_NUMEL):
             end = min(begin + _CHUNK_NUMEL, span.numel)
-            indices = scale_below(stop - first, slot_hash(begin, end, device)) + first
-            yield slice(begin, end), indices, (hashed.expand(begin, end) < 0).long()
+            hashed = xor_tables(high, low, begin, end)
+            yield begin, end, hashed.mul_(stop - first).bitwise_right_shift_(31)
+
+
+class _Hashes(Hashes):
+    """The tables that slots are hashed with, made when they are asked for."""
+
+    def __init__(self, hashes: Mapping[str, RangeHash], nbytes: int) -> None:
+        self._hashes = hashes
+        self._tables: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
+        self.nbytes = nbytes
+
+    def tables(self, span: Span, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the tables of one tensor: see `RangeHash.tables`."""
+        key = span.name, device
+        if key not in self._tables:
+            self._tables[key] = self._hashes[span.name].tables(span.numel, device)
+        return self._tables[key]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from memfold.seeding import derive_seed
 from memfold.strategies.sharing.signs import OuterSigns
 
-__all__ = ["HASH_RANGE", "PolynomialHash", "RangeHash"]
+__all__ = ["HASH_RANGE", "PolynomialHash", "RangeHash", "xor_tables"]
 
 HASH_RANGE = 2**31
 """Every hash value is in [0, HASH_RANGE)."""
@@ -69,12 +69,22 @@ class RangeHash:
 
     def __call__(self, start: int, stop: int, device: torch.device) -> Tensor:
         """Hash the keys start, ..., stop - 1: int64, shape (stop - start,)."""
-        first, last = start >> _CHARACTER_BITS, (stop - 1) >> _CHARACTER_BITS
+        return xor_tables(*self.tables(stop, device), start, stop)
+
+    def tables(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Hash the parts of the keys 0, ..., count - 1.
+
+        Returns:
+            T1 for the high bits, T0 for the low ones: int64, shapes (high,) and (low,).
+        """
         size = 1 << _CHARACTER_BITS
-        low = torch.from_numpy(self._low(np.arange(size))).to(device)
-        high = torch.from_numpy(self._high(np.arange(first, last + 1))).to(device)
-        offset = start - first * size
-        return (high[:, None] ^ low).flatten()[offset : offset + stop - start]
+        high = torch.from_numpy(self._high(np.arange(-(-count // size))))
+        return high.to(device), torch.from_numpy(self._low(np.arange(size))).to(device)
+
+    @staticmethod
+    def table_bytes(count: int) -> int:
+        """Return the bytes of `tables(count)`."""
+        return 8 * ((1 << _CHARACTER_BITS) + -(-count // (1 << _CHARACTER_BITS)))
 
     def signs(self, start: int, stop: int) -> OuterSigns:
         """Hash the signs of the keys start, ..., stop - 1, without a number for each of them.
@@ -93,6 +103,14 @@ class RangeHash:
             )
         )
         return OuterSigns(rows, columns, start - first * size)
+
+
+def xor_tables(high: Tensor, low: Tensor, start: int, stop: int) -> Tensor:
+    """Return the hashes of the keys start, ..., stop - 1 from `RangeHash.tables`."""
+    first, last = start >> _CHARACTER_BITS, (stop - 1) >> _CHARACTER_BITS
+    offset = start - (first << _CHARACTER_BITS)
+    found = high[first : last + 1, None] ^ low
+    return found.flatten()[offset : offset + stop - start]
 
 
 def scale_below(bound: int, hashed: Integers) -> Integers:

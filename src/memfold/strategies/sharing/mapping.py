@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -12,8 +13,9 @@ from memfold.compression.selection import CompressibleWeight
 from memfold.strategies.sharing.hashing import RangeHash
 from memfold.strategies.sharing.products import RowLayout
 from memfold.strategies.sharing.signs import OuterSigns
+from memfold.strategies.sharing.whole_model import TensorByTensor, WholeModel
 
-__all__ = ["Sign", "SlotMapping", "Span", "spans_of"]
+__all__ = ["Hashes", "Sign", "SlotMapping", "Span", "spans_of"]
 
 # Tables of signs are kept for tensors whose tables take no more bytes.
 _KEPT_BYTES = 1 << 16
@@ -52,6 +54,13 @@ def spans_of(weights: Sequence[CompressibleWeight]) -> tuple[Span, ...]:
     return tuple(spans)
 
 
+class Hashes:
+    """What is hashed once for a pass; a mapping has its own kind, if it has one."""
+
+    nbytes: int = 0
+    """Bytes of all that a pass makes of it."""
+
+
 class SlotMapping(ABC):
     """Assign each of n weights a slot h(i) in [0, m) and a sign g_i, by hashing alone.
 
@@ -75,6 +84,7 @@ class SlotMapping(ABC):
         self.seed = seed
         self.sign: Sign = sign
         self._signs: dict[tuple[str, torch.device], OuterSigns] = {}
+        self._known_hashes: ref[Hashes] | None = None
 
     def signs(self, span: Span, device: torch.device | str = "cpu") -> OuterSigns | None:
         """Return the signs of a tensor's weights that do not belong to windows.
@@ -96,12 +106,13 @@ class SlotMapping(ABC):
         found = self._signs.get(key)
         if found is None:
             with torch.inference_mode(False):
-                found = self._hash_signs(span).to(key[1])
+                found = self.hash_signs(span).to(key[1])
             if found.nbytes <= _KEPT_BYTES:
                 self._signs[key] = found
         return found
 
-    def _hash_signs(self, span: Span) -> OuterSigns:
+    def hash_signs(self, span: Span) -> OuterSigns:
+        """Compute what `signs` keeps, on the CPU; not with a sign per window."""
         if self.sign == "weight":
             return RangeHash(self.seed, "weight-sign").signs(span.start, span.stop)
         rows, columns = (
@@ -117,16 +128,23 @@ class SlotMapping(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is computed again."""
-        return {**self.__dict__, "_signs": {}}
+        return {**self.__dict__, "_signs": {}, "_known_hashes": None}
 
     @property
     def is_bijection(self) -> bool:
         """Whether every slot holds exactly one weight."""
         return False
 
-    def hashes(self) -> object:
+    def hashes(self) -> Hashes:
         """Compute what one pass needs several times; found again while something holds it."""
-        return None
+        known = self._known_hashes() if self._known_hashes is not None else None
+        if known is None:
+            known = self._compute_hashes()
+            self._known_hashes = ref(known)
+        return known
+
+    def _compute_hashes(self) -> Hashes:
+        return Hashes()
 
     def layout(self, span: Span) -> RowLayout | None:
         """Tell where the rows of one tensor lie, as a matrix (first dimension, all others).
@@ -185,6 +203,21 @@ class SlotMapping(ABC):
             weight = weight.clone()
             weight[zero_row].zero_()
         self.scatter(weight.reshape(-1), span, factor, out)
+
+    def whole(
+        self,
+        factors: Sequence[float],
+        zero_rows: Sequence[int | None],
+        slot_factors: tuple[Tensor, Tensor],
+    ) -> WholeModel:
+        """Compute once what building all tensors at the same time takes.
+
+        Args:
+            factors: One for each span.
+            zero_rows: Row of each tensor that stays zero, if there is one.
+            slot_factors: 1 / nu and Gamma / nu, each of shape (segments,), float32 or float64.
+        """
+        return TensorByTensor(self, factors, zero_rows, slot_factors)
 
     @abstractmethod
     def accumulate(self, constants: Sequence[float]) -> Tensor:

@@ -14,7 +14,7 @@ from memfold.compression.selection import CompressibleWeight
 if TYPE_CHECKING:
     from memfold.strategies.sharing.shared_vector import SharedVector
 
-__all__ = ["View", "autocasts", "is_transformed", "padding_row_of", "zero_row_of"]
+__all__ = ["ProductView", "View", "autocasts", "is_transformed", "padding_row_of", "zero_row_of"]
 
 _AUTOCAST_LAYERS = (
     nn.Linear,
@@ -28,7 +28,7 @@ _AUTOCAST_LAYERS = (
 
 
 class View(PartSource):
-    """What a module computes its weight with, or multiplies without computing it."""
+    """What a module computes its weight with."""
 
     def __init__(self, shared: "SharedVector", index: int, *, autocasts: bool) -> None:
         super().__init__(shared, index)
@@ -42,16 +42,20 @@ class View(PartSource):
         weight = self.shared.weight(self.index, autocasts=self.autocasts)
         return weight if self.converted is None else weight.to(self.converted)
 
-    def product(self, inputs: Tensor) -> Tensor | None:
-        """See `ProductSource.product`."""
-        return None if self.converted is not None else self.shared.product(self.index, inputs)
-
     def convert(self, change: Callable[[Tensor], Tensor]) -> None:
         """See `WeightSource.convert`."""
         values = self.shared.values
         moved = change(values.new_empty(0))
         same = moved.dtype == values.dtype and moved.device == values.device
         self.converted = None if same else moved
+
+
+class ProductView(View):
+    """What a module multiplies with, where that is cheaper without computing its weight."""
+
+    def product(self, inputs: Tensor) -> Tensor | None:
+        """See `ProductSource.product`."""
+        return None if self.converted is not None else self.shared.product(self.index, inputs)
 
 
 def padding_row_of(weight: CompressibleWeight) -> int | None:
@@ -88,4 +92,5 @@ def is_transformed(values: Tensor) -> bool:
     functorch = torch._C._functorch  # type: ignore[attr-defined]
     if functorch.peek_interpreter_stack() is not None:
         return True
-    return forward_ad.unpack_dual(values).tangent is not None
+    # No level is entered outside of forward-mode derivatives: asking for the tangent takes longer.
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(values).tangent is not None

@@ -3,25 +3,21 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
-from typing import Any
-from weakref import ref
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from memfold.strategies.sharing.fold import Block, add_block, read_block
+from memfold.strategies.sharing.fold import Block, add_block, read_block, scale_segments
 from memfold.strategies.sharing.fold_triton import add_blocks, read_blocks, uses_triton
 from memfold.strategies.sharing.hashing import PolynomialHash
-from memfold.strategies.sharing.mapping import Sign, SlotMapping, Span
+from memfold.strategies.sharing.mapping import Hashes, Sign, SlotMapping, Span
 from memfold.strategies.sharing.products import RowLayout, Windows
+from memfold.strategies.sharing.whole_fold import WholeFold
+from memfold.strategies.sharing.whole_model import WholeModel
 
 __all__ = ["RandomFold"]
 
-# Segments of at least so many slots, on average, are scaled one by one; shorter ones by a vector of
-# m factors.
-_SEGMENT_SLOTS = 1024
 # Segments shorter than this, on average, are not worth telling apart from slots.
 _SHORTEST = 8
 # Weights, or one window of them, that are copied at a time to be multiplied by their signs.
@@ -49,12 +45,15 @@ class _Pieces:
     """First position of each part inside its partition."""
 
 
-class _Hashes:
+class _Hashes(Hashes):
     """The windows of all tensors, and where the segments of slots begin."""
 
     def __init__(self, blocks: dict[str, list[Block]], num_slots: int) -> None:
         self.blocks = blocks
         self._num_slots = num_slots
+        # The edges are few beside the windows, or as many as slots.
+        every = (block for found in blocks.values() for block in found)
+        self.nbytes = sum(block.starts.nbytes + block.signs.nbytes for block in every)
 
     @cached_property
     def edges(self) -> np.ndarray:
@@ -90,7 +89,6 @@ class RandomFold(SlotMapping):
         self._rotation = PolynomialHash(seed, "rotation")
         self._window_sign = PolynomialHash(seed, "run-sign")
         self._units = {span.name: self._unit(span, align_rows) for span in self.spans}
-        self._known_hashes: ref[_Hashes] | None = None
         self._places: dict[str, _Place] = {}
         place = _Place(0, 0)
         for span in self.spans:
@@ -156,6 +154,28 @@ class RandomFold(SlotMapping):
                 signs.multiply_(copied, part.offset)
                 add_block(copied, replace(part, offset=0), factor, out)
 
+    def whole(
+        self,
+        factors: Sequence[float],
+        zero_rows: Sequence[int | None],
+        slot_factors: tuple[Tensor, Tensor],
+    ) -> WholeModel:
+        """See `SlotMapping.whole`; all at once where partitions are consecutive weights."""
+        if self.sign == "run" or any(unit > 1 for unit in self._units.values()):
+            return super().whole(factors, zero_rows, slot_factors)
+        device, partitions = slot_factors[0].device, -(-self.num_weights // self.num_slots)
+        return WholeFold(
+            self,
+            factors,
+            zero_rows,
+            slot_factors,
+            rotations=torch.from_numpy(
+                self._rotation.below(self.num_slots, np.arange(partitions))
+            ).to(device, torch.int32),
+            segments=self._lengths.int(),
+            signs=[self.hash_signs(span).to(device) for span in self.spans],
+        )
+
     def accumulate(self, constants: Sequence[float]) -> Tensor:
         """See `SlotMapping.accumulate`; a segment ends where any tensor's window does."""
         edges = self._edges
@@ -166,22 +186,22 @@ class RandomFold(SlotMapping):
 
     def scale(self, slots: Tensor, factors: Tensor, out: Tensor | None = None) -> Tensor:
         """See `SlotMapping.scale`."""
-        edges = self._edges
-        if len(edges) == self.num_slots:
-            return torch.mul(slots, factors, out=out)
-        if len(edges) * _SEGMENT_SLOTS > self.num_slots:
-            lengths = torch.from_numpy(np.diff(edges, append=self.num_slots)).to(slots.device)
-            repeated = torch.repeat_interleave(factors, lengths, output_size=self.num_slots)
-            return torch.mul(slots, repeated, out=out)
-        out = torch.empty_like(slots) if out is None else out
-        bounds = [*edges.tolist(), self.num_slots]
-        for (begin, end), factor in zip(pairwise(bounds), factors.tolist(), strict=True):
-            torch.mul(slots[begin:end], factor, out=out[begin:end])
-        return out
+        return scale_segments(slots, factors, self._lengths, out)
 
     @property
     def _edges(self) -> np.ndarray:
-        return self.hashes().edges
+        return self._windows_hashed.edges
+
+    @property
+    def _windows_hashed(self) -> _Hashes:
+        hashes = self.hashes()
+        assert isinstance(hashes, _Hashes)
+        return hashes
+
+    @property
+    def _lengths(self) -> Tensor:
+        """Slots of each segment: int64, shape (segments,)."""
+        return torch.from_numpy(np.diff(self._edges, append=self.num_slots))
 
     def _count_windows(self, span: Span, edges: np.ndarray) -> np.ndarray:
         """Count the weights of a span in a slot of each segment: int64, shape (segments,)."""
@@ -197,21 +217,12 @@ class RandomFold(SlotMapping):
             counts += np.cumsum(begun - ended) + int((ends >= m).sum())
         return counts
 
-    def hashes(self) -> "_Hashes":
-        """See `SlotMapping.hashes`."""
-        known = self._known_hashes() if self._known_hashes is not None else None
-        if known is None:
-            blocks = {
-                span.name: [self._block(span, pieces) for pieces in self._pieces(span)]
-                for span in self.spans
-            }
-            known = _Hashes(blocks, self.num_slots)
-            self._known_hashes = ref(known)
-        return known
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is computed again."""
-        return {**super().__getstate__(), "_known_hashes": None}
+    def _compute_hashes(self) -> _Hashes:
+        blocks = {
+            span.name: [self._block(span, pieces) for pieces in self._pieces(span)]
+            for span in self.spans
+        }
+        return _Hashes(blocks, self.num_slots)
 
     def _unit(self, span: Span, align_rows: bool) -> int:
         """Return what a partition holds whole multiples of."""
@@ -237,7 +248,7 @@ class RandomFold(SlotMapping):
             yield _Pieces(offset, rest, range(partition, partition + 1), 0)
 
     def _blocks(self, span: Span) -> list[Block]:
-        return self.hashes().blocks[span.name]
+        return self._windows_hashed.blocks[span.name]
 
     def _block(self, span: Span, pieces: _Pieces) -> Block:
         """Hash the rotation r_k of each partition, and each window's sign by its first weight."""

@@ -19,11 +19,20 @@ from memfold.errors import InputError
 from memfold.options import Count
 from memfold.strategies.sharing.base import SharingStrategy
 from memfold.strategies.sharing.hashing import PolynomialHash
-from memfold.strategies.sharing.mapping import Sign, SlotMapping, Span
+from memfold.strategies.sharing.mapping import Hashes, Sign, SlotMapping, Span
 
 __all__ = ["ROAST", "TileMapping"]
 
-_SCATTER_NUMEL = 1 << 16
+_SCATTER_NUMEL = 1 << 18
+
+
+class _Hashes(Hashes):
+    """What `TileMapping._hash` returns for each tensor, by its name."""
+
+    def __init__(self, tiles: dict[str, tuple[np.ndarray, np.ndarray | None]]) -> None:
+        self.tiles = tiles
+        arrays = (array for pair in tiles.values() for array in pair if array is not None)
+        self.nbytes = sum(array.nbytes for array in arrays)
 
 
 class TileMapping(SlotMapping):
@@ -49,34 +58,40 @@ class TileMapping(SlotMapping):
         high, wide = self._grid(span)
         starts, signs = self._tiles(span, slots.device)
         windows = slots.unfold(0, self._rows * self._columns, 1).index_select(0, starts)
-        windows.mul_((signs * factor).to(slots.dtype)[:, None])
+        if signs is not None:
+            windows.mul_((signs * factor).to(slots.dtype)[:, None])
         tiles = windows.view(high, wide, self._rows, self._columns).transpose(1, 2)
         matrix = tiles.reshape(high * self._rows, wide * self._columns)
         out = matrix[:rows, :columns].reshape(-1)
         hashed = self.signs(span, out.device)
         if hashed is not None:
-            hashed.multiply_(out)
+            hashed.times(factor, out).multiply_(out)
         return out.to(dtype or out.dtype)
 
     def scatter(self, weights: Tensor, span: Span, factor: float, out: Tensor) -> None:
         """See `SlotMapping.scatter`."""
-        hashed = self.signs(span, out.device)
-        weights = weights.to(out.dtype, copy=hashed is not None)
-        if hashed is not None:
-            hashed.multiply_(weights)
-        rows, columns = _matrix_shape(span)
+        _, columns = _matrix_shape(span)
         high, wide = self._grid(span)
         starts, signs = self._tiles(span, out.device)
-        edges = (0, wide * self._columns - columns, 0, high * self._rows - rows)
-        matrix = pad(weights.view(rows, columns), edges)
+        # Whole rows of tiles; what no weight fills is zero.
+        flat = out.new_empty(high * self._rows * columns)
+        flat[: span.numel].copy_(weights)
+        flat[span.numel :].zero_()
+        hashed = self.signs(span, out.device)
+        if hashed is not None:
+            hashed.times(factor, out).multiply_(flat[: span.numel])
+        matrix = flat.view(-1, columns)
+        if columns != wide * self._columns:
+            matrix = pad(matrix, (0, wide * self._columns - columns))
         tiles = matrix.view(high, self._rows, wide, self._columns).transpose(1, 2)
-        chunks = tiles.reshape(high * wide, -1) * (signs * factor).to(out.dtype)[:, None]
-        positions = torch.arange(chunks.shape[1], device=out.device)
+        chunks = tiles.reshape(high * wide, -1)
+        if signs is not None:
+            chunks.mul_((signs * factor).to(out.dtype)[:, None])
+        positions = torch.arange(chunks.shape[1], dtype=starts.dtype, device=out.device)
         step = max(1, _SCATTER_NUMEL // chunks.shape[1])
-        for begin in range(0, len(chunks), step):
-            part = slice(begin, begin + step)
-            indices = starts[part, None] + positions
-            out.index_add_(0, indices.flatten(), chunks[part].flatten())
+        for part, first in zip(chunks.split(step), starts.split(step), strict=True):
+            slots = (first[:, None] + positions).long()
+            out.scatter_add_(0, slots.view(-1), part.view(-1))
 
     def accumulate(self, constants: Sequence[float]) -> Tensor:
         """See `SlotMapping.accumulate`; whole loads per tensor, so that nothing cancels."""
@@ -89,7 +104,7 @@ class TileMapping(SlotMapping):
         """Count the weights in each slot: the running sum of tile rows that begin and end."""
         rows, columns = _matrix_shape(span)
         high, wide = self._grid(span)
-        starts = self._hashes(span)[0].reshape(high, wide, 1)
+        starts = self._hash(span)[0].astype(np.int64).reshape(high, wide, 1)
         row = np.arange(self._rows)
         exists = np.arange(high)[:, None, None] * self._rows + row < rows
         first = starts + row * self._columns
@@ -104,20 +119,28 @@ class TileMapping(SlotMapping):
         rows, columns = _matrix_shape(span)
         return -(-rows // self._rows), -(-columns // self._columns)
 
-    def _hashes(self, span: Span) -> tuple[np.ndarray, np.ndarray]:
-        """Start and sign of each tile, row-major: int64, shape (tiles,)."""
+    def _compute_hashes(self) -> _Hashes:
+        return _Hashes({span.name: self._hash(span) for span in self.spans})
+
+    def _hash(self, span: Span) -> tuple[np.ndarray, np.ndarray | None]:
+        """Start (int32) and sign (int8) of each tile, row-major, shape (tiles,)."""
         high, wide = self._grid(span)
         keys = np.arange(high * wide)
         starts = PolynomialHash(self.seed, "tile", span.name).below(
             self.num_slots - self._rows * self._columns + 1, keys
         )
+        starts = starts.astype(np.int32)
         if self.sign != "run":
-            return starts, np.ones_like(keys)
-        return starts, PolynomialHash(self.seed, "tile-sign", span.name).signs(keys)
+            return starts, None
+        signs = PolynomialHash(self.seed, "tile-sign", span.name).signs(keys)
+        return starts, signs.astype(np.int8)
 
-    def _tiles(self, span: Span, device: torch.device) -> tuple[Tensor, Tensor]:
-        starts, signs = self._hashes(span)
-        return torch.from_numpy(starts).to(device), torch.from_numpy(signs).to(device)
+    def _tiles(self, span: Span, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        hashes = self.hashes()
+        assert isinstance(hashes, _Hashes)
+        starts, signs = hashes.tiles[span.name]
+        signs_there = None if signs is None else torch.from_numpy(signs).to(device)
+        return torch.from_numpy(starts).to(device), signs_there
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,13 +32,24 @@ from memfold.strategies.sharing.evaluation import Evaluation, has_room
 from memfold.strategies.sharing.forward_pass import ForwardPass, working_dtype
 from memfold.strategies.sharing.gradient_scale import GradientScale, slot_factors
 from memfold.strategies.sharing.mapping import SlotMapping
-from memfold.strategies.sharing.places import View, autocasts, is_transformed, zero_row_of
+from memfold.strategies.sharing.places import (
+    ProductView,
+    View,
+    autocasts,
+    is_transformed,
+    zero_row_of,
+)
 from memfold.strategies.sharing.products import Choice, RowProducts, Way
-from memfold.strategies.sharing.running_passes import RunningPasses, check_not_exported
+from memfold.strategies.sharing.running_passes import (
+    RunningPass,
+    RunningPasses,
+    check_not_exported,
+)
+from memfold.strategies.sharing.whole_model import WholeModel, WholePass
 
 __all__ = ["Autograd", "SharedVector", "index_bytes"]
 
-Autograd = Literal["lean", "classic"]
+Autograd = Literal["auto", "whole", "lean", "classic"]
 
 _VALUES = "shared_values"
 _SCALES = "shared_scales"
@@ -50,6 +61,8 @@ _FREE_OPTIONS = {
     *("coding", "include", "exclude", "min_size", "structured"),
     *("gradient_scale", "autograd", "linear", "initial_values"),
 }
+# With `auto`, all weights are built at once if they take no more bytes.
+_WHOLE_BYTES = 1 << 22
 # Batch sizes of layers for which a choice is remembered.
 _MOST_WAYS = 1024
 
@@ -83,6 +96,10 @@ class SharedVector(ComputedWeights):
         self.mapping = mapping
         self.gradient_scale: GradientScale = gradient_scale
         self.initial_scale = initial_scale
+        if autograd == "auto":
+            size = sum(weight.numel * weight.tensor.itemsize for weight in weights)
+            small = size <= _WHOLE_BYTES and linear in ("auto", "weight")
+            autograd = "whole" if small else "lean"
         self.autograd: Autograd = autograd
         self.linear: Choice = linear
         # At ratio 1 nothing is shared: the row is what the dense model makes of it.
@@ -93,6 +110,7 @@ class SharedVector(ComputedWeights):
         self._plans: dict[int, RowProducts] = {}
         self._ways: dict[tuple[int, int, bool], Way] = {}
         self._factors: tuple[object, Tensor, Tensor] | None = None
+        self._whole: WholeModel | None = None
         self._reach: tuple[list[float], Tensor] | None = None
         self._running = RunningPasses()
         self._evaluation: Evaluation | None = None
@@ -119,7 +137,9 @@ class SharedVector(ComputedWeights):
 
     def source(self, index: int, module: nn.Module) -> View:
         """See `ComputedWeights.source`."""
-        return View(self, index, autocasts=autocasts(module))
+        multiplies = self.autograd == "lean" and self.linear != "weight"
+        kind = ProductView if multiplies else View
+        return kind(self, index, autocasts=autocasts(module))
 
     @property
     def index_bytes(self) -> int:
@@ -155,8 +175,6 @@ class SharedVector(ComputedWeights):
             where the weight is to be built.
         """
         values = self.values
-        if self.linear == "weight" or self.autograd == "classic":
-            return None
         if (
             type(inputs) not in (Tensor, nn.Parameter, ReadOnlyWeight)
             or inputs.layout != torch.strided
@@ -167,6 +185,7 @@ class SharedVector(ComputedWeights):
         if torch.compiler.is_compiling() or is_transformed(values):
             return None
         current = self._current_pass(values)
+        assert isinstance(current, ForwardPass)
         way = self._way(current, index, inputs) if self.linear == "auto" else self.linear
         return None if way == "weight" else current.product(index, inputs, way)
 
@@ -195,7 +214,7 @@ class SharedVector(ComputedWeights):
                     self.mapping, self.scales, self.initial_scale, self.gradient_scale, dtype
                 )
                 forward, backward = (factor.to(device, dtype) for factor in found)
-            self._factors = ((device, dtype), forward, backward)
+            self._factors, self._whole = ((device, dtype), forward, backward), None
         return self._factors[1], self._factors[2]
 
     def reach(self, parameter: Tensor) -> Tensor | None:
@@ -213,6 +232,7 @@ class SharedVector(ComputedWeights):
     def resident_bytes(self) -> int:
         """See `Compression.resident_bytes`: scales, factors of segments, signs, plans."""
         kept = 0 if self._factors is None else 2 * self._factors[1].nbytes
+        kept += 0 if self._whole is None else self._whole.nbytes
         plans = sum(plan.nbytes for plan in self._plans.values())
         return self.index_bytes + kept + self.mapping.kept_bytes + plans
 
@@ -274,7 +294,7 @@ class SharedVector(ComputedWeights):
         if not bool((scales > 0).all() and scales.isfinite().all()):
             raise InputError(f"{_SCALES} must be finite numbers above 0")
         self.scales = [float(scale) for scale in scales]
-        self._factors = None
+        self._factors = self._whole = None
         if _VALUES in self.model._parameters:
             self.slot_factors(self.values.device, working_dtype(self.dtype))
         self.release()
@@ -287,16 +307,15 @@ class SharedVector(ComputedWeights):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to the passes that run now."""
         fresh = {"_running": RunningPasses(), "_evaluation": None, "_plans": {}, "_ways": {}}
-        return {**self.__dict__, **fresh}
+        return {**self.__dict__, **fresh, "_whole": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make the mapping known in this process."""
         vars(self).update(state)
         register_mapping(self.fingerprint, self.mapping)
 
-    def _current_pass(self, values: Tensor) -> ForwardPass:
+    def _current_pass(self, values: Tensor) -> RunningPass:
         """Return the pass that runs; outside the root's forward, one for this weight alone."""
-        check_not_exported()
         needs_graph = torch.is_grad_enabled() and values.requires_grad
         running = self._running.innermost()
         if running is None or running.values is not values:
@@ -304,11 +323,20 @@ class SharedVector(ComputedWeights):
         return running if running.tracked or not needs_graph else self._make_pass(values)
 
     def _make_pass(self, values: Tensor, *, hold: bool = False) -> ForwardPass:
+        check_not_exported()
         factors = self.slot_factors(values.device, working_dtype(values.dtype))
-        lean = self.autograd == "lean" and not is_transformed(values)
+        lean = self.autograd != "classic" and not is_transformed(values)
         mapping, scales, rows = self.mapping, self.scales, self.zero_rows
         plans = self._plans
         return ForwardPass(values, mapping, scales, rows, factors, plans, lean=lean, hold=hold)
+
+    def _whole_pass(self, values: Tensor) -> WholePass:
+        check_not_exported()
+        factors = self.slot_factors(values.device, working_dtype(values.dtype))
+        if self._whole is None:
+            with torch.inference_mode(False):
+                self._whole = self.mapping.whole(self.scales, self.zero_rows, factors)
+        return WholePass(values, self._whole)
 
     def _compiled_weight(self, values: Tensor, index: int, dtype: torch.dtype) -> Tensor:
         # What `slot_factors` has computed last: a graph can convert it, not compute it.
@@ -326,11 +354,13 @@ class SharedVector(ComputedWeights):
             return
         self._running.innermost()  # lets go of those that were interrupted
         values = self.values
-        if torch.is_grad_enabled() or module.training or is_transformed(values):
+        transformed = is_transformed(values)
+        if torch.is_grad_enabled() or module.training or transformed:
             self.release()
             # A new pass never uses an older one's tensors: phi may have been changed through
             # .data, which leaves no trace.
-            started = self._make_pass(values)
+            whole = self.autograd == "whole" and not transformed
+            started = self._whole_pass(values) if whole else self._make_pass(values)
         else:
             started = self._evaluation_pass(values)
         self._running.begin(started, sys._getframe(1))

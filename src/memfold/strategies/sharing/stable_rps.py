@@ -46,6 +46,12 @@ class StableRPS(SharingStrategy, name="stable_rps"):
                 "sign per weight no row is a window of the vector"
             )
 
+        if self.linear in ("windows", "correlation") and self.autograd == "whole":
+            raise InputError(
+                f"compression.linear={self.linear} builds no weight, compression.autograd=whole "
+                "all of them; choose one"
+            )
+
     def linear_path(self) -> Choice:
         """See the option."""
         return self.linear
