@@ -113,6 +113,7 @@ def measure(case: Case) -> dict[str, Any]:
         "peak_bytes": peak,
         **_count_bytes(training),
         **_latencies(case, training.model, training.inputs),
+        **(_in_turn(case, training, batch) if case.in_turn else {}),
         "steps": steps,
     }
 
@@ -212,6 +213,22 @@ def _latencies(case: Case, model: nn.Module, inputs: Tensor) -> dict[str, float]
                 seconds = time_calls(lambda: run(sample), inputs.device, min_calls)  # noqa: B023
             found[f"{prefix}latency_{key}_seconds"] = statistics.median(seconds)
     return found
+
+
+def _in_turn(case: Case, training: _Training, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """Time steps in pairs, the dense model's first: the quartiles of their ratios."""
+    device = torch.device(case.device)
+    training.model.train()
+    pair = _Training(case.dense(), _model(case.dense(), batch), batch), training
+    for _ in range(case.warmup):
+        for each in pair:
+            each.step()
+    ratios = []
+    for _ in range(case.in_turn):
+        dense, seconds = (time_call(each.step, device) for each in pair)
+        ratios.append(seconds / dense)
+    low, median, high = statistics.quantiles(ratios, n=4)
+    return {"turn_ratio": median, "turn_ratio_low": low, "turn_ratio_high": high}
 
 
 def _autocast(case: Case) -> AbstractContextManager[object]:

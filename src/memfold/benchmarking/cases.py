@@ -56,6 +56,8 @@ class Case:
     """Training steps before the timed ones."""
     steps: int = 10
     """Timed training steps."""
+    in_turn: int = 0
+    """Further steps, each right after one of the dense model in the same process."""
     seed: int = 0
 
     @property
@@ -87,7 +89,9 @@ class Case:
 
     def dense(self) -> "Case":
         """Return the case that this one is compared with."""
-        return replace(self, strategy="dense", ratio=None, options={}, construction="dense")
+        return replace(
+            self, strategy="dense", ratio=None, options={}, construction="dense", in_turn=0
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return every field as plain values."""

@@ -72,6 +72,24 @@ def _paths(device: str, threads: int) -> list[Case]:
     ]
 
 
+def _small(device: str, threads: int) -> list[Case]:
+    many: dict[str, Any] = {"warmup": 10, "steps": 50, "in_turn": 300}
+    few: dict[str, Any] = {"warmup": 3, "steps": 10, "in_turn": 40}
+    chosen = [
+        ("lenet300", "stable_rps", (1, 0.3, 0.1, 0.03, 0.01, 0.003), many),
+        ("lenet300", "roast", (0.1, 0.01), many),
+        ("lenet300", "hashednet", (0.1, 0.01), many),
+        ("resnet20_8", "stable_rps", (1, 0.1, 0.01), few),
+        ("resnet20", "stable_rps", (1, 0.1, 0.01), few),
+        ("gpt_small", "stable_rps", (1, 0.1, 0.01), few),
+    ]
+    return [
+        _case(model, device, threads, strategy=strategy, ratio=ratio, **fields)
+        for model, strategy, ratios, fields in chosen
+        for ratio in ratios
+    ]
+
+
 def _case(model: str, device: str, threads: int, **fields: Any) -> Case:
     fields.setdefault("batch_size", workload(model).batch_size)
     return Case(model=model, device=device, threads=threads, **fields)
@@ -79,6 +97,7 @@ def _case(model: str, device: str, threads: int, **fields: Any) -> Case:
 
 PRESETS: dict[str, Preset] = {
     "quick": Preset("a first look, a minute or so on idle cores", _quick, rounds=1),
+    "small": Preset("small models, step by step beside the dense one", _small, rounds=1),
     "paths": Preset("each way to compute, over the ratio, on one perceptron", _paths, rounds=2),
     "figures": Preset("the figures of the documentation, about 40 minutes", _figures, 3),
 }

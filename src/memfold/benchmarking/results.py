@@ -69,6 +69,8 @@ def summarise(
     if not any("error" in found for found in dense):
         for key in metrics:
             base = _DENSE_METRIC.get(key, key)
+            if base not in dense[0]:
+                continue
             pairs = [(a[key], b[base]) for a, b in zip(measurements, dense, strict=True)]
             if all(below > 0 for _, below in pairs):
                 entry["relative"][key] = _spread(above / below for above, below in pairs)

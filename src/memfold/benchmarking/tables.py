@@ -54,6 +54,9 @@ _SECTIONS = (
         (
             _Column("ms", "step_seconds", _milliseconds, spread=True),
             _Column("x dense", "step_seconds", _ratio, spread=True, relative=True),
+            _Column("x dense, step by step", "turn_ratio", _ratio),
+            _Column("first quartile", "turn_ratio_low", _ratio),
+            _Column("third", "turn_ratio_high", _ratio),
             _Column("samples/s", "samples_per_second", _count),
             _Column("build, ms", "construction_seconds", _milliseconds),
         ),
@@ -94,7 +97,7 @@ def to_markdown(results: dict[str, Any]) -> str:
     lines += [f"- {line}" for line in _facts(results)]
     for group, entries in by_group(results):
         lines += ["", f"## {group}"]
-        for title, columns in _SECTIONS if _completed(entries) else ():
+        for title, columns in _sections(entries):
             heads = ["case", *(column.title for column in columns)]
             lines += [
                 "",
@@ -113,7 +116,7 @@ def print_tables(results: dict[str, Any], console: Console) -> None:
     for line in _facts(results):
         console.print(line, highlight=False, markup=False)
     for group, entries in by_group(results):
-        for title, columns in _SECTIONS if _completed(entries) else ():
+        for title, columns in _sections(entries):
             table = Table(title=f"{group}:\n{title}", title_justify="left")
             table.add_column("case", overflow="fold", min_width=12)
             for column in columns:
@@ -131,6 +134,14 @@ def _facts(results: dict[str, Any]) -> list[str]:
         *facts,
         f"rounds: {results['rounds']}; shown are medians over them",
         "x dense: divided by the dense model's number in the same round",
+    ]
+
+
+def _sections(entries: Sequence[Entry]) -> list[tuple[str, list[_Column]]]:
+    """Return the sections of a group, each with the columns that a case has a number for."""
+    return [
+        (title, [c for c in columns if any(c.metric in e["measured"] for e in entries)])
+        for title, columns in (_SECTIONS if _completed(entries) else ())
     ]
 
 

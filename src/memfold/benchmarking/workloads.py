@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from memfold.backbones import VGG11BN, ResNet20
+from memfold.backbones import GPT, VGG11BN, ResNet20
 from memfold.errors import InputError
 
 __all__ = ["WORKLOADS", "Loss", "Workload", "workload"]
@@ -18,6 +18,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 _IMAGE = (3, 32, 32)
 _NUM_CLASSES = 10
 _NUM_TOKENS = 4096
+_NUM_BYTES = 256
 _CONTEXT = 128
 _PATCH = 4
 _WIDTH = 384
@@ -133,13 +134,32 @@ def _linear(width: int) -> Workload:
     )
 
 
-def _images(size: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    inputs = torch.randn(size, *_IMAGE, generator=generator)
+def _resnet20(image: tuple[int, int, int]) -> Workload:
+    def batch(size: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        return _images(size, generator, image)
+
+    return Workload(
+        f"ResNet-20, {image[1]} x {image[2]} images",
+        lambda: ResNet20(image[0], image[1], _NUM_CLASSES),
+        batch,
+        F.cross_entropy,
+    )
+
+
+def _images(
+    size: int, generator: Generator, image: tuple[int, int, int] = _IMAGE
+) -> tuple[Tensor, Tensor]:
+    inputs = torch.randn(size, *image, generator=generator)
     return inputs, torch.randint(_NUM_CLASSES, (size,), generator=generator)
 
 
 def _sequences(size: int, generator: Generator) -> tuple[Tensor, Tensor]:
     tokens = torch.randint(_NUM_TOKENS, (size, _CONTEXT + 1), generator=generator)
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def _bytes(size: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    tokens = torch.randint(_NUM_BYTES, (size, _CONTEXT + 1), generator=generator)
     return tokens[:, :-1], tokens[:, 1:]
 
 
@@ -151,11 +171,15 @@ WORKLOADS: dict[str, Workload] = {
     "mlp_tiny": _mlp((32, 64, 64, 10)),
     "mlp38m": _mlp((1024, 4096, 4096, 4096, 16)),
     "mlp50m": _mlp((784, 4096, 4096, 4096, 4096, 10)),
-    "resnet20": Workload(
-        "ResNet-20, 32 x 32 images",
-        lambda: ResNet20(_IMAGE[0], _IMAGE[1], _NUM_CLASSES),
-        _images,
-        F.cross_entropy,
+    "lenet300": _mlp((784, 300, 100, 10)),
+    "resnet20": _resnet20(_IMAGE),
+    "resnet20_8": _resnet20((1, 8, 8)),
+    "gpt_small": Workload(
+        "GPT of 0.8 million weights: 4 layers, width 128, bytes, context 128",
+        lambda: GPT(_NUM_BYTES, _CONTEXT),
+        _bytes,
+        _token_loss,
+        batch_size=16,
     ),
     "vgg11": Workload(
         "VGG-11 with BatchNorm, 32 x 32 images",
