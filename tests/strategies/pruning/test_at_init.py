@@ -85,9 +85,9 @@ def test_rounds_follow_the_schedule_and_kept_sets_are_nested(method, schedule, m
     def recording(self, model, weights, context):
         score = scorer(self, model, weights, context)
 
-        def record():
-            seen.append([weight.tensor.detach() != 0 for weight in weights])
-            return score()
+        def record(kept):
+            seen.append([mask.unpacked() for mask in kept])
+            return score(kept)
 
         return record
 
@@ -100,6 +100,19 @@ def test_rounds_follow_the_schedule_and_kept_sets_are_nested(method, schedule, m
     assert_nested(seen)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_layout_of_weights_in_memory_changes_nothing(method):
+    def masks(memory_format):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3)).double()
+        net.to(memory_format=memory_format)
+        batch = [(torch.ones(2, 3, 6, 6).double(), torch.zeros(2, 4, 2, 2).double())]
+        options = {"ratio": 0.2, "rounds": 3, "data": batch, "loss": F.mse_loss}
+        return masks_of(memfold.compress(net, method, **options))
+
+    assert equal(masks(torch.contiguous_format), masks(torch.channels_last))
+
+
 def assert_nested(seen):
     for before, after in pairwise(seen):
         assert all((b <= a).all() for a, b in zip(before, after, strict=True))
@@ -109,8 +122,9 @@ def test_no_round_revives_a_weight_of_a_layer(monkeypatch):
     cls, cut, seen = strategy_class("mag"), Ranking.masks, []
 
     def recording(self, count):
-        seen.append(cut(self, count))
-        return seen[-1]
+        found = cut(self, count)
+        seen.append([mask.unpacked() for mask in found])
+        return found
 
     monkeypatch.setattr(Ranking, "masks", recording)
     rng = random.Random(0)

@@ -5,7 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memfold.strategies.pruning import masks
 from memfold.strategies.pruning.masks import (
+    PackedMask,
     Ranking,
     keep_counts,
     keep_largest,
@@ -35,6 +37,21 @@ def test_global_selection_is_that_of_a_sorted_list(case):
     assert Ranking(scores).counts(count) == [int(mask.sum()) for mask in found]
 
 
+@given(st.data())
+def test_selection_tells_the_last_bits_apart(data):
+    dtype = data.draw(st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.int64]))
+    size = data.draw(st.integers(1, 40))
+    bits = data.draw(st.lists(st.integers(0, 3), min_size=size, max_size=size))
+    start = 1.5 if dtype.is_floating_point else 1 << 40
+    near = torch.full((size,), start, dtype=dtype)
+    near.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]).add_(
+        torch.tensor(bits)
+    )
+    signed = near * data.draw(st.sampled_from([1, -1]))
+    count = data.draw(st.integers(0, size))
+    assert torch.equal(keep_largest([signed], count)[0], largest([signed], count)[0])
+
+
 @given(scores_and_count())
 def test_layer_selection_shares_the_count(case):
     scores, count = case
@@ -48,6 +65,18 @@ def test_layer_selection_shares_the_count(case):
     for score, mask, again in zip(scores, found, keep_counts(scores, counts), strict=True):
         assert mask.shape == score.shape
         assert torch.equal(mask, again)
+
+
+def test_a_packed_mask_is_an_eighth_and_the_same(monkeypatch):
+    monkeypatch.setattr(masks, "_CHUNK", 1 << 9)
+    for shape in ((), (1,), (3, 5), (4, 2, 8), (40, 30)):
+        mask = torch.rand(shape) < 0.5
+        packed = PackedMask(mask.shape, mask.device)
+        assert packed.unpacked().all()
+        packed.write(mask.view(-1).split(1 << 9))
+        assert packed.count() == mask.sum()
+        assert torch.equal(packed.unpacked(), mask)
+        assert packed._bytes.numel() == -(-mask.numel() // 8)
 
 
 def test_the_first_of_equal_scores_stay_in_a_large_tensor():

@@ -16,14 +16,21 @@ from memfold.errors import InputError
 from memfold.options import Count
 from memfold.quantisation import packed_bytes
 from memfold.seeding import derive_seed
-from memfold.strategies.pruning.masks import Ranking, schedule_counts, shuffle_mask
+from memfold.strategies.pruning.masks import (
+    PackedMask,
+    Ranking,
+    schedule_counts,
+    shuffle_mask,
+)
 from memfold.strategies.pruning.sparse_weights import SparseWeights
 from memfold.strategies.pruning.stored_masks import FINGERPRINT_BYTES, index_bytes, masks_of
 
-__all__ = ["PruningAtInit", "SampledPruning", "Schedule", "Scope", "SparseStrategy"]
+__all__ = ["PruningAtInit", "SampledPruning", "Schedule", "Scope", "Score", "SparseStrategy"]
 
 Scope = Literal["global", "layer"]
 Schedule = Literal["exponential", "linear"]
+Score = Callable[[Sequence[PackedMask]], list[Tensor]]
+"""What is left of each weight, the rest being zero -> new scores of the weights' shapes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,12 +164,12 @@ class PruningAtInit(SparseStrategy):
     @abstractmethod
     def scorer(
         self, model: nn.Module, weights: Sequence[CompressibleWeight], context: Context
-    ) -> Callable[[], list[Tensor]]:
-        """Return what scores the weights as they are at the time of the call; the largest stay.
+    ) -> Score:
+        """Return what scores the weights: the largest scores stay.
 
         Args:
-            model: The dense model, whose pruned weights are zero from the second round on.
-            weights: The weights to score; the scores have their shapes.
+            model: The dense model.
+            weights: The weights to score.
             context: Data and loss.
 
         Raises:
@@ -174,49 +181,47 @@ class PruningAtInit(SparseStrategy):
     ) -> SparseWeights:
         """See `Strategy.build`."""
         check_replaceable(model, weights)
-        score = self.scorer(model, weights, context)
-        tensors = [weight.tensor for weight in weights]
-        initial = [tensor.detach().clone() for tensor in tensors]
-        try:
-            masks = self._masks(model, weights, score)
-        finally:
-            with torch.no_grad():
-                for tensor, values in zip(tensors, initial, strict=True):
-                    tensor.copy_(values)
+        masks = self._masks(model, weights, self.scorer(model, weights, context))
         masks = self._shuffled(masks, [weight.name for weight in weights])
-        for index, weight in enumerate(weights):
-            if self.reinitialise:
-                generator = self._generator("reinitialise", weight.name)
-                order = torch.randperm(weight.numel, generator=generator).to(weight.tensor.device)
-                initial[index] = initial[index].reshape(-1)[order].view(weight.shape)
         sparse = self.sparse_weights(model, weights, masks)
-        sparse.keep(initial)
+        sparse.keep(self._initial(weight) for weight in weights)
         return sparse
+
+    def _initial(self, weight: CompressibleWeight) -> Tensor:
+        """Return the values of which those that stay are trained."""
+        values = weight.tensor.detach()
+        if not self.reinitialise:
+            return values
+        generator = self._generator("reinitialise", weight.name)
+        order = torch.randperm(weight.numel, generator=generator).to(values.device)
+        return values.reshape(-1)[order].view(weight.shape)
 
     def _masks(
         self,
         model: nn.Module,
         weights: Sequence[CompressibleWeight],
-        score: Callable[[], list[Tensor]],
+        score: Score,
     ) -> list[Tensor]:
         total = remaining = sum(weight.numel for weight in weights)
-        masks = [torch.ones_like(weight.tensor, dtype=torch.bool) for weight in weights]
+        kept = [PackedMask(weight.shape, weight.tensor.device) for weight in weights]
         ratio = self.asked_ratio if self.budget_bytes is None else None
         for done in range(self.rounds):
-            pairs = zip(score(), masks, strict=True)
-            scores = [s.masked_fill(~mask, -torch.inf) for s, mask in pairs]
-            ranking = Ranking(scores, scope=self.scope)
+            ranking = self._ranked(score, kept)
             # What the index costs depends on the scores: the last ones settle the budget. It may
             # cost more with fewer values, so the search ends at those that are left.
             count = self.kept_count(model, weights, ranking.counts, most=remaining)
             count = min(remaining, count)
             left = schedule_counts(total, count, self.rounds, self.schedule, ratio=ratio)[done]
             remaining = min(remaining, left)
-            masks = ranking.masks(remaining)
-            with torch.no_grad():
-                for weight, mask in zip(weights, masks, strict=True):
-                    weight.tensor.mul_(mask)
-        return masks
+            kept = ranking.masks(remaining)
+            del ranking  # the next scores are made when these are gone
+        return [mask.unpacked() for mask in kept]
+
+    def _ranked(self, score: Score, kept: Sequence[PackedMask]) -> Ranking:
+        scores = score(kept)
+        for one, mask in zip(scores, kept, strict=True):
+            mask.fill_others(one, -torch.inf)
+        return Ranking(scores, scope=self.scope)
 
     def _shuffled(self, masks: list[Tensor], names: Sequence[str]) -> list[Tensor]:
         if not self.shuffle:

@@ -11,7 +11,7 @@ activations, operations. Scoring differentiates twice: two to three times the ac
 training step.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context
 from memfold.options import Positive
 from memfold.seeding import derive_seed
-from memfold.strategies.pruning.base import SampledPruning
+from memfold.strategies.pruning.base import SampledPruning, Score
+from memfold.strategies.pruning.masks import PackedMask
 from memfold.strategies.pruning.scoring import grasp_scores, take_samples
 
 __all__ = ["GraSP"]
@@ -38,7 +39,7 @@ class GraSP(SampledPruning, name="grasp"):
 
     def scorer(
         self, model: nn.Module, weights: Sequence[CompressibleWeight], context: Context
-    ) -> Callable[[], list[Tensor]]:
+    ) -> Score:
         """See `PruningAtInit.scorer`."""
         samples, loss = take_samples(
             self.name, context.data, context.loss, num_samples=self.num_samples
@@ -46,9 +47,10 @@ class GraSP(SampledPruning, name="grasp"):
         parameters = {weight.name: weight.tensor for weight in weights}
         seed = derive_seed(self.seed, "scoring")
 
-        def score() -> list[Tensor]:
+        def score(kept: Sequence[PackedMask]) -> list[Tensor]:
+            temperature = self.temperature
             scores = grasp_scores(
-                model, parameters, samples, loss, temperature=self.temperature, seed=seed
+                model, parameters, samples, loss, kept=kept, temperature=temperature, seed=seed
             )
             return [score.abs() for score in scores] if self.absolute else scores
 

@@ -7,14 +7,15 @@ What shrinks: parameters, gradients, optimizer state, what DDP reduces, artifact
 activations, operations.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context
-from memfold.strategies.pruning.base import PruningAtInit
+from memfold.strategies.pruning.base import PruningAtInit, Score
+from memfold.strategies.pruning.masks import PackedMask
 from memfold.strategies.pruning.scoring import check_scores
 
 __all__ = ["Magnitude"]
@@ -26,11 +27,12 @@ class Magnitude(PruningAtInit, name="mag"):
 
     def scorer(
         self, model: nn.Module, weights: Sequence[CompressibleWeight], context: Context
-    ) -> Callable[[], list[Tensor]]:
+    ) -> Score:
         """See `PruningAtInit.scorer`."""
         del model, context
 
-        def score() -> list[Tensor]:
+        def score(kept: Sequence[PackedMask]) -> list[Tensor]:
+            del kept
             scores = [weight.tensor.detach().abs() for weight in weights]
             check_scores(self.name, {weight.name: weight.tensor for weight in weights}, scores)
             return scores

@@ -1,15 +1,18 @@
 """Which weights stay: exact counts, and of equal scores the first."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from itertools import pairwise
+from functools import reduce
+from itertools import chain, pairwise
 from math import floor
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 __all__ = [
+    "PackedMask",
     "Ranking",
     "former_shares",
     "keep_counts",
@@ -18,48 +21,88 @@ __all__ = [
     "shuffle_mask",
 ]
 
+_CHUNK = 1 << 18
+"""Scores that are looked at together: their copies fit the caches."""
+_DIGIT = 16
+"""Bits of a score that one histogram tells apart."""
+_INTEGERS = {4: torch.int32, 8: torch.int64}
+
+
+class PackedMask:
+    """A bool tensor, eight entries to a byte; at first all are True."""
+
+    def __init__(self, shape: torch.Size, device: torch.device) -> None:
+        """Make a mask of that shape."""
+        self._shape = shape
+        self._bytes = torch.full((-(-shape.numel() // 8),), 255, dtype=torch.uint8, device=device)
+        self._powers = 1 << torch.arange(8, dtype=torch.uint8, device=device)
+
+    def write(self, parts: Iterable[Tensor]) -> None:
+        """Take over a mask that comes in chunks."""
+        for part, packed in zip(parts, self._bytes.split(_CHUNK // 8), strict=True):
+            entries = F.pad(part.byte(), (0, -len(part) % 8)).view(-1, 8)
+            torch.sum(entries * self._powers, dim=1, dtype=torch.uint8, out=packed)
+
+    def count(self) -> int:
+        """Return how many entries are True."""
+        return sum(int(part.sum()) for part in self._parts())
+
+    def unpacked(self) -> Tensor:
+        """Return the mask."""
+        mask = torch.empty(self._shape, dtype=torch.bool, device=self._bytes.device)
+        for out, part in zip(mask.view(-1).split(_CHUNK), self._parts(), strict=True):
+            out.copy_(part)
+        return mask
+
+    def fill_others(self, tensor: Tensor, value: float) -> None:
+        """Write `value` where the mask is False, into a tensor of its shape."""
+        if not tensor.is_contiguous():
+            tensor.masked_fill_(~self.unpacked(), value)
+            return
+        for out, part in zip(tensor.view(-1).split(_CHUNK), self._parts(), strict=True):
+            out.masked_fill_(~part, value)
+
+    def _parts(self) -> Iterator[Tensor]:
+        num_left = self._shape.numel()
+        for packed in self._bytes.split(_CHUNK // 8):
+            entries = (packed[:, None] & self._powers) != 0
+            yield entries.view(-1)[: min(_CHUNK, num_left)]
+            num_left -= _CHUNK
+
 
 class Ranking:
-    """Scores in the order in which they stay: sorted once, cut at any count.
+    """The order in which scores stay: the largest first, and of equal ones the first.
 
-    Memory: 8 bytes per score and, while sorting, one more copy of the scores.
+    Nothing is sorted or copied: where the order is cut at a count is found in histograms, digit by
+    digit, so that some MB are enough beside the scores and the masks.
     """
 
     def __init__(
         self, scores: Sequence[Tensor], *, scope: Literal["global", "layer"] = "global"
     ) -> None:
-        """Sort the scores.
+        """Take the scores; they must stay as they are.
 
         Args:
             scores: One tensor per weight, on one device; infinite is allowed, NaN is not.
             scope: Whether all scores compete (`global`), or each tensor keeps the same share
                 (`layer`).
         """
-        self._shapes = [score.shape for score in scores]
-        self._sizes = [score.numel() for score in scores]
+        self._scores = [score.detach() for score in scores]
         self._is_global = scope == "global"
-        flat = [score.detach().reshape(-1) for score in scores]
-        groups = [torch.cat(flat)] if self._is_global else flat
-        self._orders = [_order(group) for group in groups]
 
     def counts(self, count: int) -> list[int]:
         """Return how many of each tensor stay when `count` do in all."""
-        if not self._is_global:
-            return _equal_shares(self._sizes, count)
-        kept = self._orders[0][:count]
-        ends = torch.tensor(self._sizes, device=kept.device).cumsum(0)
-        owners = torch.bucketize(kept, ends, right=True)
-        return owners.bincount(minlength=len(self._sizes)).tolist()
-
-    def masks(self, count: int) -> list[Tensor]:
-        """Return bool tensors of the scores' shapes: True at the `count` that stay."""
-        assert 0 <= count <= sum(self._sizes)
         if self._is_global:
-            parts = _mask(self._orders[0], count).split(self._sizes)
-        else:
-            counts = _equal_shares(self._sizes, count)
-            parts = [_mask(order, n) for order, n in zip(self._orders, counts, strict=True)]
-        return [part.reshape(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+            return [mask.count() for mask in self.masks(count)]
+        return _equal_shares([score.numel() for score in self._scores], count)
+
+    def masks(self, count: int) -> list[PackedMask]:
+        """Return masks of the scores' shapes: True at the `count` that stay."""
+        assert 0 <= count <= sum(score.numel() for score in self._scores)
+        if self._is_global:
+            return _largest(self._scores, count)
+        pairs = zip(self._scores, self.counts(count), strict=True)
+        return [mask for score, kept in pairs for mask in _largest([score], kept)]
 
 
 def keep_largest(
@@ -76,7 +119,7 @@ def keep_largest(
     Returns:
         Bool tensors of the scores' shapes, on their device.
     """
-    return Ranking(scores, scope=scope).masks(count)
+    return [mask.unpacked() for mask in Ranking(scores, scope=scope).masks(count)]
 
 
 def keep_counts(scores: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
@@ -85,11 +128,8 @@ def keep_counts(scores: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]
     Returns:
         Bool tensors of the scores' shapes, on their devices.
     """
-    masks = []
-    for score, count in zip(scores, counts, strict=True):
-        assert 0 <= count <= score.numel()
-        masks.append(_largest(score.detach().reshape(-1), count).view(score.shape))
-    return masks
+    pairs = zip(scores, counts, strict=True)
+    return [mask.unpacked() for s, count in pairs for mask in _largest([s.detach()], count)]
 
 
 def shuffle_mask(mask: Tensor, generator: torch.Generator) -> Tensor:
@@ -138,25 +178,78 @@ def schedule_counts(
     return left
 
 
-def _order(flat: Tensor) -> Tensor:
-    return flat.sort(descending=True, stable=True).indices
+def _largest(scores: Sequence[Tensor], count: int) -> list[PackedMask]:
+    """Return masks: True at the `count` largest scores, of equal ones the first."""
+    least = torch.float32 if scores[0].is_floating_point() else torch.int64
+    dtype = reduce(torch.promote_types, (score.dtype for score in scores), least)
+    last, num_equal = _cut(scores, count, dtype)
+
+    def kept(score: Tensor) -> Iterator[Tensor]:
+        nonlocal num_equal
+        for keys in _keys(score, dtype):
+            part = keys > last
+            if num_equal > 0:
+                equal = (keys == last).nonzero().squeeze(1)[:num_equal]
+                part[equal] = True
+                num_equal -= len(equal)
+            yield part
+
+    masks = [PackedMask(score.shape, score.device) for score in scores]
+    for score, mask in zip(scores, masks, strict=True):
+        mask.write(kept(score))
+    return masks
 
 
-def _mask(order: Tensor, count: int) -> Tensor:
-    mask = torch.zeros(len(order), dtype=torch.bool, device=order.device)
-    mask[order[:count]] = True
-    return mask
+def _cut(scores: Sequence[Tensor], count: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Return the key of the last score that stays, and how many with this key do.
 
-
-def _largest(flat: Tensor, count: int) -> Tensor:
-    """Return `_mask(_order(flat), count)`, without a sort."""
+    Histograms of ever lower digits narrow down where it is, until what is left is small.
+    """
+    device, integers = scores[0].device, _INTEGERS[dtype.itemsize]
+    low, high, shift = torch.iinfo(integers).min, torch.iinfo(integers).max, 8 * dtype.itemsize
     if count == 0:
-        return torch.zeros_like(flat, dtype=torch.bool)
-    smallest = flat.kthvalue(flat.numel() - count + 1).values
-    mask = flat > smallest
-    missing = count - int(mask.sum())
-    mask[(flat == smallest).nonzero().squeeze(1)[:missing]] = True
-    return mask
+        return high, 0
+    num_left, missing = sum(score.numel() for score in scores), count
+    while num_left > _CHUNK and low < high:
+        shift -= _DIGIT
+        histogram = torch.zeros(1 << _DIGIT, dtype=torch.int64, device=device)
+        for keys in _keys_between(low, high, scores, dtype):
+            histogram += ((keys >> shift) - (low >> shift)).bincount(minlength=1 << _DIGIT)
+        from_above = histogram.flip(0).cumsum(0)
+        place = int(torch.searchsorted(from_above, missing))
+        num_left = int(histogram[-1 - place])
+        missing -= int(from_above[place]) - num_left
+        low += ((1 << _DIGIT) - 1 - place) << shift
+        high = low + (1 << shift) - 1
+    if low == high:
+        return low, missing
+    # No list of parts: they would pin the memory of the chunks that are freed between them.
+    left, start = torch.empty(num_left, dtype=integers, device=device), 0
+    for keys in _keys_between(low, high, scores, dtype):
+        left[start : start + len(keys)] = keys
+        start += len(keys)
+    last = left.kthvalue(num_left - missing + 1).values
+    return int(last), missing - int((left > last).sum())
+
+
+def _keys_between(
+    low: int, high: int, scores: Sequence[Tensor], dtype: torch.dtype
+) -> Iterator[Tensor]:
+    of_all = torch.iinfo(_INTEGERS[dtype.itemsize])
+    for keys in chain.from_iterable(_keys(score, dtype) for score in scores):
+        is_all = (low, high) == (of_all.min, of_all.max)
+        yield keys if is_all else keys[(keys >= low) & (keys <= high)]
+
+
+def _keys(scores: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Yield integers that are ordered as the scores are, a chunk at a time; -0.0 is 0.0."""
+    for chunk in scores.reshape(-1).split(_CHUNK):
+        if not dtype.is_floating_point:
+            yield chunk.to(dtype)
+            continue
+        bits = (chunk.to(dtype) + 0.0).view(_INTEGERS[dtype.itemsize])
+        # Of two negative numbers, the one with the larger bits is the smaller.
+        yield bits ^ ((bits >> (8 * dtype.itemsize - 1)) & torch.iinfo(bits.dtype).max)
 
 
 def _equal_shares(sizes: Sequence[int], count: int) -> list[int]:

@@ -7,7 +7,7 @@ What shrinks: parameters, gradients, optimizer state, what DDP reduces, artifact
 index: the seed draws the mask again. What does not: activations, operations.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context
 from memfold.seeding import derive_seed
-from memfold.strategies.pruning.base import PruningAtInit
+from memfold.strategies.pruning.base import PruningAtInit, Score
 from memfold.strategies.pruning.masks import former_shares, keep_counts, keep_largest
 
 __all__ = ["Rand"]
@@ -41,11 +41,11 @@ class Rand(PruningAtInit, name="rand"):
 
     def scorer(
         self, model: nn.Module, weights: Sequence[CompressibleWeight], context: Context
-    ) -> Callable[[], list[Tensor]]:
+    ) -> Score:
         """See `PruningAtInit.scorer`."""
         del model, context
         shapes = {weight.name: weight.shape for weight in weights}
-        return lambda: self._scores(shapes, weights[0].tensor.device)
+        return lambda _: self._scores(shapes, weights[0].tensor.device)
 
     def _scores(self, shapes: Mapping[str, torch.Size], device: torch.device) -> list[Tensor]:
         """Draw float64 numbers on the CPU: 53 random bits make ties unlikely in any model."""

@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from memfold.compression.accounting import storage_key
 from memfold.compression.parametrised import copy_model
+from memfold.strategies.pruning.masks import PackedMask
 
 __all__ = ["replicate", "reseed", "scoring_mode", "wide_dtype"]
 
@@ -18,6 +19,7 @@ def replicate(
     parameters: Sequence[Tensor],
     dtype: torch.dtype,
     *,
+    kept: Sequence[PackedMask] | None = None,
     training: bool = False,
 ) -> tuple[nn.Module, list[Tensor]]:
     """Copy a model, with gradients for some of its parameters only.
@@ -26,15 +28,16 @@ def replicate(
         model: Any module; nothing in it changes.
         parameters: Dense parameters of the model, each once.
         dtype: float32 or float64: of all floating-point parameters and buffers of the copy.
+        kept: What is left of the parameters in the copy, the rest being zero; `None` for all.
         training: The copy's mode, whatever that of the model and its parts is.
 
     Returns:
         The copy, and what stands for the parameters in it. Parameters that share memory with one
         of them are one tensor in the copy, so that its gradient is that of the tied weight.
     """
-    memo: dict[int, object] = {}
-    copy = copy_model(model, memo)
-    twins = {id(p): twin for p in parameters if isinstance(twin := memo[id(p)], nn.Parameter)}
+    # In their new dtype at once: a copy in the old one would be there beside it.
+    twins = {id(p): nn.Parameter(p.detach().to(dtype, copy=True)) for p in parameters}
+    copy = copy_model(model, dict(twins))
     tied = {storage_key(p): twins[id(p)] for p in parameters}
     for module, twin in zip(model.modules(), copy.modules(), strict=True):
         for attribute, tensor in module._parameters.items():
@@ -42,7 +45,10 @@ def replicate(
                 twin._parameters[attribute] = tied[storage_key(tensor)]
     copy = copy.double() if dtype == torch.float64 else copy.float()
     copy.train(training).requires_grad_(False)
-    return copy, [twins[id(p)].requires_grad_() for p in parameters]
+    weights = [twins[id(p)] for p in parameters]
+    for weight, mask in zip(weights, kept or (), strict=kept is not None):
+        mask.fill_others(weight, 0)
+    return copy, [weight.requires_grad_() for weight in weights]
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from memfold.errors import InputError
 from memfold.strategies.pruning.flow import Pipes, ones_like_sample, total_flow
+from memfold.strategies.pruning.masks import PackedMask
 from memfold.strategies.pruning.replica import replicate, reseed, scoring_mode, wide_dtype
 
 __all__ = [
@@ -35,6 +36,7 @@ def snip_scores(
     samples: Sequence[Batch],
     loss: Loss,
     *,
+    kept: Sequence[PackedMask] | None = None,
     seed: int = 0,
 ) -> list[Tensor]:
     """Score weights by |g theta|, with g the gradient of the mean loss over all samples.
@@ -47,6 +49,7 @@ def snip_scores(
         parameters: State-dict name -> parameter of the model.
         samples: See `take_samples`.
         loss: (output, target) -> scalar: the mean over the batch.
+        kept: What is left of the parameters, the rest being zero; `None` for all.
         seed: Of layers that are random in evaluation too.
 
     Returns:
@@ -56,10 +59,11 @@ def snip_scores(
         InputError: The loss is no scalar, a score is not finite, or all are zero.
     """
     with scoring_mode(model, _device(parameters)):
-        copy, weights = replicate(model, list(parameters.values()), wide_dtype(model))
+        copy, weights = replicate(model, list(parameters.values()), wide_dtype(model), kept=kept)
         gradients = _mean_gradients(weights, _losses(copy, weights[0], samples, loss, seed))
-        scores = [(g * w.detach()).abs() for g, w in zip(gradients, weights, strict=True)]
-    check_scores("snip", parameters, scores)
+        pairs = zip(gradients, weights, strict=True)
+        scores = [gradient.mul_(weight.detach()).abs_() for gradient, weight in pairs]
+    check_scores("snip", dict(zip(parameters, weights, strict=True)), scores)
     return scores
 
 
@@ -69,6 +73,7 @@ def grasp_scores(
     samples: Sequence[Batch],
     loss: Loss,
     *,
+    kept: Sequence[PackedMask] | None = None,
     temperature: float = 200.0,
     seed: int = 0,
 ) -> list[Tensor]:
@@ -83,6 +88,7 @@ def grasp_scores(
         parameters: State-dict name -> parameter of the model.
         samples: See `take_samples`.
         loss: (output, target) -> scalar: the mean over the batch.
+        kept: What is left of the parameters, the rest being zero; `None` for all.
         temperature: The outputs (logits) are divided by it.
         seed: Of dropout, which falls on the same places for g and for H.
 
@@ -94,29 +100,33 @@ def grasp_scores(
     """
     with scoring_mode(model, _device(parameters)):
         copy, weights = replicate(
-            model, list(parameters.values()), wide_dtype(model), training=True
+            model, list(parameters.values()), wide_dtype(model), kept=kept, training=True
         )
 
         def losses() -> Iterator[Tensor]:
             return _losses(copy, weights[0], samples, loss, seed, temperature)
 
         gradients = _mean_gradients(weights, losses())
-        products = [torch.zeros_like(weight) for weight in weights]
-        for part in losses():
-            if not part.requires_grad:
-                continue
-            slopes = torch.autograd.grad(part, weights, create_graph=True, allow_unused=True)
-            pairs = zip(gradients, slopes, strict=True)
-            aligned = sum((g * slope).sum() for g, slope in pairs if slope is not None)
-            if isinstance(aligned, Tensor) and aligned.requires_grad:
-                _add_gradients(products, aligned, weights)
-        scores = [hg * w.detach() for hg, w in zip(products, weights, strict=True)]
-    check_scores("grasp", parameters, scores)
+
+        def aligned() -> Iterator[Tensor]:
+            for part in losses():
+                if not part.requires_grad:
+                    continue
+                slopes = torch.autograd.grad(part, weights, create_graph=True, allow_unused=True)
+                pairs = zip(gradients, slopes, strict=True)
+                yield sum(((g * s).sum() for g, s in pairs if s is not None), part.new_zeros(()))
+
+        products = _mean_gradients(weights, aligned())
+        scores = [hg.mul_(w.detach()) for hg, w in zip(products, weights, strict=True)]
+    check_scores("grasp", dict(zip(parameters, weights, strict=True)), scores)
     return scores
 
 
 def synflow_scores(
-    model: nn.Module, parameters: Mapping[str, Tensor], example: Tensor
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    example: Tensor,
+    kept: Sequence[PackedMask] | None = None,
 ) -> list[Tensor]:
     """Score weights by |theta dR/dtheta|, R = sum of f(1; |theta|): how much flows through each.
 
@@ -128,6 +138,7 @@ def synflow_scores(
         model: The dense model.
         parameters: State-dict name -> parameter of the model.
         example: A batch of inputs; of floating-point ones only the shape matters.
+        kept: What is left of the parameters, the rest being zero; `None` for all.
 
     Returns:
         One float64 tensor per parameter, of its shape.
@@ -137,16 +148,15 @@ def synflow_scores(
     """
     device = _device(parameters)
     with scoring_mode(model, device):
-        copy, weights = replicate(model, list(parameters.values()), torch.float64)
+        copy, weights = replicate(model, list(parameters.values()), torch.float64, kept=kept)
         _make_positive(copy)
         with Pipes():
             flow = total_flow(copy(ones_like_sample(example.to(device))))
-        _check_flow(flow, parameters)
-        gradients = [torch.zeros_like(weight) for weight in weights]
-        if flow.requires_grad:
-            _add_gradients(gradients, flow, weights)
-        scores = [(g * w.detach()).abs() for g, w in zip(gradients, weights, strict=True)]
-    check_scores("synflow", parameters, scores)
+        named = dict(zip(parameters, weights, strict=True))
+        _check_flow(flow, named)
+        reason = _dead_layer(named)
+        scores = _products_with_gradients(flow, weights)
+    check_scores("synflow", parameters, scores, reason)
     return scores
 
 
@@ -209,26 +219,40 @@ def first_input(strategy: str, data: Iterable[Batch] | None) -> Tensor:
     raise InputError(f"compression={strategy}: data= holds no samples")
 
 
-def check_scores(strategy: str, parameters: Mapping[str, Tensor], scores: Sequence[Tensor]) -> None:
+def check_scores(
+    strategy: str,
+    parameters: Mapping[str, Tensor],
+    scores: Sequence[Tensor],
+    reason: str | None = None,
+) -> None:
     """Check that scores say which weights matter.
+
+    Args:
+        strategy: Which one scores.
+        parameters: State-dict name -> what was scored.
+        scores: One tensor per parameter.
+        reason: Why all may be zero, where the parameters cannot tell any more.
 
     Raises:
         InputError: A score is not finite, or all are zero; the message names the layer.
     """
     for name, score in zip(parameters, scores, strict=True):
-        if not score.isfinite().all():
+        # NaN and infinity are among the extremes; a tensor of what is finite takes room.
+        if not torch.stack(score.aminmax()).isfinite().all():
             raise InputError(
                 f"compression={strategy}: the scores of {name} are not finite; look for infinite "
                 "or NaN weights, inputs and losses"
             )
     if not any(score.any() for score in scores):
-        raise InputError(f"compression={strategy}: every score is zero; {_dead_layer(parameters)}")
+        reason = reason or _dead_layer(parameters)
+        raise InputError(f"compression={strategy}: every score is zero; {reason}")
 
 
 def _dead_layer(parameters: Mapping[str, Tensor]) -> str:
     """Say why nothing passes."""
     for name, parameter in parameters.items():
-        if not parameter.any():
+        # Row by row, which ends at the first: all at once would make as many truth values.
+        if not any(row.any() for row in parameter):
             return (
                 f"{name} has no weights but zeros: initialise or exclude it, or when it was "
                 "pruned in an earlier round, give a larger ratio or compression.scope=layer"
@@ -299,19 +323,36 @@ def _losses(
 
 
 def _mean_gradients(weights: Sequence[Tensor], losses: Iterable[Tensor]) -> list[Tensor]:
-    sums = [torch.zeros_like(weight) for weight in weights]
+    """Sum up the gradients of `losses`, layer by layer; a weight that none depends on has zeros."""
     for part in losses:
         if part.requires_grad:
-            _add_gradients(sums, part, weights)
+            part.backward(inputs=list(weights))
+    sums = []
+    for weight in weights:
+        gradient, weight.grad = weight.grad, None
+        sums.append(torch.zeros_like(weight) if gradient is None else gradient)
     return sums
 
 
-def _add_gradients(sums: Sequence[Tensor], scalar: Tensor, weights: Sequence[Tensor]) -> None:
-    """Add the gradients of `scalar`; a weight that it does not depend on has none."""
-    gradients = torch.autograd.grad(scalar, list(weights), allow_unused=True)
-    for total, gradient in zip(sums, gradients, strict=True):
-        if gradient is not None:
-            total += gradient
+@torch.no_grad()
+def _products_with_gradients(scalar: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """Return |weight d scalar / d weight|, in the place of the weights.
+
+    A gradient is gone before there is the next one.
+    """
+    found: set[int] = set()  # of numbers: a cycle of references would keep the weights
+
+    def multiply(weight: Tensor) -> None:
+        assert weight.grad is not None
+        weight.mul_(weight.grad).abs_()
+        weight.grad = None
+        found.add(id(weight))
+
+    for weight in weights:
+        weight.register_post_accumulate_grad_hook(multiply)
+    if scalar.requires_grad:
+        scalar.backward(inputs=list(weights))
+    return [w.detach() if id(w) in found else torch.zeros_like(w) for w in weights]
 
 
 def _checked(strategy: str, batch: object) -> Batch:

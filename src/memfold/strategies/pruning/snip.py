@@ -9,15 +9,15 @@ What shrinks: parameters, gradients, optimizer state, what DDP reduces, artifact
 activations, operations. Scoring needs one dense gradient and a copy of the model.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context
 from memfold.seeding import derive_seed
-from memfold.strategies.pruning.base import SampledPruning
+from memfold.strategies.pruning.base import SampledPruning, Score
 from memfold.strategies.pruning.scoring import snip_scores, take_samples
 
 __all__ = ["SNIP"]
@@ -29,11 +29,11 @@ class SNIP(SampledPruning, name="snip"):
 
     def scorer(
         self, model: nn.Module, weights: Sequence[CompressibleWeight], context: Context
-    ) -> Callable[[], list[Tensor]]:
+    ) -> Score:
         """See `PruningAtInit.scorer`."""
         samples, loss = take_samples(
             self.name, context.data, context.loss, num_samples=self.num_samples
         )
         parameters = {weight.name: weight.tensor for weight in weights}
         seed = derive_seed(self.seed, "scoring")
-        return lambda: snip_scores(model, parameters, samples, loss, seed=seed)
+        return lambda kept: snip_scores(model, parameters, samples, loss, kept=kept, seed=seed)

@@ -4,7 +4,7 @@ Values, gradients and optimizer state have the length of what is kept, in traini
 positions are int64 numbers beside them. A dense tensor exists while its layer needs it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain
@@ -77,7 +77,7 @@ class SparseWeights(MovableWeights):
         self._watched: WeakSet[Optimizer] = WeakSet()
         self._state_is_loaded = False
 
-    def keep(self, dense: Sequence[Tensor]) -> None:
+    def keep(self, dense: Iterable[Tensor]) -> None:
         """Replace the weights, with the values that `dense` has at the kept positions."""
         pairs = zip(dense, self.positions, strict=True)
         values = (t.detach().reshape(-1)[at.to(t.device)] for t, at in pairs)

@@ -10,15 +10,15 @@ What shrinks: parameters, gradients, optimizer state, what DDP reduces, artifact
 activations, operations. Scoring needs one forward and backward pass of one sample per round.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context
 from memfold.options import Count
-from memfold.strategies.pruning.base import PruningAtInit
+from memfold.strategies.pruning.base import PruningAtInit, Score
 from memfold.strategies.pruning.scoring import first_input, synflow_scores
 
 __all__ = ["SynFlow"]
@@ -33,8 +33,8 @@ class SynFlow(PruningAtInit, name="synflow"):
 
     def scorer(
         self, model: nn.Module, weights: Sequence[CompressibleWeight], context: Context
-    ) -> Callable[[], list[Tensor]]:
+    ) -> Score:
         """See `PruningAtInit.scorer`."""
         example = first_input(self.name, context.data)
         parameters = {weight.name: weight.tensor for weight in weights}
-        return lambda: synflow_scores(model, parameters, example)
+        return lambda kept: synflow_scores(model, parameters, example, kept)
