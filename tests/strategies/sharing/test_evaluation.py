@@ -9,6 +9,7 @@ from torch import nn
 
 import memfold
 from memfold.compression import compression_of
+from memfold.strategies.sharing.products.straddling import StraddlingRows
 from strategies.sharing.lean_models import alive, batch, evaluate, make
 
 
@@ -31,6 +32,30 @@ def test_a_copy_that_is_only_evaluated_can_be_released(built):
     memfold.release(model)
     assert alive(built) == 0
     assert torch.equal(evaluate(model, batch()), first)
+
+
+def test_rows_that_a_partition_cuts_are_built_once_for_an_evaluation(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 40), nn.Tanh(), nn.Linear(40, 30)).double().eval()
+    memfold.compress(model, "stable_rps", ratio=0.05, linear="correlation")
+    counted = []
+    build = StraddlingRows._build
+
+    def watched(*arguments):
+        counted.append(arguments)
+        return build(*arguments)
+
+    monkeypatch.setattr(StraddlingRows, "_build", watched)
+    x = torch.randn(3, 20, dtype=torch.float64)
+    for _ in range(2):
+        expected = evaluate(memfold.densify(model), x)
+        counted.clear()
+        torch.testing.assert_close(evaluate(model, x), expected)
+        assert counted
+        counted.clear()
+        torch.testing.assert_close(evaluate(model, x), expected)
+        assert not counted
+        change_data(model)
 
 
 def change_data(model):

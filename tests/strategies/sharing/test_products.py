@@ -233,6 +233,19 @@ def test_choices_on_the_cpu(training, shape, ratio, batch, expected):
     assert choose(layout, batch, training=training, device_type="cpu") in expected
 
 
+@pytest.mark.parametrize(
+    ("ratio", "batch", "once", "kept"),
+    [(0.01, 128, "windows", "weight"), (0.001, 1, "correlation", "correlation")],
+)
+def test_a_weight_that_serves_many_batches_is_built_where_products_without_it_cost_more(
+    ratio, batch, once, kept
+):
+    layout = fold_layout(8192, 8192, ratio)
+    options = {"training": False, "device_type": "cpu"}
+    assert choose(layout, batch, **options) == once
+    assert choose(layout, batch, kept=True, **options) == kept
+
+
 def test_choices_where_nothing_was_measured():
     layout = fold_layout(1024, 1024, 0.001)
     assert choose(layout, 128, training=True, device_type="cuda") == "weight"

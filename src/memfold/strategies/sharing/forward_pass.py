@@ -59,12 +59,14 @@ class ForwardPass(RunningPass):
         """
         super().__init__(values)
         self.inference = torch.is_inference_mode_enabled()
-        self._hold = hold
+        self.holds = hold
         self._built: dict[_Key, ref[Tensor]] = {}
         self._held: list[Tensor] = []
         self._classic: Tensor | None = None
         self._hooks: SavedWeights | None = None
-        self.source = SlotSource(values, mapping, scales, zero_rows, factors, plans)
+        self.source = SlotSource(
+            values, mapping, scales, zero_rows, factors, plans, keeps_rows=hold
+        )
         if not lean:
             self._classic = ScaleSlots.apply(values, *factors, mapping)
         self.token: Tensor | None = None
@@ -94,7 +96,7 @@ class ForwardPass(RunningPass):
         if weight is not None:
             return weight
         weight = self._build(index, dtype, tracked)
-        if self._hold or known is not None:
+        if self.holds or known is not None:
             self._held.append(weight)
             self.source.mark_repeated(index, dtype)
         self._built[key] = ref(weight)
@@ -105,8 +107,8 @@ class ForwardPass(RunningPass):
         products = self.source.products(index)
         if products is None:
             return "weight"
-        device = self.values.device.type
-        return choose(products.layout, batch, training=training, device_type=device)
+        device, kept = self.values.device.type, self.holds
+        return choose(products.layout, batch, training=training, device_type=device, kept=kept)
 
     def product(self, index: int, inputs: Tensor, method: Method) -> Tensor | None:
         """Multiply with weight number `index` without building it.

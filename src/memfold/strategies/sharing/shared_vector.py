@@ -108,7 +108,7 @@ class SharedVector(ComputedWeights):
         self.scales = scales
         self.fingerprint = _fingerprint(strategy, mapping)
         self._plans: dict[int, RowProducts] = {}
-        self._ways: dict[tuple[int, int, bool], Way] = {}
+        self._ways: dict[tuple[int, int, bool, bool], Way] = {}
         self._factors: tuple[object, Tensor, Tensor] | None = None
         self._whole: WholeModel | None = None
         self._reach: tuple[list[float], Tensor] | None = None
@@ -192,7 +192,7 @@ class SharedVector(ComputedWeights):
     def _way(self, current: ForwardPass, index: int, inputs: Tensor) -> Way:
         """Choose, and remember for batches of the same size."""
         batch = inputs.numel() // max(1, inputs.shape[-1])
-        key = index, batch, current.needs_graph(inputs)
+        key = index, batch, current.needs_graph(inputs), current.holds
         if key not in self._ways:
             if len(self._ways) >= _MOST_WAYS:
                 self._ways.clear()

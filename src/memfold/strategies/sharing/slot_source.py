@@ -27,6 +27,8 @@ class SlotSource:
         zero_rows: Sequence[int | None],
         factors: tuple[Tensor, Tensor],
         plans: dict[int, RowProducts],
+        *,
+        keeps_rows: bool = False,
     ) -> None:
         """Take what does not change during the pass.
 
@@ -37,6 +39,7 @@ class SlotSource:
             zero_rows: Row of each weight that stays zero, if there is one.
             factors: 1 / nu and Gamma / nu, each of shape (segments,), float32 or float64.
             plans: Products that are kept from pass to pass, by weight; changed in place.
+            keeps_rows: See `Prepared`.
         """
         self.mapping = mapping
         self.scales = scales
@@ -45,6 +48,7 @@ class SlotSource:
         self._values = values.detach()
         self._version = version_of(self._values)
         self._prepared: Prepared | None = None
+        self._keeps_rows = keeps_rows
         self._plans = plans
         self._products: dict[int, RowProducts | None] = {}
         self._hashes: object = mapping.hashes()
@@ -74,7 +78,8 @@ class SlotSource:
                 )
             with torch.no_grad():
                 values = self._values.to(self.dtype)
-                self._prepared = Prepared(self.mapping.scale(values, self.forward_factor))
+                slots = self.mapping.scale(values, self.forward_factor)
+                self._prepared = Prepared(slots, keeps_rows=self._keeps_rows)
         return self._prepared
 
     @property

@@ -13,13 +13,17 @@ class Prepared:
     `doubled`, 4m for `signed`, about 2m to 4m for each `spectrum`; m for `plain` in another dtype.
     """
 
-    def __init__(self, slots: Tensor) -> None:
+    def __init__(self, slots: Tensor, *, keeps_rows: bool = False) -> None:
         """Take the slots.
 
         Args:
             slots: Shape (m,), float32 or float64, without a graph.
+            keeps_rows: Whether rows that had to be built are kept: many batches come.
         """
         self.slots = slots
+        self.keeps_rows = keeps_rows
+        self.rows: dict[object, Tensor] = {}
+        """Kept rows, by what has built them."""
         self._plain: dict[torch.dtype, Tensor] = {}
         self._doubled: dict[torch.dtype, Tensor] = {}
         self._signed: dict[torch.dtype, Tensor] = {}

@@ -36,6 +36,10 @@ class StraddlingRows:
 
     def product(self, prepared: Prepared, x: Tensor, factor: float, y: Tensor) -> None:
         """Write factor * x @ W.T to the columns of y that straddling rows fill."""
+        if prepared.keeps_rows and len(self.layout.straddling):
+            rows = torch.from_numpy(self.layout.straddling).to(y.device)
+            y.index_copy_(1, rows, (x @ self._kept(prepared, x.dtype).T).mul_(factor))
+            return
         for begin, end, rows in self._parts(y.device):
             matrix = self._build(prepared, begin, end, x.dtype)
             y.index_copy_(1, rows, (x @ matrix.T).mul_(factor))
@@ -54,6 +58,17 @@ class StraddlingRows:
             a, b = self._bounds[begin], self._bounds[end]
             lengths, starts = pieces.lengths[a:b].tolist(), pieces.starts[a:b]
             add_parts(gradient.view(-1), lengths, starts, pieces.signs[a:b], factor, out)
+
+    def _kept(self, prepared: Prepared, dtype: torch.dtype) -> Tensor:
+        """Return all straddling rows, shape (straddling, columns), built once for these slots."""
+        key = self, dtype
+        if key not in prepared.rows:
+            columns, device = self.layout.columns, prepared.slots.device
+            matrix = torch.empty(len(self.layout.straddling), columns, dtype=dtype, device=device)
+            for begin, end, _ in self._parts(device):
+                matrix[begin:end] = self._build(prepared, begin, end, dtype)
+            prepared.rows[key] = matrix
+        return prepared.rows[key]
 
     def _parts(self, device: torch.device) -> Iterator[tuple[int, int, Tensor]]:
         count = len(self.layout.straddling)
