@@ -348,9 +348,9 @@ def test_a_graph_that_is_never_run_back_is_freed(monkeypatch):
     model, sources = make("transformer"), []
     start = SlotSource.__init__
 
-    def watched(source, *arguments):
+    def watched(source, *arguments, **options):
         sources.append(ref(source))
-        start(source, *arguments)
+        start(source, *arguments, **options)
 
     monkeypatch.setattr(SlotSource, "__init__", watched)
     gc.disable()
