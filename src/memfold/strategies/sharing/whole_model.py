@@ -42,7 +42,7 @@ class WholeModel(ABC):
         self.device, self.dtype = slot_factors[0].device, slot_factors[0].dtype
         # Once so much was freed, glibc keeps what a step frees for the next one: pages fresh from
         # the system take longer than the numbers in them.
-        torch.empty(_FREED_BYTES, dtype=torch.uint8)
+        torch.empty(_FREED_BYTES, dtype=torch.uint8, device="cpu")
 
     @property
     @abstractmethod
