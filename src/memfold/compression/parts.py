@@ -28,6 +28,7 @@ from memfold.compression.fingerprints import (
     identity_of,
     marks_of,
 )
+from memfold.compression.kept_weights import KeptWeights, is_transformed
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.state import Compression
 from memfold.compression.strategy import Strategy
@@ -60,7 +61,7 @@ class PartSource:
 
     def __call__(self) -> Tensor:
         """See `WeightSource.__call__`."""
-        return self.compression.weight(self.index)
+        return self.compression.current_weight(self.index)
 
     def convert(self, change: Callable[[Tensor], Tensor]) -> None:
         """Nothing is left to do: the parts lie in the model, which has converted them."""
@@ -103,11 +104,29 @@ class ComputedWeights(Compression):
         self.computed = [index for index in range(len(weights)) if index not in whole]
         self._firsts = {index: group[0] for group in groups for index in group}
         self._handles: tuple[Any, ...] = ()
+        self._kept = KeptWeights()
         self._check_names()
 
     @abstractmethod
     def weight(self, index: int) -> Tensor:
         """Compute dense weight number `index`, differentiable in its parts, none of which it is."""
+
+    def current_weight(self, index: int) -> Tensor:
+        """Return weight number `index`; in evaluation that of the batch before, if it is the same.
+
+        In evaluation: without gradients, the model in `eval()` mode.
+        """
+        if torch.compiler.is_compiling():
+            return self.weight(index)
+        parts = [self.part(index, name) for name in self.parts]
+        if torch.is_grad_enabled() or self.model.training or is_transformed(parts[0]):
+            self._kept.clear()
+            return self.weight(index)
+        return self._kept.weight(index, parts, partial(self.weight, index))
+
+    def release(self) -> None:
+        """See `Compression.release`: the weights that an evaluation has kept."""
+        self._kept.clear()
 
     def home(self, index: int, name: str) -> tuple[nn.Module, str]:
         """Return the module of a part of weight number `index`, and its attribute there."""

@@ -300,6 +300,7 @@ class SparseWeights(MovableWeights):
         values.data = in_bucket_of(values.data, moved(values.data))
         values.grad = None if gradient is None else in_bucket_of(gradient, moved(gradient))
         self.positions[index] = new
+        self.release()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this object's own training."""

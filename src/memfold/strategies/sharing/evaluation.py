@@ -1,18 +1,12 @@
 """Weights that are kept from one evaluation batch to the next."""
 
-import resource
-
-import psutil
 import torch
 from torch import Tensor
 
 from memfold.strategies.sharing.forward_pass import ForwardPass
 from memfold.strategies.sharing.slot_source import version_of
 
-__all__ = ["Evaluation", "has_room"]
-
-# Of the memory that is free, what the kept weights may take.
-_SHARE = 0.25
+__all__ = ["Evaluation"]
 
 
 class Evaluation:
@@ -34,18 +28,3 @@ class Evaluation:
             and version_of(values) == self._version
             and torch.equal(values, self._copy)
         )
-
-
-def has_room(size: int, device: torch.device) -> bool:
-    """Whether `size` bytes are a small part of the memory that is free on a device.
-
-    On the CPU, a limit on the address space counts as well.
-    """
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return size <= _SHARE * free
-    free = psutil.virtual_memory().available
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY:
-        free = min(free, limit - psutil.Process().memory_info().vms)
-    return size <= _SHARE * free

@@ -4,9 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 from warnings import warn
 
-import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from memfold.compression.parts import PartSource
 from memfold.compression.selection import CompressibleWeight
@@ -14,7 +12,7 @@ from memfold.compression.selection import CompressibleWeight
 if TYPE_CHECKING:
     from memfold.strategies.sharing.shared_vector import SharedVector
 
-__all__ = ["ProductView", "View", "autocasts", "is_transformed", "padding_row_of", "zero_row_of"]
+__all__ = ["ProductView", "View", "autocasts", "padding_row_of", "zero_row_of"]
 
 _AUTOCAST_LAYERS = (
     nn.Linear,
@@ -82,15 +80,3 @@ def autocasts(module: nn.Module) -> bool:
     if isinstance(module, nn.MultiheadAttention):
         return type(module).forward is nn.MultiheadAttention.forward
     return any(type(module).forward is layer.forward for layer in _AUTOCAST_LAYERS)
-
-
-def is_transformed(values: Tensor) -> bool:
-    """Whether torch.func or forward-mode derivatives work on phi.
-
-    They see no side effects, and torch.func takes no hooks on saved tensors.
-    """
-    functorch = torch._C._functorch  # type: ignore[attr-defined]
-    if functorch.peek_interpreter_stack() is not None:
-        return True
-    # No level is entered outside of forward-mode derivatives: asking for the tangent takes longer.
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(values).tangent is not None
