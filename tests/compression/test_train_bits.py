@@ -1,6 +1,7 @@
 """Training that knows the bits: gradients go straight through, and files hold what was measured."""
 
 import copy
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,78 @@ def test_evaluation_is_that_of_the_artifact_at_any_time(name: str, tmp_path: Pat
     assert memfold.footprint(net).value_bytes == memfold.footprint(loaded).value_bytes
     copies = sum(tensor.nbytes for tensor in stored(net).values())
     assert train_state_bytes(known(name)) == train_state_bytes(compressed(name)) + copies
+
+
+class Twice(Net):
+    """Calls itself, and reads weights after that."""
+
+    takes_gradients = False
+    is_inner = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_inner:
+            return super().forward(x)
+        self.is_inner = True
+        with torch.set_grad_enabled(self.takes_gradients):
+            inner = self(x)
+        self.is_inner = False
+        return super().forward(x) + inner
+
+
+@pytest.mark.parametrize("name", ["dense", "stable_rps"])
+@pytest.mark.parametrize("takes_gradients", [False, True])
+def test_a_pass_within_a_pass_leaves_it_rounded(name: str, takes_gradients: bool) -> None:
+    memfold.compress(net := Twice(), name, train_bits=BITS, train_bits_from=0, **options_of(name))
+    net.takes_gradients, (x, _) = takes_gradients, batch()
+    before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+    with torch.no_grad():
+        assert torch.equal(net(x), memfold.densify(net)(x))
+    memfold.release(net)
+    assert_equal({name: parameter.detach() for name, parameter in net.named_parameters()}, before)
+
+
+def test_threads_may_evaluate_at_the_same_time() -> None:
+    """The second begins within the first one's pass, and ends after it."""
+    net, (x, _) = known("dense").eval(), batch()
+    before, both = state(net), threading.Barrier(2, timeout=60)
+    with torch.no_grad():
+        expected = net(x)
+    others = []
+
+    def wait(*_: object) -> None:
+        both.wait()
+        if threading.current_thread() is not threading.main_thread():
+            main_is_done.wait(60)
+
+    def evaluate() -> None:
+        with torch.no_grad():
+            others.append(net(x))
+
+    main_is_done, thread = threading.Event(), threading.Thread(target=evaluate)
+    handle = net.first.register_forward_hook(wait)
+    thread.start()
+    with torch.no_grad():
+        found = net(x)
+    main_is_done.set()
+    thread.join()
+    handle.remove()
+    assert torch.equal(found, expected)
+    assert torch.equal(others[0], expected)
+    assert_equal(state(net), before)
+
+
+@pytest.mark.parametrize("name", ["dense", "roast"])
+def test_gradients_after_an_interrupted_evaluation_are_those_of_rounded_values(name: str) -> None:
+    net, once = known(name), gradients(known(name))
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    handle = net.middle.register_forward_hook(interrupt)
+    with torch.no_grad(), pytest.raises(KeyboardInterrupt):
+        net(batch()[0])
+    handle.remove()
+    assert_equal(gradients(net), once)
 
 
 def test_passes_of_the_training_are_rounded_from_the_given_part_on() -> None:

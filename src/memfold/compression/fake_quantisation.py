@@ -13,6 +13,7 @@ again, DDP) needs to know nothing of it, and optimizers, checkpoints and average
 
 from collections.abc import Iterator
 from functools import partial
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,13 +29,17 @@ if TYPE_CHECKING:
 
 __all__ = ["FakeQuantisation"]
 
+# One for all models, which can be copied: threads that evaluate take turns only to round.
+_LOCK = RLock()
+
 
 class FakeQuantisation:
     """Rounds the stored values of a model for its passes; what is trained comes back after them.
 
     A pass in evaluation mode is always rounded, so that every metric is that of the artifact; one
     in training mode from a given part of the training on. Without gradients, the values are back
-    when the pass ends; with them, in `before_step`.
+    when the last of the passes that run ends (a model may call itself, and several threads may call
+    it); with them, in `before_step`.
     """
 
     def __init__(self, compression: "Compression", start: float) -> None:
@@ -47,7 +52,8 @@ class FakeQuantisation:
         self._compression = compression
         self._start = start
         self._is_due = start == 0
-        self._is_passing = False
+        self._num_passes = 0
+        """How many passes hold the rounded values till they end; none if `before_step` ends it."""
         self._trained: list[tuple[Tensor, Tensor, int]] = []
         """Parameters that are rounded now, what they were, and how often they were changed."""
         self._known: dict[str, tuple[Tensor, Tensor]] = {}
@@ -90,7 +96,7 @@ class FakeQuantisation:
         trained, self._trained = self._trained, []
         for parameter, values, _ in trained:
             self._write(parameter, values)
-        self._is_passing = False
+        self._num_passes = 0
 
     def conclude(self) -> None:
         """Round for good, and watch no more."""
@@ -103,18 +109,25 @@ class FakeQuantisation:
 
     @_disable_dynamo
     def _begin(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if module.training and not self._is_due:
-            self.release()
-        elif self._trained:
+        with _LOCK:
+            if module.training and not self._is_due:
+                self.release()
+                return
             self._check()
-        else:
-            self._is_passing = not torch.is_grad_enabled()
-            self._round()
+            is_held = bool(self._trained) and self._num_passes == 0
+            # A pass with gradients takes them over, also from one that was interrupted.
+            lasts = is_held or torch.is_grad_enabled()
+            self._num_passes = 0 if lasts else self._num_passes + 1
+            if not self._trained:
+                self._round()
 
     @_disable_dynamo
     def _end(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if self._is_passing:
-            self._restore()
+        with _LOCK:
+            if self._num_passes == 1:
+                self._restore()
+            else:
+                self._num_passes = max(0, self._num_passes - 1)
 
     def _tensors(self) -> Iterator[tuple[str, list[Tensor]]]:
         """Yield the parameters that an artifact quantises together, and their name there."""
@@ -133,7 +146,7 @@ class FakeQuantisation:
             parts = self._rounded(name, together).split([values.numel() for values in trained])
             for tensor, values, part in zip(tensors, trained, parts, strict=True):
                 # Before it is written, whatever interrupts that.
-                self._trained.append((tensor, values, tensor._version + (not self._is_passing)))
+                self._trained.append((tensor, values, tensor._version + (self._num_passes == 0)))
                 self._write(tensor, part.view(tensor.shape))
 
     def _rounded(self, name: str, values: Tensor) -> Tensor:
@@ -141,7 +154,7 @@ class FakeQuantisation:
         if before is not None and found is not None and torch.equal(before, values):
             return found
         found = rounded(values, self._compression.strategy.packing)
-        if self._is_passing:
+        if self._num_passes:
             self._known[name] = values, found
         else:
             self._known.clear()
@@ -151,7 +164,7 @@ class FakeQuantisation:
     def _write(self, parameter: Tensor, values: Tensor) -> None:
         # Without gradients, no graph has to notice a change, and what strategies keep from one
         # evaluation batch to the next goes on to fit.
-        target = parameter.data if self._is_passing else parameter
+        target = parameter.data if self._num_passes else parameter
         target.copy_(values)
 
     def _check(self) -> None:
