@@ -80,6 +80,7 @@ def test_a_run_may_leave_the_test_set_unread(config: dict[str, Any], value: floa
         ("artifact.train_bits", "4"),
         ("artifact.train_bits_from", 1.5),
         ("artifact.coding", "zip"),
+        ("artifact.block_size", None),
         ("sweep", None),
         ("resume", 5),
         ("extras.traceback", "yes"),

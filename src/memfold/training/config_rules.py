@@ -132,6 +132,7 @@ _KINDS: dict[str, Any] = {
     "ratio": float | None,
     "artifact.train_bits": int | None,
     "artifact.train_bits_from": Share,
+    "artifact.block_size": int,
     "artifact.coding": Literal["none", "huffman"],
     "seed": Annotated[int, Interval(f"[0, {_MAX_SEED}]")],
     "distill.allow": list[str],
