@@ -44,7 +44,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "backbones": (SMALL | {"data"}, LIBRARIES - {"torch"}),
     "data": (SMALL, {"hydra", "omegaconf", "wandb"}),
-    "tasks": (SMALL | {"compression", "data"}, {"hydra", "omegaconf", "wandb"}),
+    "tasks": (SMALL | {"compression", "data", "processes"}, {"hydra", "omegaconf", "wandb"}),
     "overrides": (SMALL, LIBRARIES - {"hydra", "omegaconf"}),
     "processes": (SMALL | {"overrides"}, {"torch", "omegaconf", "wandb", "sklearn"}),
     "runs": (SMALL | {"overrides", "processes"}, {"torch", "lightning", "wandb", "sklearn"}),

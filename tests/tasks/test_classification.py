@@ -97,6 +97,22 @@ def test_metrics_are_logged_once_for_all_batches(
     assert sorted(logged) == sorted(names)
 
 
+def test_to_note_the_hook_of_a_step_is_an_assignment(
+    samples: tuple[Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched, search = [], nn.Module.__setattr__
+
+    def noting(module: nn.Module, name: str, value: object) -> None:
+        searched.append((type(module), name))
+        search(module, name, value)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(nn.Module, "__setattr__", noting)
+    module = task(nn.Linear(5, NUM_CLASSES))
+    trainer(tmp_path).fit(module, loader(samples), loader(samples))
+    assert (TaskModule, "net") in searched
+    assert (TaskModule, "_current_fx_name") not in searched
+
+
 def test_a_resumed_epoch_goes_on_from_what_earlier_versions_counted(
     samples: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:

@@ -10,13 +10,14 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.profilers import SimpleProfiler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from memfold.errors import InputError
 from memfold.logging.loggers import MetricsFile
 from memfold.logging.quiet import hush_libraries
-from memfold.processes.lightning_internals import skip_empty_hooks
+from memfold.processes.lightning_internals import lighten_steps
 from memfold.training.callbacks import (
     FiniteLoss,
     MemoryMetrics,
@@ -200,13 +201,26 @@ def test_a_step_skips_the_hooks_that_callbacks_leave_empty(tmp_path: Path) -> No
     heir, called, trained = Heir(), [], []
     note = LambdaCallback(on_before_backward=lambda *_: called.append(1))
     first = Callback()
-    first.on_fit_start = lambda trainer, _: skip_empty_hooks(trainer)  # type: ignore[method-assign]
+    first.on_fit_start = lambda trainer, _: lighten_steps(trainer)  # type: ignore[method-assign]
     first.on_train_end = lambda *_: trained.append(1)  # type: ignore[method-assign]
     fit(tmp_path, Regression(), first, heir, note)
     assert (len(heir.numbers), len(called), len(trained)) == (4, 4, 1)
     hooks = ("on_before_backward", "on_train_batch_end", "on_train_batch_start")
     empty = [[getattr(c, hook) is None for hook in hooks] for c in (first, heir, note)]
     assert empty == [[True, True, True], [True, False, True], [False, True, True]]
+
+
+def test_a_step_has_contexts_of_a_profiler_only_where_there_is_one(tmp_path: Path) -> None:
+    used: Any = Trainer(
+        accelerator="cpu", profiler="simple", logger=False, default_root_dir=tmp_path
+    )
+    unused: Any = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
+    contexts = []
+    for trainer in (used, unused):
+        lighten_steps(trainer)
+        contexts.append({trainer.profiler.profile("a"), trainer.profiler.profile("b")})
+    assert isinstance(used.profiler, SimpleProfiler)
+    assert [len(found) for found in contexts] == [2, 1]
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.0, [0, 7]), (0.3, list(range(8)))])

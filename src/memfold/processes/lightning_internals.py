@@ -5,14 +5,17 @@ A new version of Lightning has to be read against this page alone.
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 __all__ = [
+    "LightModule",
     "SteppedCheckpoint",
     "can_stop_early",
     "forget_computed",
@@ -20,11 +23,11 @@ __all__ = [
     "has_validated",
     "ignore_sigterm",
     "last_logged_row",
+    "lighten_steps",
     "logged_values",
     "raise_as_for_sigterm",
     "reductions_of",
     "release_children",
-    "skip_empty_hooks",
     "validates_now",
     "validates_too",
 ]
@@ -74,20 +77,44 @@ _HOOKS_OF_A_STEP = (
 )
 
 
-def skip_empty_hooks(trainer: Trainer) -> None:
-    """Let no step call the hooks that a callback leaves as they are, which do nothing.
+def lighten_steps(trainer: Trainer) -> None:
+    """Leave out of a step what does nothing: hooks that a callback leaves as they are, no profiler.
 
-    Each is called with a context of the profiler around it: for a dozen callbacks, a tenth of a
-    small network's step. Lightning skips a hook that cannot be called.
+    Every hook that is called has a context of the profiler around it, some 60 in a step. Lightning
+    skips a hook that cannot be called.
     """
-    callbacks: list[Any] = trainer.callbacks  # pyright: ignore
-    for callback in callbacks:
+    lightened: Any = trainer
+    if type(lightened.profiler) is PassThroughProfiler:
+        lightened.profiler = _NoProfiler()
+    for callback in lightened.callbacks:
         for hook in _HOOKS_OF_A_STEP:
             is_own = hook in vars(callback) or getattr(type(callback), hook) is not getattr(
                 Callback, hook
             )
             if not is_own:
                 setattr(callback, hook, None)
+
+
+class _NoProfiler(PassThroughProfiler):
+    _context = nullcontext()
+
+    def profile(self, action_name: str) -> AbstractContextManager[Any]:
+        return self._context
+
+
+class LightModule(LightningModule):
+    """A LightningModule that takes note of the hook it is in at the cost of an assignment.
+
+    Lightning has it noted some 50 times in a step, and PyTorch looks for a parameter or a module
+    in each of them.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
 
 def validates_now(trainer: Trainer) -> bool:

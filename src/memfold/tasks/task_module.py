@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -14,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from memfold.compression import clip_grad_norm_, extra_loss
 from memfold.data.spec import Table
 from memfold.errors import InputError
+from memfold.processes.lightning_internals import LightModule
 from memfold.tasks.distillation import Distillation
 from memfold.tasks.meters import MeanLoss
 from memfold.tasks.task import Task, logits_of
@@ -25,7 +25,7 @@ OptimizerFactory = Callable[[nn.Module, int], Optimizer]
 SchedulerFactory = Callable[..., LRScheduler]
 
 
-class TaskModule(LightningModule):
+class TaskModule(LightModule):
     """Trains any network by the loss of a task, and measures it by the task's metrics.
 
     With a teacher, the training loss is a mixture of the task's and the distillation loss. Metrics

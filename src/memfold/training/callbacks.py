@@ -4,6 +4,7 @@ These callbacks watch; none changes the network.
 """
 
 import logging
+import math
 import random
 import time
 from collections import deque
@@ -110,8 +111,9 @@ class FiniteLoss(Callback):
         if self._pending is None:
             return
         step, loss = self._pending
-        if not torch.isfinite(loss):
-            raise _diverged(trainer, f"the training loss is {loss.item()}", step)
+        value = loss.item()  # one read; on the tensor, several operations come first
+        if not math.isfinite(value):
+            raise _diverged(trainer, f"the training loss is {value}", step)
 
 
 class MemoryMetrics(Callback):

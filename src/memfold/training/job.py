@@ -24,7 +24,7 @@ from memfold.errors import InputError
 from memfold.logging.loggers import ContinuedSteps
 from memfold.logging.quiet import hush_libraries
 from memfold.logging.wandb_run import WandbRun, close_wandb
-from memfold.processes.lightning_internals import release_children, skip_empty_hooks
+from memfold.processes.lightning_internals import lighten_steps, release_children
 from memfold.processes.ranks import declare_parent, is_rank_zero
 from memfold.processes.termination import Termination, heeding_sigterm
 from memfold.runs.folder import (
@@ -208,7 +208,7 @@ def _fit(experiment: Experiment, cfg: DictConfig, termination: Termination) -> N
         # Only now has the checkpoint been restored; a failure before leaves .hydra as it is.
         record = LambdaCallback(on_train_start=lambda *_: _record_overrides(cfg, experiment.folder))
         trainer_callbacks.insert(0, record)
-    skip_empty_hooks(experiment.trainer)
+    lighten_steps(experiment.trainer)
     try:
         experiment.trainer.fit(
             experiment.module,
