@@ -121,3 +121,17 @@ def test_inference_mode_and_gradients_do_not_meet_the_same_weights(computed):
     assert x.grad.abs().sum() > 0
     mapped = torch.func.vmap(model)(torch.ones(2, 1, 8, dtype=torch.float64))
     assert mapped.shape == (2, 1, 5)
+
+
+def test_all_that_is_kept_has_to_fit(monkeypatch):
+    asked = []
+
+    def has_room(size, device):
+        asked.append(size)
+        return True
+
+    monkeypatch.setattr("memfold.compression.kept_weights.has_room", has_room)
+    model = make("mag")
+    evaluate(model)
+    values = [part.nbytes for part in compression_of(model).part_tensors()]
+    assert asked == [8 * 96 + values[0], 8 * (96 + 60) + sum(values)]

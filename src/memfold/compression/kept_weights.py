@@ -7,11 +7,10 @@ from typing import NamedTuple
 import psutil
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-__all__ = ["KeptWeights", "has_room", "is_transformed"]
+__all__ = ["KeptWeights", "has_room"]
 
-# Of the memory that is free, what the kept weights may take.
+# Of the memory that is free, what all kept weights together may take.
 _SHARE = 0.25
 
 
@@ -20,6 +19,10 @@ class _Kept(NamedTuple):
     """Of the parts: `.data` and other views change them and leave no trace."""
     inference: bool
     weight: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes + sum(copy.nbytes for copy in self.copies)
 
 
 class KeptWeights:
@@ -55,7 +58,7 @@ class KeptWeights:
         self._kept.pop(index, None)
         weight = compute()
         needed = weight.nbytes + sum(part.nbytes for part in parts)
-        if has_room(needed, weight.device):
+        if has_room(needed + sum(kept.nbytes for kept in self._kept.values()), weight.device):
             copies = [part.detach().clone() for part in parts]
             self._kept[index] = _Kept(copies, inference, weight)
         return weight
@@ -83,15 +86,3 @@ def has_room(size: int, device: torch.device) -> bool:
     if limit != resource.RLIM_INFINITY:
         free = min(free, limit - psutil.Process().memory_info().vms)
     return size <= _SHARE * free
-
-
-def is_transformed(values: Tensor) -> bool:
-    """Whether torch.func or forward-mode derivatives work on a tensor.
-
-    They see no side effects, and torch.func takes no hooks on saved tensors.
-    """
-    functorch = torch._C._functorch  # type: ignore[attr-defined]
-    if functorch.peek_interpreter_stack() is not None:
-        return True
-    # No level is entered outside of forward-mode derivatives: asking for the tangent takes longer.
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(values).tangent is not None

@@ -28,10 +28,11 @@ from memfold.compression.fingerprints import (
     identity_of,
     marks_of,
 )
-from memfold.compression.kept_weights import KeptWeights, is_transformed
+from memfold.compression.kept_weights import KeptWeights
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.state import Compression
 from memfold.compression.strategy import Strategy
+from memfold.compression.transforms import is_transformed
 from memfold.errors import InputError
 
 __all__ = ["MARKS", "ComputedWeights", "Level", "PartSource"]

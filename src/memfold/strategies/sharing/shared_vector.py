@@ -22,23 +22,19 @@ import torch
 from torch import Tensor, nn
 
 from memfold.compression.fingerprints import fingerprint, is_fingerprint
-from memfold.compression.kept_weights import has_room, is_transformed
+from memfold.compression.kept_weights import has_room
 from memfold.compression.parts import ComputedWeights, Level
 from memfold.compression.read_only import ReadOnlyWeight
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Strategy
+from memfold.compression.transforms import is_transformed
 from memfold.errors import InputError
 from memfold.strategies.sharing.custom_ops import compiled_weight, register_mapping
 from memfold.strategies.sharing.evaluation import Evaluation
 from memfold.strategies.sharing.forward_pass import ForwardPass, working_dtype
 from memfold.strategies.sharing.gradient_scale import GradientScale, slot_factors
 from memfold.strategies.sharing.mapping import SlotMapping
-from memfold.strategies.sharing.places import (
-    ProductView,
-    View,
-    autocasts,
-    zero_row_of,
-)
+from memfold.strategies.sharing.places import ProductView, View, autocasts, zero_row_of
 from memfold.strategies.sharing.products import Choice, RowProducts, Way
 from memfold.strategies.sharing.running_passes import (
     RunningPass,

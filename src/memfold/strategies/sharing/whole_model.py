@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TensorByTensor", "WholeModel", "WholePass"]
 
-
+# See `WholeModel`.
 _FREED_BYTES = 1 << 24
 # Hashes are kept from step to step if they take at most so small a part of the weights' bytes.
 _SMALL = 64
