@@ -10,24 +10,15 @@ from hypothesis import strategies as st
 
 from memfold.strategies.sharing.hashednet import ElementMapping, share_budget
 from memfold.strategies.sharing.hashing import RangeHash
-from memfold.strategies.sharing.mapping import Span
 from memfold.strategies.sharing.random_fold import RandomFold
 from memfold.strategies.sharing.roast import TileMapping
 from reference.sharing import aligned_fold_slots, explicit_map, random_fold_slots, tile_slots
+from strategies.sharing.spans import make_spans
 
 
 def loads_of(mapping):
     ones = torch.ones(mapping.num_slots, dtype=torch.float64)
     return mapping.scale(ones, mapping.accumulate([1.0] * len(mapping.spans)))
-
-
-def make_spans(shapes):
-    spans, start = [], 0
-    for i, shape in enumerate(shapes):
-        stop = start + torch.Size(shape).numel()
-        spans.append(Span(f"layer{i}.weight", torch.Size(shape), start, stop))
-        start = stop
-    return spans
 
 
 shapes_lists = st.lists(

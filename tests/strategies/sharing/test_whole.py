@@ -10,9 +10,9 @@ import memfold
 from memfold.compression import compression_of
 from memfold.strategies.sharing.gradient_scale import slot_factors
 from memfold.strategies.sharing.hashednet import ElementMapping
-from memfold.strategies.sharing.mapping import Span
 from memfold.strategies.sharing.random_fold import RandomFold
 from memfold.strategies.sharing.roast import TileMapping
+from strategies.sharing.spans import make_spans
 
 shapes = st.lists(
     st.one_of(
@@ -22,15 +22,6 @@ shapes = st.lists(
     min_size=1,
     max_size=4,
 )
-
-
-def lay(shapes):
-    spans, start = [], 0
-    for index, shape in enumerate(shapes):
-        stop = start + torch.Size(shape).numel()
-        spans.append(Span(f"w{index}", torch.Size(shape), start, stop))
-        start = stop
-    return spans
 
 
 def mapping_of(kind, spans, num_slots, sign):
@@ -51,7 +42,7 @@ def mapping_of(kind, spans, num_slots, sign):
     padding=st.booleans(),
 )
 def test_whole_reads_and_folds_as_tensor_by_tensor(shapes, kind, sign, ratio, gone, padding):
-    spans = lay(shapes)
+    spans = make_spans(shapes)
     num_slots = max(1, round(ratio * spans[-1].stop))
     mapping = mapping_of(kind, spans, num_slots, sign)
     scales = [0.5 + index for index in range(len(spans))]
