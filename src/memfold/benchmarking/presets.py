@@ -50,9 +50,9 @@ def _figures(device: str, threads: int) -> list[Case]:
     add("mlp50m", (0.01,), construction="meta")
     add("mlp50m", (0.01,), optimizer="adamw")
     add("mlp50m", (0.01,), optimizer="adamw", construction="meta")
-    add("mlp38m", (0.0003, 0.001, 0.002), {}, _ALIGNED)
-    add("linear4096", (0.001,), {}, _ALIGNED)
-    add("linear8192", (0.001, 0.01), {}, _ALIGNED)
+    add("mlp38m", (0.0003, 0.001, 0.002))
+    add("linear4096", (0.001,))
+    add("linear8192", (0.001, 0.01))
     return cases
 
 
@@ -63,7 +63,7 @@ def _paths(device: str, threads: int) -> list[Case]:
         ({"linear": "weight"}, mild + strong),
         ({"linear": "windows"} | _ALIGNED, mild[1:] + strong),
         ({"linear": "correlation"} | _ALIGNED, strong),
-        (_ALIGNED, mild + strong),
+        ({}, mild + strong),
     )
     return [
         _case("mlp38m", device, threads, strategy="stable_rps", ratio=ratio, options=dict(options))

@@ -159,7 +159,9 @@ def _run_locked(cfg: DictConfig, folder: Path, termination: Termination) -> dict
 
 def _announce(experiment: Experiment, facts: dict[str, Any]) -> None:
     if is_rank_zero():
-        log.info("%s: %s", experiment.folder, experiment.strategy.to_dict())
+        # The compression's own strategy has decided what options leave open.
+        built = getattr(compression_of(experiment.net), "strategy", experiment.strategy)
+        log.info("%s: %s", experiment.folder, built.to_dict())
         log.info("%s", experiment.footprint)
         start = experiment.start
         if start.step:

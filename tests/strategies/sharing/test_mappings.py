@@ -127,6 +127,9 @@ def test_aligned_partitions_end_at_rows(shapes, fraction, seed, sign):
     mapping = make_mapping(f"aligned-{sign}", shapes, fraction, seed)
     slots = explicit_map(mapping).abs().argmax(1).tolist()
     assert slots == aligned_fold_slots(shapes, mapping.num_slots, seed)
+    loads = torch.tensor(slots).bincount(minlength=mapping.num_slots).double()
+    spread = loads.std(correction=0) / loads.mean()
+    assert mapping.unevenness == pytest.approx(float(spread), abs=1e-12)
 
 
 @given(shapes_lists, st.floats(0.01, 1), st.integers(0, 99), st.booleans())

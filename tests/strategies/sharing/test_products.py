@@ -107,8 +107,8 @@ def small_pieces():
         patch.setattr(costs, "_VIEW_ROWS", 2)
         patch.setattr(windows, "LONG_WINDOW", 8)
         patch.setattr(straddling, "SCRATCH_NUMEL", 24)
-        patch.setattr(costs, "SCRATCH_NUMEL", 200)
-        patch.setattr(correlation, "SCRATCH_NUMEL", 200)
+        patch.setattr(costs, "TRANSFORMED_NUMEL", 200)
+        patch.setattr(correlation, "TRANSFORMED_NUMEL", 200)
         yield
 
 

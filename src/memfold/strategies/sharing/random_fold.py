@@ -101,6 +101,13 @@ class RandomFold(SlotMapping):
         """Whether m = n: then the map is a rotation with signs."""
         return self.num_slots == self.num_weights
 
+    @property
+    def unevenness(self) -> float:
+        """Standard deviation over mean of the slots' loads."""
+        loads, lengths = self.accumulate([1.0] * len(self.spans)), self._lengths
+        mean = self.num_weights / self.num_slots
+        return float(((loads - mean).square() * lengths).sum() / self.num_slots) ** 0.5 / mean
+
     def layout(self, span: Span) -> RowLayout | None:
         """See `SlotMapping.layout`; none with a sign per weight."""
         if self.sign == "weight":

@@ -15,7 +15,7 @@ segment of slots that all tensors treat alike, a few of them for RANDOMFOLD, m f
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -43,7 +43,7 @@ from memfold.strategies.sharing.running_passes import (
 )
 from memfold.strategies.sharing.whole_model import WholeModel, WholePass
 
-__all__ = ["Autograd", "SharedVector", "index_bytes"]
+__all__ = ["Autograd", "SharedVector", "chosen_autograd", "index_bytes"]
 
 Autograd = Literal["auto", "whole", "lean", "classic"]
 
@@ -92,11 +92,7 @@ class SharedVector(ComputedWeights):
         self.mapping = mapping
         self.gradient_scale: GradientScale = gradient_scale
         self.initial_scale = initial_scale
-        if autograd == "auto":
-            size = sum(weight.numel * weight.tensor.itemsize for weight in weights)
-            small = size <= _WHOLE_BYTES and linear in ("auto", "weight")
-            autograd = "whole" if small else "lean"
-        self.autograd: Autograd = autograd
+        self.autograd: Autograd = chosen_autograd(autograd, linear, weights)
         self.linear: Choice = linear
         # At ratio 1 nothing is shared: the row is what the dense model makes of it.
         rows = [None if mapping.is_bijection else zero_row_of(weight) for weight in weights]
@@ -383,6 +379,16 @@ def _fingerprint(strategy: Strategy, mapping: SlotMapping) -> int:
     parts = [f"{key}={options[key]}" for key in sorted(options)]
     shapes = [f"{span.name}{tuple(span.shape)}" for span in mapping.spans]
     return fingerprint(*parts, mapping.num_slots, *shapes)
+
+
+def chosen_autograd(
+    autograd: Autograd, linear: Choice, weights: Sequence[CompressibleWeight]
+) -> Autograd:
+    """Return what `auto` stands for, from bytes alone, and anything else as it is."""
+    if autograd != "auto":
+        return autograd
+    size = sum(weight.numel * weight.tensor.itemsize for weight in weights)
+    return "whole" if size <= _WHOLE_BYTES and linear in ("auto", "weight") else "lean"
 
 
 def index_bytes(num_tensors: int) -> int:

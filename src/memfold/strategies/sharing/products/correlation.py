@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memfold.strategies.sharing.products.costs import SCRATCH_NUMEL, BlockTransform
+from memfold.strategies.sharing.products.costs import TRANSFORMED_NUMEL, BlockTransform
 from memfold.strategies.sharing.products.layout import RowLayout
 from memfold.strategies.sharing.products.prepared import Prepared
 from memfold.strategies.sharing.products.straddling import StraddlingRows
@@ -96,7 +96,7 @@ class Correlation:
     @property
     def _group(self) -> int:
         """Samples whose transforms are kept at a time: a whole number of steps."""
-        wanted = max(1, SCRATCH_NUMEL // self.transform.length)
+        wanted = max(1, TRANSFORMED_NUMEL // self.transform.length)
         return -(-wanted // self._step) * self._step
 
     def _spectrum(self, prepared: Prepared) -> Tensor:

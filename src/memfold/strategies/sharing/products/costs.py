@@ -12,6 +12,7 @@ __all__ = [
     "PLANNED_LENGTH",
     "SCRATCH_NUMEL",
     "SHIPPED_COSTS",
+    "TRANSFORMED_NUMEL",
     "BlockTransform",
     "Choice",
     "Costs",
@@ -26,7 +27,9 @@ Choice = Literal["auto", "weight", "windows", "correlation"]
 """How the products with a weight are taken; "weight" builds it, "auto" leaves it to `choose`."""
 
 SCRATCH_NUMEL = 1 << 18
-"""About so many numbers are copied, built or transformed at a time: what caches hold."""
+"""About so many numbers are copied or built at a time: what caches hold."""
+TRANSFORMED_NUMEL = 1 << 19
+"""About so many are transformed at a time: enough that calls cost little beside transforms."""
 # From so many rows in a window on, views are faster than copies.
 _VIEW_ROWS = 64
 # Longest transform that is chosen where shorter ones are possible.
@@ -154,7 +157,7 @@ class BlockTransform:
     @property
     def samples(self) -> int:
         """Samples that are worked on at a time."""
-        return max(1, SCRATCH_NUMEL // (self.length * self.count))
+        return max(1, TRANSFORMED_NUMEL // (self.length * self.count))
 
     def _step_work(self) -> float:
         """A training step takes two transforms of a block, and products; three of a sample."""
