@@ -1,7 +1,5 @@
 """Settings for all tests."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import settings
@@ -11,10 +9,10 @@ settings.register_profile("memfold", deadline=None, derandomize=True, max_exampl
 settings.load_profile("memfold")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Small networks gain nothing from threads, and lose much when other tests run beside them."""
-    before = torch.get_num_threads()
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Small networks gain nothing from threads, and lose much when other tests run beside them.
+
+    For the session: the last bits depend on it, and modules have fixtures that run before a test's.
+    """
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
