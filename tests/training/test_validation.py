@@ -17,6 +17,12 @@ from training.run_contents import epoch_rows, state
 
 # 13 batches an epoch.
 COMMON = (*SMALL, "data.batch_size=96", "optimizer.lr=0.02", "test_checkpoint=last")
+OFTEN = (
+    "trainer.max_epochs=2",
+    "+trainer.val_check_interval=4",
+    "+callbacks.last_checkpoint.every_n_train_steps=2",
+    "data.crop_padding=1",
+)
 
 
 class Rates(Callback):
@@ -122,18 +128,18 @@ def test_a_warm_up_in_epochs_is_as_long_as_those_are(
     assert Rates.seen == pytest.approx(expected)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with several validations an epoch, uninterrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(compose_job(folder, *COMMON, *OFTEN))
+    return folder
+
+
 @pytest.mark.parametrize("stop", [7, 8, 13])
 def test_validations_within_epochs_are_exact_to_resume(
-    stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    often = (
-        "trainer.max_epochs=2",
-        "+trainer.val_check_interval=4",
-        "+callbacks.last_checkpoint.every_n_train_steps=2",
-        "data.crop_padding=1",
-    )
-    run(compose_job(tmp_path / "whole", *COMMON, *often))
-
     def cut(self: StopAt, trainer: Trainer, *_: object) -> None:
         if trainer.global_step == self._step:
             raise RuntimeError("power cut")
@@ -141,9 +147,9 @@ def test_validations_within_epochs_are_exact_to_resume(
     with monkeypatch.context() as patch:
         patch.setattr(StopAt, "on_train_batch_end", cut)
         with pytest.raises(RuntimeError, match="power cut"):
-            run(compose_job(tmp_path / "cut", *COMMON, *often, stop_at(stop)))
-    run(compose_job(tmp_path / "cut", *COMMON, *often, f"resume={tmp_path / 'cut'}"))
-    assert epoch_rows(tmp_path / "cut") == epoch_rows(tmp_path / "whole")
+            run(compose_job(tmp_path / "cut", *COMMON, *OFTEN, stop_at(stop)))
+    run(compose_job(tmp_path / "cut", *COMMON, *OFTEN, f"resume={tmp_path / 'cut'}"))
+    assert epoch_rows(tmp_path / "cut") == epoch_rows(whole)
     for name in ("last", "best"):
-        for key, value in state(tmp_path / "whole", name).items():
+        for key, value in state(whole, name).items():
             assert torch.equal(state(tmp_path / "cut", name)[key], value), (name, key)
