@@ -43,6 +43,14 @@ def test_the_norm_is_that_of_the_step_of_the_weights(strategy, gradient_scale, i
     assert norms[1] == pytest.approx(0.25, rel=1e-5)
 
 
+def test_what_is_kept_to_clip_is_counted():
+    model = backward(memfold.compress(network(), "hashednet", ratio=0.3))
+    compression = compression_of(model)
+    before = compression.resident_bytes
+    memfold.clip_grad_norm_(model, 1.0)
+    assert compression.resident_bytes == before + compression._reach[1].nbytes > before
+
+
 def test_ratio_one_and_dense_models_are_clipped_as_torch_does():
     dense = backward(network())
     shared = backward(memfold.compress(network(), "stable_rps", ratio=1.0))

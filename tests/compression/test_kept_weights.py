@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 import memfold
 from memfold.compression import compression_of
@@ -135,3 +136,23 @@ def test_all_that_is_kept_has_to_fit(monkeypatch):
     evaluate(model)
     values = [part.nbytes for part in compression_of(model).part_tensors()]
     assert asked == [8 * 96 + values[0], 8 * (96 + 60) + sum(values)]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own
+def test_forward_mode_derivatives_of_every_part_are_seen():
+    model = make("low_rank")
+    x = torch.ones(2, 8, dtype=torch.float64)
+    with torch.no_grad():
+        for part in ("weight_left", "weight_right"):
+            model(x)
+            values = getattr(model[0], part)
+            direction = torch.ones_like(values)
+            with forward_ad.dual_level():
+                del model[0]._parameters[part]
+                setattr(model[0], part, forward_ad.make_dual(values, direction))
+                output = model(x)
+                tangent = forward_ad.unpack_dual(output).tangent
+            delattr(model[0], part)
+            model[0].register_parameter(part, values)
+            assert tangent is not None
+            assert tangent.any()

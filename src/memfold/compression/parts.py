@@ -120,7 +120,8 @@ class ComputedWeights(Compression):
         if torch.compiler.is_compiling():
             return self.weight(index)
         parts = [self.part(index, name) for name in self.parts]
-        if torch.is_grad_enabled() or self.model.training or is_transformed(parts[0]):
+        transformed = any(map(is_transformed, parts))
+        if torch.is_grad_enabled() or self.model.training or transformed:
             self._kept.clear()
             return self.weight(index)
         return self._kept.weight(index, parts, partial(self.weight, index))

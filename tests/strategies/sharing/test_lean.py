@@ -291,6 +291,32 @@ def test_an_interrupted_forward_leaves_nothing_behind(autograd):
     assert torch.func.grad(lambda x: x.square().sum())(torch.ones(2)).tolist() == [2, 2]
 
 
+def test_an_interrupted_evaluation_that_called_itself_is_over():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+            self.depth = 0
+
+        def forward(self, x):
+            self.depth += 1
+            if self.depth == 1:
+                self(x)
+                raise KeyboardInterrupt
+            self.depth = 0 if self.depth > 2 else self.depth
+            return self.layer(x)
+
+    model = memfold.compress(Twice(), "stable_rps", ratio=0.5, autograd="lean").eval()
+    with torch.no_grad(), pytest.raises(KeyboardInterrupt):
+        model(torch.ones(2, 6))
+    compression_of(model).values.data.mul_(3)
+    expected = memfold.densify(model).layer.weight
+    model.depth = 1
+    model.train()(torch.ones(2, 6)).sum().backward()
+    with torch.no_grad():
+        torch.testing.assert_close(model.layer.weight, expected.detach(), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("autograd", ["lean", "whole"])
 def test_threads_evaluate_while_one_trains(autograd):
     model = make("perceptron_of_many_layers", autograd=autograd).eval()

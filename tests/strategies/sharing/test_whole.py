@@ -90,9 +90,10 @@ def test_small_models_are_built_whole(width, options, way):
     assert compression_of(model).autograd == way
 
 
-def test_products_without_weights_have_no_weights_to_build():
-    with pytest.raises(memfold.InputError, match=r"builds no weight.*whole.*choose one"):
-        memfold.compress(nn.Linear(9, 9), "stable_rps", linear="windows", autograd="whole")
+@pytest.mark.parametrize("autograd", ["whole", "classic"])
+def test_products_without_weights_have_no_weights_to_build(autograd):
+    with pytest.raises(memfold.InputError, match=f"builds no weight.*{autograd}.*choose one"):
+        memfold.compress(nn.Linear(9, 9), "stable_rps", linear="windows", autograd=autograd)
 
 
 def test_what_is_kept_is_one_number_per_partition_and_signs_of_rows_and_columns():

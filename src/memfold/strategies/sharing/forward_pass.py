@@ -1,7 +1,6 @@
 """What one forward pass of the root has built."""
 
 from collections.abc import Sequence
-from types import FrameType
 from weakref import ref
 
 import torch
@@ -75,15 +74,13 @@ class ForwardPass(RunningPass):
         if lean and torch.is_grad_enabled():
             self._hooks = SavedWeights(self.source)
 
-    def enter(self, frame: FrameType) -> None:
+    def enter(self) -> None:
         """Begin to keep weights out of what autograd saves."""
-        super().enter(frame)
         if self._hooks is not None:
             self._hooks.enter()
 
     def leave(self) -> None:
         """End it."""
-        super().leave()
         if self._hooks is not None:
             self._hooks.leave()
 

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from threading import get_ident
 from types import FrameType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,15 +20,23 @@ class RunningPass(ABC):
         """Begin with phi, of shape (m,), as it is now."""
         self.values = values
         self.tracked = torch.is_grad_enabled() and values.requires_grad
-        self._frame: FrameType | None = None
 
     @abstractmethod
     def weight(self, index: int, dtype: torch.dtype) -> Tensor:
         """Return weight number `index`; the same tensor as long as something holds it."""
 
-    def enter(self, frame: FrameType) -> None:
-        """Belong to the call with this frame, until it is left."""
-        self._frame = frame
+    def enter(self) -> None:  # noqa: B027 (most have nothing to do)
+        """Serve a call."""
+
+    def leave(self) -> None:  # noqa: B027
+        """Serve it no more."""
+
+
+class _Call(NamedTuple):
+    served: RunningPass
+    """In evaluation, several calls may have the same."""
+    frame: FrameType
+    """Of the root's call."""
 
     def is_over(self) -> bool:
         """Whether the call has ended, even if nobody said so.
@@ -35,47 +44,41 @@ class RunningPass(ABC):
         PyTorch runs no hooks after a KeyboardInterrupt, and only Python knows that its frame is
         left: one that still runs cannot be cleared.
         """
-        if self._frame is None:
-            return False
         try:
-            self._frame.clear()
+            self.frame.clear()
         except RuntimeError:
             return False
         return True
 
-    def leave(self) -> None:
-        """End it."""
-        self._frame = None
-
 
 class RunningPasses:
-    """Begun passes; a model may call itself, and several threads may call it."""
+    """Calls that last; a model may call itself, and several threads may call it."""
 
     def __init__(self) -> None:
-        self._passes: dict[int, list[RunningPass]] = {}
+        self._calls: dict[int, list[_Call]] = {}
 
     def __len__(self) -> int:
-        return sum(len(passes) for passes in self._passes.values())
+        return sum(map(len, self._calls.values()))
 
     def innermost(self) -> RunningPass | None:
-        """Return this thread's innermost pass, after those that were interrupted are gone."""
-        passes = self._passes.get(get_ident(), [])
-        while passes and passes[-1].is_over():
-            passes.pop().leave()
-        return passes[-1] if passes else None
+        """Return the pass of this thread's innermost call, after interrupted ones are gone."""
+        calls = self._calls.get(get_ident(), [])
+        while calls and calls[-1].is_over():
+            calls.pop().served.leave()
+        return calls[-1].served if calls else None
 
     def begin(self, started: RunningPass, frame: FrameType) -> None:
-        """Enter a pass, which belongs to the call with this frame."""
-        self._passes.setdefault(get_ident(), []).append(started)
-        started.enter(frame)
+        """Let a pass serve the call with this frame."""
+        self._calls.setdefault(get_ident(), []).append(_Call(started, frame))
+        started.enter()
 
     def end(self) -> None:
-        """Leave this thread's innermost pass, if there is one."""
-        passes = self._passes.get(get_ident())
-        if passes:
-            passes.pop().leave()
-            if not passes:
-                del self._passes[get_ident()]
+        """End this thread's innermost call, if there is one."""
+        calls = self._calls.get(get_ident())
+        if calls:
+            calls.pop().served.leave()
+            if not calls:
+                del self._calls[get_ident()]
 
 
 def check_not_exported() -> None:

@@ -15,7 +15,7 @@ segment of slots that all tensors treat alike, a few of them for RANDOMFOLD, m f
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -43,7 +43,7 @@ from memfold.strategies.sharing.running_passes import (
 )
 from memfold.strategies.sharing.whole_model import WholeModel, WholePass
 
-__all__ = ["Autograd", "SharedVector", "chosen_autograd", "index_bytes"]
+__all__ = ["Autograd", "SharedVector", "index_bytes"]
 
 Autograd = Literal["auto", "whole", "lean", "classic"]
 
@@ -92,7 +92,11 @@ class SharedVector(ComputedWeights):
         self.mapping = mapping
         self.gradient_scale: GradientScale = gradient_scale
         self.initial_scale = initial_scale
-        self.autograd: Autograd = chosen_autograd(autograd, linear, weights)
+        if autograd == "auto":
+            size = sum(weight.numel * weight.tensor.itemsize for weight in weights)
+            small = size <= _WHOLE_BYTES and linear in ("auto", "weight")
+            autograd = "whole" if small else "lean"
+        self.autograd: Autograd = autograd
         self.linear: Choice = linear
         # At ratio 1 nothing is shared: the row is what the dense model makes of it.
         rows = [None if mapping.is_bijection else zero_row_of(weight) for weight in weights]
@@ -100,7 +104,7 @@ class SharedVector(ComputedWeights):
         self.scales = scales
         self.fingerprint = _fingerprint(strategy, mapping)
         self._plans: dict[int, RowProducts] = {}
-        self._ways: dict[tuple[int, int, bool, bool], Way] = {}
+        self._ways: dict[tuple[int, int, str, bool, bool], Way] = {}
         self._factors: tuple[object, Tensor, Tensor] | None = None
         self._whole: WholeModel | None = None
         self._reach: tuple[list[float], Tensor] | None = None
@@ -184,11 +188,11 @@ class SharedVector(ComputedWeights):
     def _way(self, current: ForwardPass, index: int, inputs: Tensor) -> Way:
         """Choose, and remember for batches of the same size."""
         batch = inputs.numel() // max(1, inputs.shape[-1])
-        key = index, batch, current.needs_graph(inputs), current.holds
+        key = index, batch, inputs.device.type, current.needs_graph(inputs), current.holds
         if key not in self._ways:
             if len(self._ways) >= _MOST_WAYS:
                 self._ways.clear()
-            self._ways[key] = current.choose(index, batch, training=key[2])
+            self._ways[key] = current.choose(index, batch, training=key[3])
         return self._ways[key]
 
     def release(self) -> None:
@@ -222,9 +226,10 @@ class SharedVector(ComputedWeights):
 
     @property
     def resident_bytes(self) -> int:
-        """See `Compression.resident_bytes`: scales, factors of segments, signs, plans."""
+        """See `Compression.resident_bytes`: scales, factors of segments, signs, plans, reach."""
         kept = 0 if self._factors is None else 2 * self._factors[1].nbytes
         kept += 0 if self._whole is None else self._whole.nbytes
+        kept += 0 if self._reach is None else self._reach[1].nbytes
         plans = sum(plan.nbytes for plan in self._plans.values())
         return self.index_bytes + kept + self.mapping.kept_bytes + plans
 
@@ -379,16 +384,6 @@ def _fingerprint(strategy: Strategy, mapping: SlotMapping) -> int:
     parts = [f"{key}={options[key]}" for key in sorted(options)]
     shapes = [f"{span.name}{tuple(span.shape)}" for span in mapping.spans]
     return fingerprint(*parts, mapping.num_slots, *shapes)
-
-
-def chosen_autograd(
-    autograd: Autograd, linear: Choice, weights: Sequence[CompressibleWeight]
-) -> Autograd:
-    """Return what `auto` stands for, from bytes alone, and anything else as it is."""
-    if autograd != "auto":
-        return autograd
-    size = sum(weight.numel * weight.tensor.itemsize for weight in weights)
-    return "whole" if size <= _WHOLE_BYTES and linear in ("auto", "weight") else "lean"
 
 
 def index_bytes(num_tensors: int) -> int:

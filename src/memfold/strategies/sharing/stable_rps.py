@@ -9,10 +9,10 @@ strong, operations do: a matrix product can be taken with the vector's windows, 
 transforms, instead of with the matrix.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import nn
 
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context
@@ -21,12 +21,14 @@ from memfold.strategies.sharing.base import SharingStrategy
 from memfold.strategies.sharing.mapping import Span, spans_of
 from memfold.strategies.sharing.products import Choice
 from memfold.strategies.sharing.random_fold import RandomFold
-from memfold.strategies.sharing.shared_vector import SharedVector, chosen_autograd
+from memfold.strategies.sharing.shared_vector import SharedVector
 
 __all__ = ["StableRPS"]
 
-# Rows that partitions cut are dear from one in so many on.
-_DEAR_ROWS = 16
+# As many are built whole, and no row is multiplied where it lies.
+_FEW_WEIGHTS = 1 << 20
+# Rows that partitions cut are dear where they hold more than one weight in so many.
+_DEAR_SHARE = 16
 # Loads are as good as even up to here: standard deviation over mean.
 _UNEVENNESS = 0.01
 
@@ -37,8 +39,9 @@ class StableRPS(SharingStrategy, name="stable_rps"):
 
     align_rows: bool | None = None
     """Let no partition end inside a row of a weight: cheaper products, less even loads. `null` does
-    it in models above 4 MiB where partitions would cut more than one row in 16 and loads then
-    differ by at most 1 % (standard deviation over mean); the built compression says which."""
+    it with more than a million weights where rows that partitions cut would hold more than one
+    weight in 16 and loads then differ by at most 1 % (standard deviation over mean); the built
+    compression says which."""
 
     linear: Choice = "auto"
     """How linear layers and convolutions of size 1 multiply. `weight` builds it; `windows` takes
@@ -58,10 +61,10 @@ class StableRPS(SharingStrategy, name="stable_rps"):
                 "sign per weight no row is a window of the vector"
             )
 
-        if self.linear in ("windows", "correlation") and self.autograd == "whole":
+        if self.linear in ("windows", "correlation") and self.autograd in ("whole", "classic"):
             raise InputError(
-                f"compression.linear={self.linear} builds no weight, compression.autograd=whole "
-                "all of them; choose one"
+                f"compression.linear={self.linear} builds no weight, compression.autograd="
+                f"{self.autograd} all of them; choose one"
             )
 
     def build(
@@ -69,22 +72,9 @@ class StableRPS(SharingStrategy, name="stable_rps"):
     ) -> SharedVector:
         """See `Strategy.build`."""
         if self.align_rows is None:
-            aligns = self._aligns(weights, self._num_values(model, weights))
+            aligns = self._aligns(spans_of(weights), self._num_values(model, weights))
             return replace(self, align_rows=aligns).build(model, weights, context)
         return super().build(model, weights, context)
-
-    def rebuild(
-        self,
-        model: nn.Module,
-        weights: tuple[CompressibleWeight, ...],
-        num_values: int,
-        tensors: Mapping[str, Tensor],
-    ) -> SharedVector:
-        """See `Strategy.rebuild`."""
-        if self.align_rows is None:
-            aligns = self._aligns(weights, num_values)
-            return replace(self, align_rows=aligns).rebuild(model, weights, num_values, tensors)
-        return super().rebuild(model, weights, num_values, tensors)
 
     def linear_path(self) -> Choice:
         """See the option."""
@@ -95,14 +85,13 @@ class StableRPS(SharingStrategy, name="stable_rps"):
         aligned = bool(self.align_rows)
         return RandomFold(spans, num_slots, seed=self.seed, sign=self.sign, align_rows=aligned)
 
-    def _aligns(self, weights: Sequence[CompressibleWeight], num_slots: int) -> bool:
-        """Decide for `align_rows=None`, from shapes alone."""
-        path = chosen_autograd(self.autograd, self.linear, weights)
-        if path != "lean" or self.linear == "weight" or self.sign == "weight":
-            return False  # no rows are multiplied where they lie
-        spans = spans_of(weights)
+    def _aligns(self, spans: Sequence[Span], num_slots: int) -> bool:
+        """Decide for `align_rows=None`, from what decides the mapping, not how it is computed."""
+        num_weights = spans[-1].stop
+        if num_weights <= _FEW_WEIGHTS or self.sign == "weight":
+            return False
         # A partition's end cuts one row; a row longer than a partition is cut all the same.
         cut = sum(span.numel * span.columns for span in spans if span.columns <= num_slots)
-        if cut * _DEAR_ROWS <= spans[-1].stop * num_slots:
+        if cut * _DEAR_SHARE <= num_weights * num_slots:
             return False
         return replace(self, align_rows=True).mapping(spans, num_slots).unevenness <= _UNEVENNESS

@@ -3,10 +3,9 @@
 from memfold.strategies.sharing.products.costs import Choice, Way, choose
 from memfold.strategies.sharing.products.layout import RowLayout, Windows
 from memfold.strategies.sharing.products.prepared import Prepared
-from memfold.strategies.sharing.products.products import METHODS, Method, RowProducts
+from memfold.strategies.sharing.products.products import Method, RowProducts
 
 __all__ = [
-    "METHODS",
     "Choice",
     "Method",
     "Prepared",
