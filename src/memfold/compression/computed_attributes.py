@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from memfold.compression.read_only import ReadOnlyWeight, refuse
+from memfold.compression.transforms import is_transformed
 from memfold.errors import InputError
 
 __all__ = [
@@ -62,7 +63,8 @@ class ProductSource(WeightSource, Protocol):
         """Multiply the last dimension of `inputs` with the transposed weight, (rows, columns).
 
         A weight of more dimensions is flattened behind the first. `None` where the weight had
-        better be computed.
+        better be computed. Inputs are plain dense tensors of one dimension or more, and no
+        transform of PyTorch's sees them.
         """
         ...
 
@@ -237,7 +239,7 @@ def _refuse_script(module: nn.Module) -> NoReturn:
 
 def _linear(module: nn.Linear, input: Tensor) -> Tensor:
     """Do what `nn.Linear.forward` does; the argument has the name that it has there."""
-    output = module.__dict__[_SOURCES]["weight"].product(input)
+    output = _product(module, input)
     if output is None:
         return F.linear(input, module.weight, module.bias)
     return output if module.bias is None else output.add_(module.bias)
@@ -249,7 +251,7 @@ def _convolution(module: nn.Conv2d, input: Tensor) -> Tensor:
         return module._conv_forward(input, module.weight, module.bias)
     places = (slice(None, None, step) for step in module.stride)
     strided = input[(slice(None), slice(None), *places)]
-    output = module.__dict__[_SOURCES]["weight"].product(strided.movedim(1, -1))
+    output = _product(module, strided.movedim(1, -1))
     if output is None:
         return module._conv_forward(input, module.weight, module.bias)
     if module.bias is not None:
@@ -257,6 +259,16 @@ def _convolution(module: nn.Conv2d, input: Tensor) -> Tensor:
     channels_last = input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return output.movedim(-1, 1).clone(memory_format=layout)
+
+
+def _product(module: nn.Module, inputs: Tensor) -> Tensor | None:
+    """Multiply without the weight, where the source can and had better do so."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return None
+    is_plain = type(inputs) in (Tensor, nn.Parameter, ReadOnlyWeight)
+    if not is_plain or inputs.layout != torch.strided or inputs.dim() == 0 or inputs.is_nested:
+        return None
+    return None if is_transformed(inputs) else module.__dict__[_SOURCES]["weight"].product(inputs)
 
 
 def _is_pointwise(module: nn.Conv2d, input: Tensor) -> bool:

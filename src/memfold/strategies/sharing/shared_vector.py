@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from memfold.compression.fingerprints import fingerprint, is_fingerprint
 from memfold.compression.kept_weights import has_room
 from memfold.compression.parts import ComputedWeights, Level
-from memfold.compression.read_only import ReadOnlyWeight
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Strategy
 from memfold.compression.transforms import is_transformed
@@ -171,14 +170,7 @@ class SharedVector(ComputedWeights):
             where the weight is to be built.
         """
         values = self.values
-        if (
-            type(inputs) not in (Tensor, nn.Parameter, ReadOnlyWeight)
-            or inputs.layout != torch.strided
-        ):
-            return None
-        if inputs.dim() == 0 or inputs.is_nested:
-            return None
-        if torch.compiler.is_compiling() or is_transformed(values):
+        if is_transformed(values):
             return None
         current = self._current_pass(values)
         assert isinstance(current, ForwardPass)
