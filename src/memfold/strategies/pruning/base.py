@@ -22,6 +22,7 @@ from memfold.strategies.pruning.masks import (
     schedule_counts,
     shuffle_mask,
 )
+from memfold.strategies.pruning.product_costs import Linear
 from memfold.strategies.pruning.sparse_weights import SparseWeights
 from memfold.strategies.pruning.stored_masks import FINGERPRINT_BYTES, index_bytes, masks_of
 
@@ -40,6 +41,10 @@ class SparseStrategy(Strategy):
     trains_matrices: ClassVar[bool] = True
     draws_masks: ClassVar[bool] = False
     """Whether the masks follow from the seed and the number of values alone."""
+
+    linear: Linear = "auto"
+    """How linear layers and convolutions of size 1 multiply: `weight` builds it from the kept
+    values, `kept` takes these alone, without gradients of others; `auto` takes what costs less."""
 
     def masks_from_seed(
         self, shapes: Mapping[str, torch.Size], num_values: int, device: torch.device
@@ -62,7 +67,7 @@ class SparseStrategy(Strategy):
         masks: Sequence[Tensor],
     ) -> SparseWeights:
         """Describe what is kept, before the weights are replaced."""
-        sparse = SparseWeights(self, model, weights, masks)
+        sparse = SparseWeights(self, model, weights, masks, linear=self.linear)
         if self.draws_masks:
             shapes = dict(zip(sparse.names, sparse.shapes, strict=True))
             count, device = sparse.num_values, torch.device("cpu")

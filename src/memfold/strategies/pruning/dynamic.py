@@ -34,6 +34,7 @@ from memfold.seeding import derive_seed
 from memfold.strategies.pruning.base import SparseStrategy
 from memfold.strategies.pruning.densities import Distribution, layer_counts
 from memfold.strategies.pruning.masks import keep_counts
+from memfold.strategies.pruning.product_costs import Linear
 from memfold.strategies.pruning.sparse_weights import SparseWeights
 
 __all__ = ["Decay", "DynamicStrategy", "DynamicWeights"]
@@ -122,7 +123,7 @@ class DynamicStrategy(SparseStrategy):
         masks: Sequence[Tensor],
     ) -> "DynamicWeights":
         """See `SparseStrategy.sparse_weights`."""
-        return DynamicWeights(self, model, weights, masks)
+        return DynamicWeights(self, model, weights, masks, linear=self.linear)
 
     def _draw_mask(self, weight: CompressibleWeight, count: int) -> Tensor:
         """Keep `count` entries at random, whatever the values are."""
@@ -143,9 +144,11 @@ class DynamicWeights(SparseWeights):
         model: nn.Module,
         weights: tuple[CompressibleWeight, ...],
         masks: Sequence[Tensor],
+        *,
+        linear: Linear,
     ) -> None:
         """See `SparseWeights`."""
-        super().__init__(strategy, model, weights, masks)
+        super().__init__(strategy, model, weights, masks, linear=linear)
         self.rules = strategy
         # Belongs to the coming optimizer step. An update that could not be made stays due, and a
         # checkpoint remembers it.

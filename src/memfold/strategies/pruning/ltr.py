@@ -7,8 +7,8 @@ the mask m keeps, the floor(f n) with the smallest |W_T| in the whole model leav
 has exactly as many as `ratio` or `budget_bytes` allow.
 
 What shrinks: stored values, and from round to round parameters, gradients and optimizer state. What
-does not: the first round trains the dense model, activations, operations (weights are built dense
-for every pass). The training costs as many runs as there are rounds.
+does not: the first round trains the dense model, activations, operations but in linear layers that
+have become sparse. The training costs as many runs as there are rounds.
 """
 
 from bisect import bisect_right
@@ -59,7 +59,7 @@ class Ticket(SparseWeights, Rounds):
             counts: Number of weights in each round.
         """
         everything = [torch.ones_like(weight.tensor, dtype=torch.bool) for weight in weights]
-        super().__init__(strategy, model, weights, everything)
+        super().__init__(strategy, model, weights, everything, linear=strategy.linear)
         self.options = strategy
         self.round_counts = list(counts)
         has_budget = strategy.budget_bytes is not None

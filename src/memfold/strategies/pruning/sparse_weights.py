@@ -1,7 +1,8 @@
 """Sparse weights: only the kept values are parameters, and the structure says where they belong.
 
 Values, gradients and optimizer state have the length of what is kept, in training too; the
-positions are int64 numbers beside them. A dense tensor exists while its layer needs it.
+positions are int64 numbers beside them. A dense tensor exists while its layer needs it; a linear
+layer that is sparse enough multiplies without one.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,18 +14,22 @@ from weakref import WeakSet, ref
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 
 from memfold.compression.accounting import tensor_bytes
+from memfold.compression.computed_attributes import WeightSource
 from memfold.compression.fingerprints import check_marks, fingerprint, is_fingerprint
 from memfold.compression.optimizers import check_movable, in_bucket_of, move_state, optimizers_in
-from memfold.compression.parts import MARKS
+from memfold.compression.parts import MARKS, PartSource
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.state import Logged
 from memfold.compression.strategy import Strategy
 from memfold.errors import InputError
 from memfold.strategies.pruning.copies import MovableWeights
 from memfold.strategies.pruning.health import metrics_of
+from memfold.strategies.pruning.product_costs import Linear, Product
+from memfold.strategies.pruning.products import KeptProduct, RowBounds, can_multiply, multiply
 from memfold.strategies.pruning.stored_masks import (
     CODED,
     COUNTS,
@@ -58,6 +63,8 @@ class SparseWeights(MovableWeights):
         model: nn.Module,
         weights: tuple[CompressibleWeight, ...],
         masks: Sequence[Tensor],
+        *,
+        linear: Linear,
     ) -> None:
         """Take note of the structure; `keep` then replaces the weights.
 
@@ -66,8 +73,11 @@ class SparseWeights(MovableWeights):
             model: The root module.
             weights: The weights to replace.
             masks: Bool tensor of each weight's shape: what is kept.
+            linear: How layers multiply.
         """
         super().__init__(strategy, model, weights)
+        self.linear: Linear = linear
+        self._layouts: dict[int, tuple[Tensor, RowBounds]] = {}
         self.positions = [mask.reshape(-1).nonzero().squeeze(1) for mask in masks]
         self.draw: Callable[[], Iterator[list[Tensor]]] | None = None
         """Draws these masks again, from the seed and the number of values alone; an artifact then
@@ -95,6 +105,50 @@ class SparseWeights(MovableWeights):
         if self._known is not None and dense.requires_grad:
             dense.register_hook(self._catch_up)  # what is trained changes its values itself
         return dense
+
+    def source(self, index: int, module: nn.Module) -> WeightSource:
+        """See `ComputedWeights.source`."""
+        return (PartSource if self.linear == "weight" else _KeptSource)(self, index)
+
+    def product(self, index: int, inputs: Tensor) -> Tensor | None:
+        """Multiply with weight number `index` without building it, where that is cheaper.
+
+        Args:
+            index: Of the weight, taken as a matrix: (first dimension, all others).
+            inputs: Shape (..., columns).
+
+        Returns:
+            Shape (..., rows): inputs @ weight.T; `None` where the weight is to be built.
+        """
+        values, shape = self.values(index), self.shapes[index]
+        rows, columns = shape[0], shape.numel() // shape[0]
+        # Who watches dense gradients, or copies that were left behind, hooks into the weight.
+        is_watched = self._gradients is not None or self._known is not None
+        if is_watched or not can_multiply(inputs, values, rows, columns):
+            return None
+        has_graph = torch.is_grad_enabled()
+        trains = has_graph and (values.requires_grad or inputs.requires_grad)
+        lasts = not (has_graph or self.model.training)
+        batch = inputs.shape[:-1].numel()
+        product = Product(rows, columns, len(values), batch, trains=trains, lasts=lasts)
+        if self.linear == "auto" and not product.is_cheaper_kept():
+            return None
+        if not lasts:
+            self.release()
+        positions = self._positions_on(index, values.device)
+        if trains:
+            return KeptProduct.apply(inputs, values, positions, rows)
+        known = self._layouts.get(index)
+        if known is None or known[0] is not positions:
+            known = positions, RowBounds.of(positions, rows, columns)
+            if lasts:
+                self._layouts[index] = known
+        return multiply(inputs, values, known[1])
+
+    def release(self) -> None:
+        """See `ComputedWeights.release`; where values lie goes, too, as evaluations find it."""
+        super().release()
+        self._layouts.clear()
 
     def values(self, index: int) -> nn.Parameter:
         """Return the kept values of weight number `index`, shape (kept,)."""
@@ -300,11 +354,12 @@ class SparseWeights(MovableWeights):
         values.data = in_bucket_of(values.data, moved(values.data))
         values.grad = None if gradient is None else in_bucket_of(gradient, moved(gradient))
         self.positions[index] = new
+        increment_version(values)  # a graph that has saved them cannot go on with these
         self.release()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this object's own training."""
-        state = super().__getstate__() | {"_optimizer": None}
+        state = super().__getstate__() | {"_optimizer": None, "_layouts": {}}
         del state["_watched"]
         return state
 
@@ -315,6 +370,16 @@ class SparseWeights(MovableWeights):
 
     def _fingerprint(self) -> int:
         return fingerprint("kept", *self.positions, *(str(tuple(shape)) for shape in self.shapes))
+
+
+class _KeptSource(PartSource):
+    """What a module multiplies with, where that is cheaper without computing its weight."""
+
+    compression: SparseWeights
+
+    def product(self, inputs: Tensor) -> Tensor | None:
+        """See `ProductSource.product`."""
+        return self.compression.product(self.index, inputs)
 
 
 def _are_same(masks: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
