@@ -186,6 +186,19 @@ def test_inputs_that_are_no_plain_tensors_build_the_weight(linear, products):
     assert products == []
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("linear", ["windows", "correlation"])
+def test_tangents_of_inputs_go_through_the_built_weight(linear, products):
+    found = []
+    for way in ("weight", linear):
+        with torch.no_grad(), torch.autograd.forward_ad.dual_level():
+            inputs = torch.autograd.forward_ad.make_dual(batch(), torch.ones_like(batch()))
+            outputs = torch.autograd.forward_ad.unpack_dual(make("perceptron", way)(inputs))
+            found.append((outputs.primal, outputs.tangent))
+    torch.testing.assert_close(found[0], found[1])
+    assert products == []
+
+
 def test_a_backward_pass_for_inputs_alone_makes_no_buffer():
     model, x = make("perceptron", "correlation"), batch().requires_grad_()
     output = loss_of(model(x))
