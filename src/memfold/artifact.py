@@ -73,7 +73,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, bits: int | None = N
         reshaped = {name: list(shape) for name, shape in compression.dense_shapes().items()}
         ties = {name: first for name, first in ties.items() if name not in owned} | compression.ties
     if bits is not None:
-        strategy = replace(strategy, bits=bits)
+        strategy = replace(strategy, bits=bits, train_bits=None)
     tensors = indices | state_tensors(model, leave_out=owned)
     for name, value in values.items():
         parts = quantise(value, strategy.packing)

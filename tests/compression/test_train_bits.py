@@ -266,6 +266,50 @@ def test_a_step_without_before_step_is_refused() -> None:
             later()
 
 
+def test_a_step_of_a_copy_without_before_step_is_refused() -> None:
+    net, (x, y) = known("dense"), batch()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    for step in range(3):
+        F.cross_entropy(net(x), y).backward()
+        memfold.before_step(net, optimizer, step=step, total_steps=9)
+        optimizer.step()
+    F.cross_entropy(net(x), y).backward()
+    twin = copy.deepcopy(net)
+    with torch.no_grad():
+        twin.first.weight.add_(1)
+    with pytest.raises(InputError, match=r"before_step, which has to come before every step"):
+        twin(x)
+    memfold.release(net)
+
+
+@pytest.mark.parametrize("name", ["stable_rps", "mag", "low_rank"])
+def test_a_loaded_model_goes_on_to_know_the_bits(name: str, tmp_path: Path) -> None:
+    memfold.save(known(name), tmp_path / "first.safetensors")
+    net, (x, y) = memfold.load(tmp_path / "first.safetensors", Net()), batch()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    for step in range(3):
+        F.cross_entropy(net(x), y).backward()
+        memfold.before_step(net, optimizer, step=step, total_steps=3)
+        optimizer.step()
+    memfold.save(net, tmp_path / "second.safetensors")
+    again = memfold.load(tmp_path / "second.safetensors", Net()).eval()
+    with torch.no_grad():
+        assert torch.equal(net.eval()(x), again(x))
+
+
+def test_other_bits_than_those_of_the_training_can_be_asked_for(tmp_path: Path) -> None:
+    net, path = known("mag"), tmp_path / "model.safetensors"
+    trained = compression_of(net)
+    assert trained is not None
+    expected = trained.value_tensors()
+    sizes = {bits: memfold.save(net, path, bits=bits) for bits in (None, 4, 8, 32)}
+    assert sizes[None] == pytest.approx(sizes[4], abs=16)
+    assert sizes[4] < sizes[8] < sizes[32]
+    loaded = compression_of(memfold.load(path, Net()))
+    assert loaded is not None
+    assert_equal(loaded.value_tensors(), expected)
+
+
 def test_parameters_of_others_are_refused() -> None:
     net, (x, _) = known("mag"), batch()
     with pytest.raises(InputError, match=r"give memfold\.densify\(model\) to torch\.func"):
@@ -287,11 +331,6 @@ def test_parameters_of_others_are_refused() -> None:
 def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         compressed("stable_rps", **options)
-
-
-def test_other_bits_are_no_longer_to_be_had(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"bits=8 with artifact\.train_bits=4"):
-        memfold.save(known("mag"), tmp_path / "model.safetensors", bits=8)
 
 
 class _Task(LightningModule):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from memfold.compression.computed_attributes import check_computable, computed_sources
+from memfold.compression.fake_quantisation import FakeQuantisation
 from memfold.compression.materialise import check_has_values
 from memfold.compression.parametrised import copy_model
 from memfold.compression.selection import CompressibleWeight
@@ -136,6 +137,9 @@ def _check_trains(optimizer: torch.optim.Optimizer, compression: Compression) ->
 def set_compression(model: nn.Module, compression: Compression) -> None:
     """Hang a compression on the root module that it was made for."""
     model.__dict__[STATE] = compression
+    if compression.strategy.train_bits is not None:
+        start = compression.strategy.train_bits_from
+        compression.rounding = FakeQuantisation(compression, start)
     model.__dict__["_apply"] = partial(_convert, model)
     if not any(computed_sources(module) for module in model.modules()):
         return  # dense weights, as those of dense and small are

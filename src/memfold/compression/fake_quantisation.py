@@ -107,6 +107,11 @@ class FakeQuantisation:
         for handle in self._handles:
             handle.remove()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Watch the parameters of a copy, which count their changes anew."""
+        vars(self).update(state)
+        self._note_versions()
+
     @_disable_dynamo
     def _begin(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         with _LOCK:
@@ -148,6 +153,10 @@ class FakeQuantisation:
                 # Before it is written, whatever interrupts that.
                 self._trained.append((tensor, values, tensor._version + (self._num_passes == 0)))
                 self._write(tensor, part.view(tensor.shape))
+        self._note_versions()  # views of one tensor count together
+
+    def _note_versions(self) -> None:
+        self._trained = [(tensor, values, tensor._version) for tensor, values, _ in self._trained]
 
     def _rounded(self, name: str, values: Tensor) -> Tensor:
         before, found = self._known.get(name, (None, None))

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from memfold.compression.accounting import state_tensors, tensor_bytes
 from memfold.compression.compressed_model import check_not_compressed, set_compression
-from memfold.compression.fake_quantisation import FakeQuantisation
 from memfold.compression.materialise import check_has_values, structured_weights
 from memfold.compression.parametrised import Parametrised, check_parametrised
 from memfold.compression.selection import (
@@ -219,8 +218,6 @@ class Strategy(ABC):
         compression = self.build(model, weights, context)
         compression.structured = tuple(w.name for w in candidates if w.name in structured)
         set_compression(model, compression)
-        if self.train_bits is not None:
-            compression.rounding = FakeQuantisation(compression, self.train_bits_from)
         return compression
 
     def restore(

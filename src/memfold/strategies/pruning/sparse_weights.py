@@ -319,7 +319,8 @@ class SparseWeights(MovableWeights):
                 f"the artifact's {_FINGERPRINT} does not belong to the positions that "
                 f"{self.strategy.name} draws from its seed"
             )
-        return list(values.split(self.counts))
+        # Each with memory of its own, and its own count of changes.
+        return [part.clone() for part in values.split(self.counts)]
 
     def has_fingerprint(self, tensors: Mapping[str, Tensor]) -> bool:
         """Whether an artifact's tensors belong to these positions, as far as they tell."""
