@@ -46,13 +46,14 @@ def _figures(device: str, threads: int) -> list[Case]:
     for model in ("vit", "gpt"):  # seconds a step
         add(model, (1, 0.1, 0.01), warmup=1, steps=3)
         add(model, (0.01,), _CLASSIC, warmup=1, steps=3)
-    add("mlp50m", (0.01,), {}, _CLASSIC)
+    add("mlp50m", (0.01,), in_turn=15)
+    add("mlp50m", (0.01,), _CLASSIC)
     add("mlp50m", (0.01,), construction="meta")
     add("mlp50m", (0.01,), optimizer="adamw")
     add("mlp50m", (0.01,), optimizer="adamw", construction="meta")
-    add("mlp38m", (0.0003, 0.001, 0.002))
-    add("linear4096", (0.001,))
-    add("linear8192", (0.001, 0.01))
+    add("mlp38m", (0.0003, 0.001, 0.003, 0.01), in_turn=15)
+    add("linear4096", (0.001,), in_turn=15)
+    add("linear8192", (0.001, 0.01), in_turn=15)
     return cases
 
 
