@@ -99,6 +99,14 @@ def test_runs_that_are_not_completed_or_were_replaced_are_left_out(runs: Path) -
     assert not (runs / "0" / "packed").exists()
 
 
+def test_a_run_that_knows_its_bits_has_its_file(runs: Path) -> None:
+    result = read(runs / "0")
+    result["compression"] |= {"bits": 4, "train_bits": 4}
+    (runs / "0" / "result.json").write_text(json.dumps(result))
+    assert pack_runs([runs], [8]) == 1
+    assert not (runs / "0" / "packed").exists()
+
+
 def test_a_run_of_fewer_bits_and_a_missing_folder_are_refused(runs: Path) -> None:
     result = read(runs / "0")
     result["compression"]["bits"] = 8

@@ -35,6 +35,8 @@ def pack_runs(
 ) -> int:
     """Pack all completed runs below `folders`, and evaluate what was packed.
 
+    Runs whose training knew the bits of the artifact (`artifact.train_bits`) have that artifact.
+
     `packed/<bits>/result.json` is the run's result with the bytes of the packed file and the
     metrics of its contents as `packed/val/...` and `packed/test/...`. What is packed already
     stays.
@@ -58,7 +60,7 @@ def pack_runs(
         for number in bits:
             if stop is not None and stop.is_set():
                 raise Stopped
-            if not _is_packed(run, number):
+            if not _is_packed(run, number) and not _knows_its_bits(run):
                 _pack(run, number, data, allow)
                 num_packed += 1
     return num_packed
@@ -80,6 +82,11 @@ def _is_packed(run: Path, bits: int) -> bool:
     """Tell whether the packed file is that of the run as it is, which may have trained further."""
     packed, result = read_result(run / PACKED / str(bits)), read_result(run)
     return all(packed.get(key) == result.get(key) for key in ("status", "training"))
+
+
+def _knows_its_bits(run: Path) -> bool:
+    compression = read_result(run).get("compression")
+    return isinstance(compression, dict) and compression.get("train_bits") is not None
 
 
 def _pack(run: Path, bits: int, data: "_DataSets", allow: Collection[str]) -> None:
