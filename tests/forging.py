@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from memfold.artifact_file import checksum, pack, unpack
+from memfold.file_format import VERSION, WITH_CHECKSUM_INSIDE, checksum, pack, unpack
 
 
 def forge(
@@ -29,8 +29,12 @@ def forge(
         contents, tensors = unpack(file.metadata()["memfold"], load_file(path))
     del contents["checksum"]
     change(contents, tensors)
-    if signed:
-        contents["checksum"] = checksum(contents, tensors)
-    is_packed = contents["version"] == 4
-    text, stored = pack(contents, tensors) if is_packed else (json.dumps(contents), tensors)
+    check, version = checksum(contents, tensors), contents["version"]
+    if version != VERSION and signed:
+        contents["checksum"] = check
+    if version in (VERSION, WITH_CHECKSUM_INSIDE):
+        text, stored = pack(contents, tensors, check if signed else 0)
+        text = text if version == VERSION else f"{version}:{text.rpartition(':')[2]}"
+    else:
+        text, stored = json.dumps(contents), tensors
     save_file(stored, path, {"memfold": text})

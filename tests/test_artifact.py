@@ -5,6 +5,8 @@ import pickle
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -13,10 +15,13 @@ from torch.nn import functional as F
 import memfold
 from forging import forge
 from memfold.artifact import header_bytes
-from memfold.artifact_file import unpack
 from memfold.backbones.mlp import MLP
 from memfold.compression import compression_of
+from memfold.compression.budget import Budget, Stored, like
+from memfold.compression.selection import named_weights
 from memfold.errors import InputError
+from memfold.file_format import unpack
+from memfold.strategies.pruning.stored_masks import stored_like
 from strategies.cases import ANY_MODULE, options_of
 from strategies.models import MODELS, build, compressed_or_skipped, make_input
 
@@ -43,6 +48,33 @@ def test_a_file_takes_the_stored_bytes_and_its_header(strategy, model_name, tmp_
     size = memfold.save(model, path)
     assert size == path.stat().st_size
     assert size == memfold.footprint(model).stored_bytes + header_bytes(path)
+    assert size == counted(model, build(model_name))
+
+
+def counted(model, dense):
+    """Return the size of the file of a model, counted on its backbone and without values."""
+    found = compression_of(model)
+    values, indices = (
+        {name: like(tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        for tensors in (found.value_tensors(), found.index_tensors())
+    )
+    budget = Budget(found.strategy, dense, named_weights(dense, found.names))
+    return budget.file_bytes(Stored(found.num_values, values, indices))
+
+
+@given(st.integers(2, 200), st.sampled_from([8, 6, 4, 3]), st.floats(0.05, 0.95), st.integers(1, 5))
+def test_coding_never_makes_a_file_larger_than_what_was_counted(
+    tmp_path_factory, rows, bits, ratio, power
+):
+    model, dense = nn.Linear(20, rows), nn.Linear(20, rows)
+    with torch.no_grad():
+        model.weight.normal_(generator=torch.Generator().manual_seed(rows)).pow_(power)
+    memfold.compress(model, "mag", ratio=ratio, bits=bits, coding="huffman", structured="share")
+    found = compression_of(model)
+    plain = stored_like(found.num_values, found.counts, found.shapes, found.dtype)
+    budget = Budget(found.strategy, dense, named_weights(dense, found.names))
+    path = tmp_path_factory.getbasetemp() / "coded.safetensors"
+    assert memfold.save(model, path) <= budget.file_bytes(plain)
 
 
 @pytest.mark.parametrize("strategy", ANY_MODULE)
@@ -164,7 +196,7 @@ def test_foreign_safetensors_and_unknown_strategies_are_refused(tmp_path):
     record = {"version": 2, "num_values": 3, "weights": [], "strategy": {"name": "magic"}}
     for damaged, message in (
         (json.dumps(record), "magic is unknown"),
-        (json.dumps(record | {"version": 1}), r"has version '1', expected one of \(2, 3, 4\)"),
+        (json.dumps(record | {"version": 1}), r"has version '1', expected one of \(2, 3, 4, 5\)"),
         (json.dumps({"version": 2}), "damaged metadata"),
         ("{", "damaged metadata"),
         ("[]", "damaged metadata"),
@@ -205,7 +237,7 @@ def test_a_failed_save_keeps_the_earlier_file(artifact, monkeypatch):
     def full_disk(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("memfold.artifact_file.save_file", full_disk)
+    monkeypatch.setattr("memfold.artifact_file.header", full_disk)
     with pytest.raises(OSError, match="No space"):
         memfold.save(small_model(), artifact)
     assert artifact.read_bytes() == before

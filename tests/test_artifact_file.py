@@ -3,21 +3,21 @@
 import base64
 import json
 import zlib
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load as load_bytes
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 import memfold
 from forging import forge
 from memfold import backbones
 from memfold.artifact import header_bytes
-from memfold.artifact_file import pack, unpack
 from memfold.errors import InputError
+from memfold.file_format import file_bytes, header, pack, unpack
 from strategies.cases import options_of
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.complex64)
@@ -31,26 +31,48 @@ NETWORKS = {
 }
 
 
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 40), max_size=3)), max_size=12
-    )
+kinds = st.lists(
+    st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 40), max_size=3)), max_size=12
 )
+
+
+@given(kinds)
 def test_tensors_of_any_kind_and_size_come_back(kinds: list[tuple[torch.dtype, list[int]]]) -> None:
     generator = torch.Generator().manual_seed(0)
     tensors = {
         f"{number}.weight": torch.randint(0, 2, shape, generator=generator).to(dtype)
         for number, (dtype, shape) in enumerate(kinds)
     }
-    contents = {"version": 4, "any": ["thing"]}
-    text, stored = pack(contents, tensors)
+    contents = {"version": 5, "any": ["thing"]}
+    text, stored = pack(contents, tensors, 4_000_000_000)
     assert sum(t.nbytes for t in stored.values()) == sum(t.nbytes for t in tensors.values())
     found, again = unpack(text, stored)
-    assert found == contents
+    assert found == {**contents, "checksum": 4_000_000_000}
     assert again.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert again[name].dtype == tensor.dtype
         assert torch.equal(again[name], tensor)
+
+
+@given(kinds)
+def test_the_size_of_a_file_is_known_before_its_values(
+    kinds: list[tuple[torch.dtype, list[int]]],
+) -> None:
+    tensors = {
+        f"{number}.wéight": torch.zeros(shape, dtype=dtype)
+        for number, (dtype, shape) in enumerate(kinds)
+    }
+    contents = {"version": 5, "any": ["thing"]}
+    text, stored = pack(contents, tensors, 0)
+    file = header(text, stored) + b"".join(
+        t.view(-1).view(torch.uint8).numpy().tobytes() for t in stored.values()
+    )
+    like = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    assert len(file) == file_bytes(contents, like)
+    found = load_bytes(file)
+    assert {n: (t.dtype, t.shape) for n, t in found.items()} == {
+        n: (t.dtype, t.shape) for n, t in stored.items()
+    }
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -66,12 +88,11 @@ def test_a_file_is_hardly_larger_than_what_it_stores(strategy: str, network: str
         assert header_bytes(tmp_path / "a") <= 2000
 
 
-def as_version_3(contents: dict[str, Any], _: dict[str, Tensor]) -> None:
-    contents["version"] = 3
-
-
+@pytest.mark.parametrize("version", [3, 4])
 @pytest.mark.parametrize("strategy", ["dense", "stable_rps", "mag", "low_rank", "supermask"])
-def test_files_that_name_every_tensor_are_still_read(strategy: str, tmp_path) -> None:
+def test_files_of_earlier_versions_are_still_read(strategy: str, version: int, tmp_path) -> None:
+    """Version 3 names every tensor in the header, version 4 has the checksum in the record."""
+
     def build() -> nn.Module:
         torch.manual_seed(0)
         return backbones.MLP(1, 4, 3, hidden_widths=[6, 5])
@@ -80,13 +101,13 @@ def test_files_that_name_every_tensor_are_still_read(strategy: str, tmp_path) ->
     options = {"loss": nn.functional.cross_entropy, **options_of(strategy)}
     model = memfold.compress(build(), strategy, data=[batch], **options)
     memfold.save(model, tmp_path / "a")
-    forge(tmp_path / "a", as_version_3)
+    forge(tmp_path / "a", lambda contents, _: contents.update(version=version))
     with torch.no_grad():
         assert torch.equal(memfold.load(tmp_path / "a", build())(batch[0]), model(batch[0]))
 
 
 def record(**packed: object) -> bytes:
-    return json.dumps({"version": 4, "packed": packed}).encode()
+    return json.dumps({"version": 5, "packed": packed}).encode()
 
 
 HOSTILE = {
@@ -103,9 +124,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_record_is_refused(name: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memfold.artifact_file._LONGEST_RECORD", 1000)
+    monkeypatch.setattr("memfold.file_format._LONGEST_RECORD", 1000)
     content, message = HOSTILE[name]
-    text = f"4:{base64.b85encode(zlib.compress(content)).decode()}"
+    text = f"5:00000000:{base64.b85encode(zlib.compress(content)).decode()}"
     small = torch.zeros(8, dtype=torch.uint8)
     for cut, reason in ((0, message), (6, "damaged metadata")):
         stored = {"memfold.small_tensors": small, "b": torch.zeros(2)}

@@ -9,7 +9,6 @@ from torch import nn
 import memfold
 from memfold.compression import compression_of
 from memfold.memory import PeakMeter, grad_sync_bytes, train_state_bytes
-from strategies.models import build
 
 
 def small_model():
@@ -52,20 +51,6 @@ def test_footprint_counts_a_part_at_two_places_once(strategy):
     # As wrappers do that keep the module beside what they have made of it.
     twice = nn.ModuleDict({"original": part, "wrapped": nn.Sequential(part)})
     assert memfold.footprint(twice) == memfold.footprint(part)
-
-
-@pytest.mark.parametrize("strategy", ["stable_rps", "hashednet"])
-def test_a_budget_in_bytes_is_met_and_used(strategy):
-    for budget in (UNTOUCHED + 100, UNTOUCHED + 501, UNTOUCHED + 4 * 300 + 16):
-        model = memfold.compress(small_model(), strategy, budget_bytes=budget)
-        assert budget - 4 < memfold.footprint(model).stored_bytes <= budget
-    roomy = memfold.compress(small_model(), strategy, budget_bytes=10**6)
-    assert memfold.footprint(roomy).ratio == 1
-
-
-def test_budget_with_ties_and_doubles():
-    model = memfold.compress(build("tied"), "stable_rps", budget_bytes=500)
-    assert 500 - 8 < memfold.footprint(model).stored_bytes <= 500
 
 
 def test_train_state_counts_each_tensor_once():

@@ -27,13 +27,14 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "seeding": (set(), LIBRARIES),
     "entropy_coding": ({"errors"}, LIBRARIES - {"torch"}),
     "quantisation": (SMALL | {"entropy_coding"}, LIBRARIES - {"torch"}),
-    "compression": (SMALL | {"quantisation"}, LIBRARIES - {"torch"}),
+    "file_format": ({"errors", "files"}, LIBRARIES - {"torch"}),
+    "compression": (SMALL | {"file_format", "quantisation"}, LIBRARIES - {"torch"}),
     "strategies": (
         SMALL | {"entropy_coding", "quantisation", "compression"},
         LIBRARIES - {"torch"},
     ),
     "memory": ({"compression"}, LIBRARIES - {"torch"}),
-    "artifact_file": (SMALL | {"compression"}, LIBRARIES - {"torch"}),
+    "artifact_file": (SMALL | {"compression", "file_format"}, LIBRARIES - {"torch"}),
     "artifact": (
         SMALL | {"artifact_file", "compression", "quantisation", "strategies"},
         LIBRARIES - {"torch"},

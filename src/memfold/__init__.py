@@ -74,7 +74,9 @@ def compress(
         model: Any module, on any one device, in one dtype.
         strategy: A name from `strategies()`, or a built strategy with all of its options.
         ratio: Stored learned values over compressible weights, in (0, 1]; 0.1 by default.
-        budget_bytes: Stored bytes of the whole model, instead of `ratio`.
+        budget_bytes: Size of the file that `save` writes, its header included, instead of `ratio`:
+            it is as full as the strategy can make it, and never fuller. With `coding` what is
+            stored becomes smaller than counted; the budget then is an upper bound.
         seed: Everything random derives from it; 0 by default.
         data: Batches of (input, target), for strategies that look at data.
         loss: (output, target) -> scalar, for the same.

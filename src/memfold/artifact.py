@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from memfold.artifact_file import Record, read, write
+from memfold.artifact_file import read, write
 from memfold.compression.accounting import extent, state_tensors, ties_of
 from memfold.compression.compressed_model import (
     check_not_compressed,
@@ -23,6 +23,7 @@ from memfold.compression.compressed_model import (
     restore_dense,
 )
 from memfold.compression.materialise import filler
+from memfold.compression.record import Record
 from memfold.compression.state import Compression, compressions_in
 from memfold.compression.strategy import Strategy
 from memfold.errors import InputError

@@ -14,7 +14,10 @@ from torch import Tensor
 
 from memfold.errors import InputError
 
-__all__ = ["decode", "encode"]
+__all__ = ["LEAST_SAVED", "decode", "encode"]
+
+LEAST_SAVED = 32
+"""Bytes that coding has to save: a file that says that it is coded has a larger header."""
 
 _FORMAT = -15  # DEFLATE without a header
 _MOST_MEMORY = 9

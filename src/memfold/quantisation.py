@@ -15,7 +15,7 @@ bytes again, and without a cut |x - q s| <= s / 2. s is never below the smallest
 
 Of 8 bits and fewer, integers and scales can be coded by their frequencies (`entropy_coding`):
 integers of up to 4 bits two to a byte, others one to a byte, of scales the lower bytes and then the
-upper ones. What coding does not make smaller stays as it is.
+upper ones. What coding does not make smaller by 32 bytes stays as it is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,8 +36,7 @@ __all__ = [
     "Coding",
     "Packing",
     "dequantise",
-    "max_numel",
-    "packed_bytes",
+    "packed_like",
     "quantise",
     "rounded",
 ]
@@ -82,27 +81,27 @@ class Packing:
                 raise InputError(f"artifact.{name} must be one of {allowed}, got {value!r}")
 
 
-def packed_bytes(numel: int, packing: Packing, itemsize: int) -> int:
-    """Return the exact bytes of what `quantise` makes of a tensor, before they are coded.
+def packed_like(shape: Sequence[int], packing: Packing, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return what `quantise` makes of a tensor, before it is coded, without the values.
 
     Args:
-        numel: Number of values.
-        packing: How they are stored.
-        itemsize: Bytes of one value in the dtype that it has before.
+        shape: Of the tensor.
+        packing: How it is stored.
+        dtype: Of the tensor.
+
+    Returns:
+        Suffix of the name -> tensor on the meta device: see `quantise`.
     """
-    bits = packing.bits
+    bits, numel = packing.bits, prod(shape)
     if bits >= 16:
-        return numel * _wide_bytes(bits, itemsize)
-    return -(-numel * bits // 8) + -(-numel // packing.block_size) * _SCALE.itemsize
-
-
-def max_numel(num_bytes: int, packing: Packing, itemsize: int) -> int:
-    """Return how many values fit: the largest numel whose `packed_bytes` are <= `num_bytes`."""
-    num_bytes, bits, size = max(num_bytes, 0), packing.bits, packing.block_size
-    if bits >= 16:
-        return num_bytes // _wide_bytes(bits, itemsize)
-    blocks, rest = divmod(num_bytes, packed_bytes(size, packing, itemsize))
-    return blocks * size + max(rest - _SCALE.itemsize, 0) * 8 // bits
+        is_half = bits == 16 and dtype.itemsize != 2
+        return {"": torch.empty(shape, dtype=torch.float16 if is_half else dtype, device="meta")}
+    if bits < 8:
+        values = torch.empty(-(-numel * bits // 8), dtype=torch.uint8, device="meta")
+    else:
+        values = torch.empty(shape, dtype=torch.int8, device="meta")
+    num_blocks = -(-numel // packing.block_size)
+    return {"": values, _SCALES: torch.empty(num_blocks, dtype=_SCALE, device="meta")}
 
 
 def quantise(values: Tensor, packing: Packing) -> dict[str, Tensor]:
@@ -148,7 +147,7 @@ def quantise(values: Tensor, packing: Packing) -> dict[str, Tensor]:
     return {
         suffix + (_CODED if is_smaller else ""): coded[suffix] if is_smaller else part
         for suffix, part in parts.items()
-        for is_smaller in [coded[suffix].nbytes < part.nbytes]
+        for is_smaller in [coded[suffix].nbytes + entropy_coding.LEAST_SAVED <= part.nbytes]
     }
 
 
@@ -222,10 +221,6 @@ def rounded(values: Tensor, packing: Packing) -> Tensor:
     read = _codes(blocks, scales, bits).mul_(scales.unsqueeze(1))
     largest = torch.finfo(torch.float32).max
     return read.flatten()[: values.numel()].clamp_(-largest, largest).view(values.shape).to(values)
-
-
-def _wide_bytes(bits: int, itemsize: int) -> int:
-    return 2 if bits == 16 else itemsize
 
 
 def _limit(bits: int) -> int:

@@ -33,7 +33,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize(
-    "options", [{"ratio": 0.6}, {"seed": 3}, {"ratio": None, "budget_bytes": 400}]
+    "options", [{"ratio": 0.6}, {"seed": 3}, {"ratio": None, "budget_bytes": 900}]
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_values_of_another_seed_or_budget_are_refused(name: str, options: dict[str, Any]) -> None:

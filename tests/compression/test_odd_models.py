@@ -100,10 +100,10 @@ def test_weights_tied_by_memory_are_one_weight():
     model = nn.Sequential(*[nn.Linear(8, 50, bias=False) for _ in range(4)])
     for layer in model:
         layer.weight = nn.Parameter(table)
-    folded(model, ratio=None, budget_bytes=400)
+    folded(model, ratio=None, budget_bytes=1000)
     counted = memfold.footprint(model)
     assert counted.num_weights == 400
-    assert counted.stored_bytes <= 400
+    assert counted.num_values < 150
     assert torch.equal(model[0].weight, model[3].weight)
 
 

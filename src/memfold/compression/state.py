@@ -12,7 +12,7 @@ from memfold.compression.accounting import tensor_bytes, ties_of
 from memfold.compression.fake_quantisation import FakeQuantisation
 from memfold.compression.selection import CompressibleWeight
 from memfold.errors import InputError
-from memfold.quantisation import packed_bytes, quantise
+from memfold.quantisation import packed_like, quantise
 
 if TYPE_CHECKING:
     from memfold.compression.strategy import Strategy
@@ -85,7 +85,9 @@ class Compression(ABC):
             return sum(tensor_bytes(parts.values()) for parts in packed)
         stored = ([v] if isinstance(v, Tensor) else v for v in self.stored_values().values())
         return sum(
-            packed_bytes(sum(v.numel() for v in values), packing, values[0].itemsize)
+            tensor_bytes(
+                packed_like([sum(v.numel() for v in values)], packing, values[0].dtype).values()
+            )
             for values in stored
         )
 

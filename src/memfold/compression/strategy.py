@@ -8,7 +8,6 @@ from warnings import warn
 
 from torch import Tensor, nn
 
-from memfold.compression.accounting import state_tensors, tensor_bytes
 from memfold.compression.compressed_model import check_not_compressed, set_compression
 from memfold.compression.materialise import check_has_values, structured_weights
 from memfold.compression.parametrised import Parametrised, check_parametrised
@@ -62,7 +61,8 @@ class Strategy(ABC):
     ratio: Ratio | None = None
     """Stored learned values over compressible weights, in (0, 1]; 0.1 when no budget is given."""
     budget_bytes: Count | None = None
-    """Stored bytes of the whole model, instead of `ratio`."""
+    """Size of the artifact's file, its header included, instead of `ratio`: as full as the strategy
+    can make it, and never fuller. With `coding` it becomes smaller, by what the data allow."""
     bits: int = 32
     """Bits per stored value: 16, or 8 to 3; 32: the values' own dtype."""
     train_bits: int | None = None
@@ -279,22 +279,6 @@ class Strategy(ABC):
     def target_values(self, weights: Sequence[CompressibleWeight]) -> int:
         """Return how many learned values `ratio` allows: the nearest whole number, at least 1."""
         return max(1, round(self.asked_ratio * sum(weight.numel for weight in weights)))
-
-    def value_room(self, model: nn.Module, weights: Sequence[CompressibleWeight]) -> int:
-        """Return the bytes that `budget_bytes` leaves for values and indices.
-
-        Raises:
-            InputError: The untouched tensors alone take more.
-        """
-        assert self.budget_bytes is not None
-        dense = sum(weight.numel * weight.tensor.itemsize for weight in weights)
-        untouched = tensor_bytes(state_tensors(model).values()) - dense
-        if untouched >= self.budget_bytes:
-            raise InputError(
-                f"budget_bytes={self.budget_bytes} leaves no room for weights: the untouched "
-                f"tensors alone (biases, norms, buffers) take {untouched} bytes"
-            )
-        return self.budget_bytes - untouched
 
     def _select(self, model: nn.Module) -> tuple[CompressibleWeight, ...]:
         check_not_compressed(model)

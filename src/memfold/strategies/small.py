@@ -27,13 +27,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from memfold.compression.accounting import state_tensors
+from memfold.compression.budget import Budget, Stored, like
 from memfold.compression.materialise import check_has_values
 from memfold.compression.parametrised import Parametrised
 from memfold.compression.selection import CompressibleWeight, named_weights
 from memfold.compression.strategy import Context, Ratios, Strategy
 from memfold.compression.trained_values import report_loss
 from memfold.errors import InputError
-from memfold.quantisation import Packing, packed_bytes
 from memfold.seeding import derive_seed
 from memfold.strategies.dense import DenseWeights
 from memfold.strategies.width_search import Limits, find_widths
@@ -107,7 +107,7 @@ class NarrowWeights(DenseWeights):
     @property
     def index_bytes(self) -> int:
         """The widths, int32."""
-        return _index_bytes(len(self._widths))
+        return len(self._widths) * torch.int32.itemsize
 
     @property
     def index_format(self) -> str:
@@ -134,8 +134,8 @@ class NarrowWeights(DenseWeights):
 class Small(Strategy, name="small"):
     """Build the backbone narrower, so that it has the size that was asked for, within 2 %.
 
-    With `ratio` that is the number of weights; with `budget_bytes` all stored bytes, which are
-    never more than the budget.
+    With `ratio` that is the number of weights; with `budget_bytes` the bytes of the file, which
+    are never more than the budget.
     """
 
     ratios: ClassVar[Ratios] = "steps"
@@ -160,14 +160,18 @@ class Small(Strategy, name="small"):
         dense = _widths_of(model)
         self._check_nothing_stays(model)
         names = [weight.name for weight in weights]
-        sizes = _Sizes(model, names, self.packing)
+        sizes = _Sizes(model, names)
         if self.budget_bytes is None:
             target, measure = self.target_values(weights), sizes.num_values
             limits = Limits(target, target * (1 - _TOLERANCE), target * (1 + _TOLERANCE))
             request = f"ratio={self.asked_ratio}"
             unit = "weights"
         else:
-            target, measure = self.budget_bytes, sizes.stored_bytes
+            budget, target = Budget(self, model, weights), self.budget_bytes
+
+            def measure(widths: tuple[int, ...]) -> int:
+                return budget.file_bytes(sizes.stored(widths))
+
             limits = Limits(target, target * (1 - _TOLERANCE), target)
             request, unit = f"budget_bytes={target}", "bytes"
         widths = find_widths(dense, measure, limits, f"{request} for {type(model).__name__}", unit)
@@ -243,29 +247,25 @@ class Small(Strategy, name="small"):
 class _Sizes:
     """Sizes of the network with other widths, measured on the meta device."""
 
-    def __init__(self, model: nn.Module, names: Sequence[str], packing: Packing) -> None:
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         self._model = model
         self._names = frozenset(names)
-        self._itemsizes = {name: tensor.itemsize for name, tensor in state_tensors(model).items()}
-        self._packing = packing
+        self._dtypes = {name: tensor.dtype for name, tensor in state_tensors(model).items()}
 
     def num_values(self, widths: tuple[int, ...]) -> int:
         """Return the number of weights."""
-        counts = self._counts(widths).items()
-        return sum(count for name, count in counts if name in self._names)
+        return self.stored(widths).num_values
 
-    def stored_bytes(self, widths: tuple[int, ...]) -> int:
-        """Return the stored bytes of the whole model."""
-        total = _index_bytes(len(widths))
-        for name, count in self._counts(widths).items():
-            packing = self._packing if name in self._names else Packing()
-            total += packed_bytes(count, packing, self._itemsizes[name])
-        return total
-
-    def _counts(self, widths: tuple[int, ...]) -> dict[str, int]:
+    def stored(self, widths: tuple[int, ...]) -> Stored:
+        """Describe what the network stores."""
         with _drawing(0), _WithoutDraws():
             narrow = _narrow(self._model, widths, torch.device("meta"))
-        return {name: tensor.numel() for name, tensor in state_tensors(narrow).items()}
+        state = {n: like(t.shape, self._dtypes[n]) for n, t in state_tensors(narrow).items()}
+        values = {name: tensor for name, tensor in state.items() if name in self._names}
+        untouched = {name: tensor for name, tensor in state.items() if name not in self._names}
+        num_values = sum(tensor.numel() for tensor in values.values())
+        indices = {_WIDTHS: like([len(widths)], torch.int32)}
+        return Stored(num_values, values, indices, untouched)
 
 
 class _WithoutDraws(TorchFunctionMode):
@@ -331,7 +331,3 @@ def _drawing(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
-
-
-def _index_bytes(num_widths: int) -> int:
-    return num_widths * torch.int32.itemsize

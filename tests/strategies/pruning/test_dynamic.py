@@ -16,7 +16,6 @@ from torch.nn.functional import mse_loss
 from torch.optim import SGD, Adam, Optimizer
 
 import memfold
-from memfold.artifact import header_bytes
 from memfold.errors import InputError
 from memfold.seeding import derive_seed
 from reference import dynamic as reference
@@ -219,20 +218,18 @@ def test_an_artifact_trains_on(name: str, tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_a_budget_is_met_and_used(name: str, options: dict[str, Any], tmp_path: Path) -> None:
-    for budget in (400, 450, 500) if "dense_first" in options else (250, 300, 400):
+    for budget in (1060, 1090) if "dense_first" in options else (950, 1000, 1050):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 4))
         memfold.compress(net, name, budget_bytes=budget, update_every=2, **options)
-        stored = memfold.footprint(net).stored_bytes
-        # One value more takes its four bytes and the next byte of the index, in one layer or two.
-        assert budget - 6 < stored <= budget
+        file = tmp_path / "net.safetensors"
+        # One value more takes its four bytes and the next byte of the index, in one layer or two;
+        # the header's size has steps of 8.
+        assert budget - 16 < memfold.save(net, file) <= budget
         data = [(x.float(), y.float()) for x, y in batches(8)]
         take_steps(net, momentum_sgd(net), data, last=5)
         assert sparse_of(net).structure_version > 0
-        assert memfold.footprint(net).stored_bytes == stored
-        file = tmp_path / "net.safetensors"
-        memfold.save(net, file)
-        assert file.stat().st_size == stored + header_bytes(file)
+        assert memfold.save(net, file) <= budget
 
 
 def test_the_least_budget_of_a_whole_first_layer_is_the_number_that_the_error_says() -> None:
@@ -240,17 +237,17 @@ def test_the_least_budget_of_a_whole_first_layer_is_the_number_that_the_error_sa
         net = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 4))
         return memfold.compress(net, "rigl", dense_first=True, budget_bytes=budget)
 
-    with pytest.raises(InputError, match=r"take \d+ bytes") as error:
+    with pytest.raises(InputError, match=r"takes \d+ bytes") as error:
         compress(100)
-    least = int(str(error.value).split(" take ")[1].split()[0])
-    assert memfold.footprint(compress(least)).stored_bytes == least
-    with pytest.raises(InputError, match=f"take {least} bytes"):
+    least = int(str(error.value).split(" takes ")[1].split()[0])
+    assert memfold.footprint(compress(least)).num_values == 72 + 1
+    with pytest.raises(InputError, match=f"takes {least} bytes"):
         compress(least - 1)
 
 
 def test_a_lone_layer_has_no_first_one_to_keep_whole() -> None:
-    net = memfold.compress(nn.Linear(20, 30), "set", dense_first=True, budget_bytes=900)
-    assert memfold.footprint(net).stored_bytes <= 900
+    net = memfold.compress(nn.Linear(20, 30), "set", dense_first=True, budget_bytes=1500)
+    assert 0 < memfold.footprint(net).num_values < 600
 
 
 def test_a_whole_first_layer_that_is_too_large_is_refused() -> None:

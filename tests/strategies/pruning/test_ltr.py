@@ -4,6 +4,7 @@ from copy import deepcopy
 from fractions import Fraction
 from itertools import pairwise
 from math import floor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,8 +67,10 @@ def test_rounds_can_be_chosen() -> None:
         ({"rounds": True}, r"compression\.rounds must be .* True"),
         ({"rounds": 1}, r"compression\.rounds=1 .* at least 2"),
         ({"fraction": 0}, r"compression\.fraction=0 never prunes"),
-        ({"ratio": None, "budget_bytes": 850}, "budget_bytes=850 is below what the indices alone"),
-        ({"ratio": None, "budget_bytes": 100}, "budget_bytes=100 leaves no room"),
+        (
+            {"ratio": None, "budget_bytes": 850},
+            "budget_bytes=850 is too small",
+        ),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
@@ -163,12 +166,11 @@ def test_nothing_pruned_repeats_the_round_with_its_statistics() -> None:
     assert int(ends[0]["1.num_batches_tracked"]) == NUM_STEPS
 
 
-@pytest.mark.parametrize(("bits", "budget"), [(32, 1100), (8, 980)])
-def test_the_last_round_fills_the_budget(bits: int, budget: int) -> None:
+@pytest.mark.parametrize(("bits", "budget"), [(32, 2000), (8, 1600)])
+def test_the_last_round_fills_the_budget(bits: int, budget: int, tmp_path: Path) -> None:
     model = network()
     ticket, ends = train(model, budget_bytes=budget, bits=bits, fraction=0.3)
-    counts = memfold.footprint(model)
-    assert counts.stored_bytes <= budget
+    assert memfold.save(model, tmp_path / "a") <= budget
     assert len(ends) == ticket.num_rounds > 2
     # One value more, the largest of those that left last, would be too many.
     more = deepcopy(model)
@@ -184,7 +186,7 @@ def test_the_last_round_fills_the_budget(bits: int, budget: int) -> None:
     _, index, place = max(gone)
     masks[index][place] = True
     ticket.set_masks(masks)
-    assert memfold.footprint(more).stored_bytes > budget
+    assert memfold.save(more, tmp_path / "a") > budget
 
 
 def test_a_ticket_survives_the_artifact(tmp_path: Any) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from memfold.compression.accounting import storage_key, tensor_bytes
+from memfold.compression.budget import Budget, Stored, like
 from memfold.compression.compressed_model import check_replaceable
 from memfold.compression.optimizers import optimizers_in
 from memfold.compression.parametrised import Parametrised
@@ -29,7 +30,6 @@ from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context, Ratios, Strategy
 from memfold.errors import InputError
 from memfold.options import NonNegative
-from memfold.quantisation import max_numel, packed_bytes
 from memfold.seeding import derive_seed
 from memfold.strategies.factoring.matrices import (
     WHOLE,
@@ -48,7 +48,6 @@ __all__ = ["LowRank", "LowRankWeights"]
 
 _VALUES = "factor_values"
 _RANKS = "factor_ranks"
-_RANK_BYTES = torch.int32.itemsize
 _LATER = "_memfold_later"
 _DECAYED = "_memfold_decayed_version"
 
@@ -100,7 +99,13 @@ class LowRank(Strategy, name="low_rank"):
         total = sum(weight.numel for weight in weights)
         least = sum(num_values_at(shape, min(1, largest_rank(shape))) for shape in shapes)
         if self.budget_bytes is not None:
-            values = self._values_in_budget(model, weights, total, least)
+            dtype = weights[0].tensor.dtype
+
+            def choose(values: int) -> Stored:
+                return _stored_like(shapes, allocate_ranks(shapes, values, self.ranks), dtype)
+
+            needs = "one rank per tensor"
+            values = Budget(self, model, weights).most(choose, least, total, needs)
             return allocate_ranks(shapes, values, self.ranks)
         values = self.target_values(weights)
         if values < least:
@@ -109,23 +114,6 @@ class LowRank(Strategy, name="low_rank"):
                 f"tensor (ratio {ceil(least / total * 1e6) / 1e6:g})"
             )
         return allocate_ranks(shapes, values, self.ranks)
-
-    def _values_in_budget(
-        self, model: nn.Module, weights: Sequence[CompressibleWeight], total: int, least: int
-    ) -> int:
-        assert self.budget_bytes is not None
-        room, itemsize = self.value_room(model, weights), weights[0].tensor.itemsize
-        if packed_bytes(total, self.packing, itemsize) <= room:
-            return total
-        index = len(weights) * _RANK_BYTES
-        values = max_numel(room - index, self.packing, itemsize)
-        if values < least:
-            needed = packed_bytes(least, self.packing, itemsize) + (index if least < total else 0)
-            raise InputError(
-                f"budget_bytes={self.budget_bytes}: low_rank needs at least "
-                f"{self.budget_bytes - room + needed} bytes, one rank per tensor"
-            )
-        return values
 
     def _factors(self, weight: CompressibleWeight, rank: int) -> tuple[Tensor, Tensor]:
         tensor = weight.tensor.detach()
@@ -310,6 +298,15 @@ def _add_now(optimizer: Optimizer, *_: object) -> None:
     for factor, change in changes.items():
         factor.add_(change)
     changes.clear()
+
+
+def _stored_like(
+    shapes: Sequence[tuple[int, int]], ranks: Sequence[int], dtype: torch.dtype
+) -> Stored:
+    """Describe what is stored at these ranks."""
+    num_values = sum(map(num_values_at, shapes, ranks))
+    indices = {_RANKS: like([len(ranks)], torch.int32)} if any(ranks) else {}
+    return Stored(num_values, {_VALUES: like([num_values], dtype)}, indices)
 
 
 def _stored_ranks(

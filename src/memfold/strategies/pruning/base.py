@@ -9,12 +9,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from memfold.compression.budget import Budget, Stored
 from memfold.compression.compressed_model import check_replaceable
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context, Strategy
 from memfold.errors import InputError
 from memfold.options import Count
-from memfold.quantisation import packed_bytes
 from memfold.seeding import derive_seed
 from memfold.strategies.pruning.masks import (
     PackedMask,
@@ -24,14 +24,24 @@ from memfold.strategies.pruning.masks import (
 )
 from memfold.strategies.pruning.product_costs import Linear
 from memfold.strategies.pruning.sparse_weights import SparseWeights
-from memfold.strategies.pruning.stored_masks import FINGERPRINT_BYTES, index_bytes, masks_of
+from memfold.strategies.pruning.stored_masks import costliest_counts, masks_of, stored_like
 
-__all__ = ["PruningAtInit", "SampledPruning", "Schedule", "Scope", "Score", "SparseStrategy"]
+__all__ = [
+    "NEEDS",
+    "PruningAtInit",
+    "SampledPruning",
+    "Schedule",
+    "Scope",
+    "Score",
+    "SparseStrategy",
+]
 
 Scope = Literal["global", "layer"]
 Schedule = Literal["exponential", "linear"]
 Score = Callable[[Sequence[PackedMask]], list[Tensor]]
 """What is left of each weight, the rest being zero -> new scores of the weights' shapes."""
+NEEDS = "one value and its index"
+"""Of the smallest file, for a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +117,7 @@ class SparseStrategy(Strategy):
         counts_for: Callable[[int], Sequence[int]],
         *,
         least: int = 1,
-        needs: str = "one value and its index",
+        needs: str = NEEDS,
         most: int | None = None,
     ) -> int:
         """Return how many weights to keep: what `ratio` says, or the most that fit the budget.
@@ -122,31 +132,21 @@ class SparseStrategy(Strategy):
             most: The largest; all weights when `None`.
 
         Raises:
-            InputError: The budget is below what the least values and their index need.
+            InputError: The budget is below what the least values and their index take.
         """
         if self.budget_bytes is None:
             return self.target_values(weights)
-        room, itemsize = self.value_room(model, weights), weights[0].tensor.itemsize
-        shapes = [weight.shape for weight in weights]
+        shapes, dtype = [weight.shape for weight in weights], weights[0].tensor.dtype
 
-        def cost(count: int) -> int:
-            drawn = self.draws_masks
-            index = FINGERPRINT_BYTES if drawn else index_bytes(counts_for(count), shapes)
-            return packed_bytes(count, self.packing, itemsize) + index
+        def choose(count: int) -> Stored:
+            if self.draws_masks:
+                return stored_like(count, None, shapes, dtype)
+            # Scores may change: a single value fits wherever it will be.
+            counts = counts_for(count) if count > 1 else costliest_counts(shapes)
+            return stored_like(count, counts, shapes, dtype)
 
         most = sum(weight.numel for weight in weights) if most is None else most
-        if cost(most) <= room:
-            return most
-        if cost(least) > room:
-            raise InputError(
-                f"budget_bytes={self.budget_bytes} is below what the indices alone need: "
-                f"untouched tensors, {needs} take {self.budget_bytes - room + cost(least)} bytes"
-            )
-        low, high = least, most
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if cost(middle) <= room else (low, middle)
-        return low
+        return Budget(self, model, weights).most(choose, least, most, needs)
 
 
 @dataclass(frozen=True, kw_only=True)

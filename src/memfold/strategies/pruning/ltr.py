@@ -11,7 +11,6 @@ does not: the first round trains the dense model, activations, operations but in
 have become sparse. The training costs as many runs as there are rounds.
 """
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,17 +22,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from memfold.compression.budget import Budget, Stored
 from memfold.compression.compressed_model import check_replaceable
 from memfold.compression.rounds import Begin, Rounds
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context
 from memfold.errors import InputError
 from memfold.options import Count, Interval, Natural
-from memfold.quantisation import packed_bytes
-from memfold.strategies.pruning.base import SparseStrategy
+from memfold.strategies.pruning.base import NEEDS, SparseStrategy
 from memfold.strategies.pruning.masks import Ranking, keep_largest
 from memfold.strategies.pruning.sparse_weights import SparseWeights
-from memfold.strategies.pruning.stored_masks import index_bytes
+from memfold.strategies.pruning.stored_masks import stored_like
 
 __all__ = ["LotteryTicket", "Ticket", "round_counts"]
 
@@ -63,7 +62,7 @@ class Ticket(SparseWeights, Rounds):
         self.options = strategy
         self.round_counts = list(counts)
         has_budget = strategy.budget_bytes is not None
-        self._room = strategy.value_room(model, weights) if has_budget else None
+        self._budget = Budget(strategy, model, weights) if has_budget else None
 
     @property
     def num_rounds(self) -> int:
@@ -86,8 +85,8 @@ class Ticket(SparseWeights, Rounds):
         """Keep the largest of the weights that are left; see `Rounds.next_round`."""
         scores = self._magnitudes()
         count = min(self.round_counts[number], self.num_values)
-        if self._room is not None and number == self.num_rounds - 1:
-            count = self._most_in_budget(scores, self._room)
+        if self._budget is not None and number == self.num_rounds - 1:
+            count = self._most_in_budget(scores, self._budget)
         return partial(self._begin, keep_largest(scores, count))
 
     def _begin(self, masks: Sequence[Tensor], optimizer: Optimizer | None) -> None:
@@ -101,15 +100,14 @@ class Ticket(SparseWeights, Rounds):
             for index, mask in enumerate(self.masks())
         ]
 
-    def _most_in_budget(self, scores: Sequence[Tensor], room: int) -> int:
-        """Return how many of the weights that are left fit `room` bytes, with their index."""
+    def _most_in_budget(self, scores: Sequence[Tensor], budget: Budget) -> int:
+        """Return how many of the weights that are left fit the budget, with their index."""
         ranking = Ranking(scores)
 
-        def cost(count: int) -> int:
-            values = packed_bytes(count, self.strategy.packing, self.dtype.itemsize)
-            return values + index_bytes(ranking.counts(count), self.shapes)
+        def choose(count: int) -> Stored:
+            return stored_like(count, ranking.counts(count), self.shapes, self.dtype)
 
-        return max(1, bisect_right(range(1, self.num_values + 1), room, key=cost))
+        return budget.most(choose, 1, self.num_values, NEEDS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,8 +33,10 @@ from memfold.strategies.pruning.products import KeptProduct, RowBounds, can_mult
 from memfold.strategies.pruning.stored_masks import (
     CODED,
     COUNTS,
+    FINGERPRINT,
     FINGERPRINT_BYTES,
     INDEX,
+    VALUES,
     index_bytes,
     index_format,
     masks_of,
@@ -42,9 +44,6 @@ from memfold.strategies.pruning.stored_masks import (
 )
 
 __all__ = ["SparseWeights"]
-
-_VALUES = "kept_values"
-_FINGERPRINT = "kept_fingerprint"
 
 
 class SparseWeights(MovableWeights):
@@ -55,7 +54,7 @@ class SparseWeights(MovableWeights):
 
     is_resizable: ClassVar[bool] = True
     logged: ClassVar[Logged] = "changes"
-    root_names: ClassVar[tuple[str, ...]] = (_VALUES, COUNTS, INDEX, CODED, _FINGERPRINT)
+    root_names: ClassVar[tuple[str, ...]] = (VALUES, COUNTS, INDEX, CODED, FINGERPRINT)
 
     def __init__(
         self,
@@ -264,7 +263,7 @@ class SparseWeights(MovableWeights):
 
     def stored_values(self) -> dict[str, list[nn.Parameter]]:
         """See `Compression.stored_values`; one vector, in the order of the weights."""
-        return {_VALUES: [self.values(index) for index in range(len(self.shapes))]}
+        return {VALUES: [self.values(index) for index in range(len(self.shapes))]}
 
     def value_tensors(self) -> dict[str, Tensor]:
         """See `Compression.value_tensors`."""
@@ -274,7 +273,7 @@ class SparseWeights(MovableWeights):
     def index_tensors(self) -> dict[str, Tensor]:
         """See `Compression.index_tensors`."""
         if self.draw:
-            return {_FINGERPRINT: torch.tensor(self._fingerprint(), dtype=torch.int64)}
+            return {FINGERPRINT: torch.tensor(self._fingerprint(), dtype=torch.int64)}
         return pack(self.positions, self.shapes, self.strategy.coding)
 
     def structure(self) -> dict[str, Tensor]:
@@ -313,10 +312,10 @@ class SparseWeights(MovableWeights):
         Raises:
             InputError: They are missing or do not fit.
         """
-        values = self.values_in(tensors, _VALUES)
+        values = self.values_in(tensors, VALUES)
         if not self.has_fingerprint(tensors):
             raise InputError(
-                f"the artifact's {_FINGERPRINT} does not belong to the positions that "
+                f"the artifact's {FINGERPRINT} does not belong to the positions that "
                 f"{self.strategy.name} draws from its seed"
             )
         # Each with memory of its own, and its own count of changes.
@@ -326,7 +325,7 @@ class SparseWeights(MovableWeights):
         """Whether an artifact's tensors belong to these positions, as far as they tell."""
         if not self.draw:
             return True
-        return is_fingerprint(tensors.get(_FINGERPRINT), self._fingerprint())
+        return is_fingerprint(tensors.get(FINGERPRINT), self._fingerprint())
 
     def _positions_on(self, index: int, device: torch.device) -> Tensor:
         if self.positions[index].device != device:

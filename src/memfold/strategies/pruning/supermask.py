@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from memfold.compression.accounting import tensor_bytes
+from memfold.compression.budget import Budget, Stored, like
 from memfold.compression.compressed_model import check_replaceable
 from memfold.compression.fingerprints import fingerprint, is_fingerprint
 from memfold.compression.parts import ComputedWeights, Level
@@ -35,20 +36,20 @@ from memfold.strategies.pruning.health import metrics_of
 from memfold.strategies.pruning.stored_masks import (
     CODED,
     COUNTS,
+    FINGERPRINT,
     FINGERPRINT_BYTES,
     INDEX,
     index_bytes,
     index_format,
     masks_of,
     pack,
+    packed_like,
 )
 
 __all__ = ["Supermask", "SupermaskWeights"]
 
 PUBLISHED_RATIO = 0.5
 """The share that the paper keeps on CIFAR-10; there are more masks of it than of any other."""
-
-_FINGERPRINT = "kept_fingerprint"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,25 +97,18 @@ class Supermask(Strategy, name="supermask"):
         """Return k, the same for all tensors: each keeps round(k N_l) weights, at least one."""
         if self.budget_bytes is None:
             return self.asked_ratio
-        room = self.value_room(model, weights)
-        shapes = [weight.shape for weight in weights]
+        shapes, total = [weight.shape for weight in weights], sum(w.numel for w in weights)
 
-        def cost(share: float) -> int:
-            return index_bytes(_counts(weights, share), shapes) + FINGERPRINT_BYTES
+        def share(steps: int) -> float:
+            return PUBLISHED_RATIO * steps / total
 
-        if cost(0.0) > room:
-            raise InputError(
-                f"budget_bytes={self.budget_bytes} is below what the smallest index needs: "
-                "untouched tensors and one kept weight per tensor take "
-                f"{self.budget_bytes - room + cost(0.0)} bytes"
-            )
-        total = sum(weight.numel for weight in weights)
-        low, high = 0, total + 1
-        while high - low > 1:
-            middle = (low + high) // 2
-            fits = cost(PUBLISHED_RATIO * middle / total) <= room
-            low, high = (middle, high) if fits else (low, middle)
-        return PUBLISHED_RATIO * low / total
+        def choose(steps: int) -> Stored:
+            counts = _counts(weights, share(steps))
+            indices = packed_like(counts, shapes) | {FINGERPRINT: like([], torch.int64)}
+            return Stored(sum(counts), {}, indices)
+
+        needs = "one kept weight per tensor"
+        return share(Budget(self, model, weights).most(choose, 0, total, needs))
 
     def _initial_scores(self, weight: CompressibleWeight) -> Tensor:
         """Draw scores uniformly from +-1 / sqrt(fan_in): Kaiming's initialisation with a = sqrt 5.
@@ -138,7 +132,7 @@ class SupermaskWeights(ComputedWeights):
 
     parts: ClassVar[Mapping[str, Level]] = {"scores": "weight"}
     root_names: ClassVar[tuple[str, ...]] = (COUNTS, INDEX, CODED)
-    mark: ClassVar[str] = _FINGERPRINT
+    mark: ClassVar[str] = FINGERPRINT
     logged: ClassVar[Logged] = "epochs"
 
     def __init__(
@@ -224,7 +218,7 @@ class SupermaskWeights(ComputedWeights):
 
     def structure(self) -> dict[str, Tensor]:
         """See `Compression.structure`: what identifies the random weights and their number."""
-        return {_FINGERPRINT: torch.tensor(self._fingerprint, dtype=torch.int64)}
+        return {FINGERPRINT: torch.tensor(self._fingerprint, dtype=torch.int64)}
 
     def adopt(self, structure: Mapping[str, Tensor]) -> None:
         """Check that scores of another rank or a checkpoint belong to these weights.
@@ -240,9 +234,9 @@ class SupermaskWeights(ComputedWeights):
         Raises:
             InputError: They do not.
         """
-        if not is_fingerprint(tensors.get(_FINGERPRINT), self._fingerprint):
+        if not is_fingerprint(tensors.get(FINGERPRINT), self._fingerprint):
             raise InputError(
-                f"{_FINGERPRINT}: these masks belong to random weights of another seed, ratio, "
+                f"{FINGERPRINT}: these masks belong to random weights of another seed, ratio, "
                 "gain, version or backbone"
             )
 

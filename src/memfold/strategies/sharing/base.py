@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from memfold.compression.budget import Budget, Stored
 from memfold.compression.compressed_model import check_replaceable
 from memfold.compression.materialise import dense_weights, device_of
 from memfold.compression.parametrised import Parametrised
@@ -16,13 +17,12 @@ from memfold.compression.strategy import Context, Strategy
 from memfold.compression.trained_values import report_loss
 from memfold.errors import InputError
 from memfold.options import Positive
-from memfold.quantisation import max_numel, packed_bytes
 from memfold.strategies.sharing.gradient_scale import GradientScale
 from memfold.strategies.sharing.hashing import HASH_RANGE
 from memfold.strategies.sharing.initial import InitialValues, InitialWeights
 from memfold.strategies.sharing.mapping import Sign, SlotMapping, Span, spans_of
 from memfold.strategies.sharing.products import Choice
-from memfold.strategies.sharing.shared_vector import Autograd, SharedVector, index_bytes
+from memfold.strategies.sharing.shared_vector import Autograd, SharedVector, stored_like
 
 __all__ = ["SharingStrategy"]
 
@@ -63,6 +63,10 @@ class SharingStrategy(Strategy):
         Raises:
             InputError: There are too few values for this mapping.
         """
+
+    def least_values(self, weights: Sequence[CompressibleWeight]) -> int:
+        """Return how few values the mapping takes; a budget cannot be smaller."""
+        return 1
 
     def linear_path(self) -> Choice:
         """How layers multiply with a weight; only windows of consecutive slots leave a choice."""
@@ -134,13 +138,11 @@ class SharingStrategy(Strategy):
     def _num_values(self, model: nn.Module, weights: tuple[CompressibleWeight, ...]) -> int:
         if self.budget_bytes is None:
             return self.target_values(weights)
-        itemsize, indices = weights[0].tensor.itemsize, index_bytes(len(weights))
-        room = self.value_room(model, weights)
-        available = max_numel(room - indices, self.packing, itemsize)
-        if available < 1:
-            needed = self.budget_bytes - room + indices + packed_bytes(1, self.packing, itemsize)
-            raise InputError(
-                f"budget_bytes={self.budget_bytes} leaves no room for shared values beside the "
-                f"untouched tensors and the scales; at least {needed} are needed"
-            )
-        return min(available, sum(weight.numel for weight in weights))
+        dtype, num_tensors = weights[0].tensor.dtype, len(weights)
+        least, most = self.least_values(weights), sum(weight.numel for weight in weights)
+
+        def choose(count: int) -> Stored:
+            return stored_like(count, num_tensors, dtype)
+
+        needs = f"{least} shared value{'s' * (least > 1)}"
+        return Budget(self, model, weights).most(choose, least, most, needs)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from memfold.compression.selection import CompressibleWeight
 from memfold.errors import InputError
 from memfold.strategies.sharing.base import SharingStrategy
 from memfold.strategies.sharing.hashing import RangeHash, xor_tables
@@ -111,6 +112,10 @@ class HashedNet(SharingStrategy, name="hashednet"):
     sign: Sign = "run"
     """See `SharingStrategy.sign`; `run` and `weight` are the same, the paper's form."""
 
+    def least_values(self, weights: Sequence[CompressibleWeight]) -> int:
+        """See `SharingStrategy.least_values`: one per tensor."""
+        return len(weights)
+
     def mapping(self, spans: Sequence[Span], num_slots: int) -> ElementMapping:
         """Make the mapping for `num_slots` values.
 
@@ -120,7 +125,7 @@ class HashedNet(SharingStrategy, name="hashednet"):
         if num_slots < len(spans):
             raise InputError(
                 f"ratio gives {num_slots} values for {len(spans)} tensors; hashednet needs one "
-                "value per tensor: raise ratio (or budget_bytes) or narrow compression.include"
+                "value per tensor: raise ratio or narrow compression.include"
             )
         return ElementMapping(spans, num_slots, seed=self.seed, sign=self.sign)
 

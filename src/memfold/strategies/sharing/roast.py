@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from memfold.compression.selection import CompressibleWeight
 from memfold.errors import InputError
 from memfold.options import Count
 from memfold.strategies.sharing.base import SharingStrategy
@@ -152,6 +153,10 @@ class ROAST(SharingStrategy, name="roast"):
     tile_columns: Count = 16
     """Columns of a tile: all other dimensions, flattened."""
 
+    def least_values(self, weights: Sequence[CompressibleWeight]) -> int:
+        """See `SharingStrategy.least_values`: a tile."""
+        return self.tile_rows * self.tile_columns
+
     def mapping(self, spans: Sequence[Span], num_slots: int) -> TileMapping:
         """Make the mapping for `num_slots` values.
 
@@ -162,7 +167,7 @@ class ROAST(SharingStrategy, name="roast"):
         if num_slots < size:
             raise InputError(
                 f"ratio gives {num_slots} shared values, fewer than one tile of "
-                f"{self.tile_rows} x {self.tile_columns} = {size}; raise ratio (or budget_bytes) "
+                f"{self.tile_rows} x {self.tile_columns} = {size}; raise ratio "
                 "or lower compression.tile_rows and compression.tile_columns"
             )
         tile = (self.tile_rows, self.tile_columns)

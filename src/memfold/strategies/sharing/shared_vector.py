@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from memfold.compression.budget import Stored, like
 from memfold.compression.fingerprints import fingerprint, is_fingerprint
 from memfold.compression.kept_weights import has_room
 from memfold.compression.parts import ComputedWeights, Level
@@ -42,7 +43,7 @@ from memfold.strategies.sharing.running_passes import (
 )
 from memfold.strategies.sharing.whole_model import WholeModel, WholePass
 
-__all__ = ["Autograd", "SharedVector", "index_bytes"]
+__all__ = ["Autograd", "SharedVector", "stored_like"]
 
 Autograd = Literal["auto", "whole", "lean", "classic"]
 
@@ -138,8 +139,8 @@ class SharedVector(ComputedWeights):
 
     @property
     def index_bytes(self) -> int:
-        """See `index_bytes`."""
-        return index_bytes(len(self.scales))
+        """Bytes beside phi: a float32 scale per tensor, 8 for the fingerprint of the hash."""
+        return 4 * len(self.scales) + 8
 
     def weight(self, index: int, *, autocasts: bool = False) -> Tensor:
         """Build dense weight number `index`.
@@ -378,6 +379,7 @@ def _fingerprint(strategy: Strategy, mapping: SlotMapping) -> int:
     return fingerprint(*parts, mapping.num_slots, *shapes)
 
 
-def index_bytes(num_tensors: int) -> int:
-    """Bytes stored beside phi: a float32 scale per tensor, 8 for the fingerprint of the hash."""
-    return 4 * num_tensors + 8
+def stored_like(num_values: int, num_tensors: int, dtype: torch.dtype) -> Stored:
+    """Describe what is stored: phi, and beside it what `SharedVector.index_bytes` counts."""
+    indices = {_SCALES: like([num_tensors], torch.float32), _FINGERPRINT: like([], torch.int64)}
+    return Stored(num_values, {_VALUES: like([num_values], dtype)}, indices)

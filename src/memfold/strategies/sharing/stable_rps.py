@@ -72,7 +72,9 @@ class StableRPS(SharingStrategy, name="stable_rps"):
     ) -> SharedVector:
         """See `Strategy.build`."""
         if self.align_rows is None:
-            aligns = self._aligns(spans_of(weights), self._num_values(model, weights))
+            # What an artifact says of its options is counted in a budget: those that are built.
+            unaligned = replace(self, align_rows=False)
+            aligns = self._aligns(spans_of(weights), unaligned._num_values(model, weights))
             return replace(self, align_rows=aligns).build(model, weights, context)
         return super().build(model, weights, context)
 
