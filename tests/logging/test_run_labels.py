@@ -48,7 +48,7 @@ def label(
             "resnet20-stable_rps-align_rows-0.01-4bit-s1",
             "stable_rps (align_rows=True)",
         ),
-        ({"name": "roast", "budget_bytes": 2000}, "resnet20-roast-2000B-s1", "roast"),
+        ({"name": "roast", "budget_bytes": 3000}, "resnet20-roast-3000B-s1", "roast"),
         (
             {"name": "rand", "ratio": 0.01, "rounds": 3, "include": ["weight", "w*"]},
             "resnet20-rand-include=weight+w*-rounds=3-0.01-s1",

@@ -109,7 +109,7 @@ def extra_loss(model: nn.Module) -> Tensor | float:
 def release(model: nn.Module) -> None:
     """Let go of what passes leave behind.
 
-    A shared model keeps the dense weights from one evaluation batch to the next. The next pass with
+    A model keeps computed weights from one evaluation batch to the next. The next pass with
     gradients or in training mode lets go of them too; a copy that is only ever evaluated, such as
     an average of weights, has none. One that trains with `train_bits` has rounded values in its
     parameters from a pass with gradients to `before_step`; here it gets back what is trained.

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from memfold.errors import InputError
 from memfold.strategies.sharing.mapping import Span
 from memfold.strategies.sharing.products import (
-    METHODS,
     Prepared,
     RowLayout,
     RowProducts,
@@ -23,6 +22,7 @@ from memfold.strategies.sharing.products import (
     straddling,
     windows,
 )
+from memfold.strategies.sharing.products.products import METHODS
 from memfold.strategies.sharing.random_fold import RandomFold
 
 SCRIPT = Path(__file__).parents[3] / "scripts" / "measure_products.py"
