@@ -243,7 +243,7 @@ def test_a_weight_that_serves_many_batches_is_built_where_products_without_it_co
     layout = fold_layout(8192, 8192, ratio)
     options = {"training": False, "device_type": "cpu"}
     assert choose(layout, batch, **options) == once
-    assert choose(layout, batch, kept=True, **options) == kept
+    assert choose(layout, batch, lasts=True, **options) == kept
 
 
 def test_choices_where_nothing_was_measured():

@@ -7,6 +7,8 @@ Lean: values --CollectGradient--> a token, a scalar that ties every `ReadLean` t
 are read from a `SlotSource` that the graph holds, and their gradients are added into its one
 buffer, which `CollectGradient` hands to phi at the end of the backward pass.
 
+Whole: all weights at once, and back, where they are small: `whole_model.py`.
+
 `ReadWeight` and `AddWeight` are each other's adjoint, so gradients of any order are exact. Scaling
 is not: its backward pass applies the gradient scale Gamma, here and not in an optimizer or an
 attribute of the parameter, where it survives deepcopy, DDP, AMP and checkpointing.

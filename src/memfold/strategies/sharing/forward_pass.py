@@ -41,7 +41,7 @@ class ForwardPass(RunningPass):
         plans: dict[int, RowProducts],
         *,
         lean: bool,
-        hold: bool = False,
+        lasts: bool = False,
     ) -> None:
         """Scale phi.
 
@@ -54,18 +54,16 @@ class ForwardPass(RunningPass):
             plans: Products that are kept from pass to pass, by weight.
             lean: Build weights again for the backward pass instead of saving them. Not under the
                 transforms of torch.func.
-            hold: Keep every weight until the pass goes.
+            lasts: Serve many batches, and so keep every weight until the pass goes.
         """
         super().__init__(values)
         self.inference = torch.is_inference_mode_enabled()
-        self.holds = hold
+        self.lasts = lasts
         self._built: dict[_Key, ref[Tensor]] = {}
         self._held: list[Tensor] = []
         self._classic: Tensor | None = None
         self._hooks: SavedWeights | None = None
-        self.source = SlotSource(
-            values, mapping, scales, zero_rows, factors, plans, keeps_rows=hold
-        )
+        self.source = SlotSource(values, mapping, scales, zero_rows, factors, plans, lasts=lasts)
         if not lean:
             self._classic = ScaleSlots.apply(values, *factors, mapping)
         self.token: Tensor | None = None
@@ -93,7 +91,7 @@ class ForwardPass(RunningPass):
         if weight is not None:
             return weight
         weight = self._build(index, dtype, tracked)
-        if self.holds or known is not None:
+        if self.lasts or known is not None:
             self._held.append(weight)
             self.source.mark_repeated(index, dtype)
         self._built[key] = ref(weight)
@@ -104,8 +102,8 @@ class ForwardPass(RunningPass):
         products = self.source.products(index)
         if products is None:
             return "weight"
-        device, kept = self.values.device.type, self.holds
-        return choose(products.layout, batch, training=training, device_type=device, kept=kept)
+        device, lasts = self.values.device.type, self.lasts
+        return choose(products.layout, batch, training=training, device_type=device, lasts=lasts)
 
     def product(self, index: int, inputs: Tensor, method: Method) -> Tensor | None:
         """Multiply with weight number `index` without building it.

@@ -24,8 +24,8 @@ from memfold.seeding import derive_seed
 from memfold.strategies.sharing.forward_pass import working_dtype
 from memfold.strategies.sharing.gradient_scale import slot_factors
 from memfold.strategies.sharing.mapping import SlotMapping
-from memfold.strategies.sharing.places import padding_row_of
 from memfold.strategies.sharing.shared_vector import SharedVector
+from memfold.strategies.sharing.sources import padding_row_of
 
 __all__ = ["InitialValues", "InitialWeights", "initial_scale_of"]
 

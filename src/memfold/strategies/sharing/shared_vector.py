@@ -34,13 +34,13 @@ from memfold.strategies.sharing.evaluation import Evaluation
 from memfold.strategies.sharing.forward_pass import ForwardPass, working_dtype
 from memfold.strategies.sharing.gradient_scale import GradientScale, slot_factors
 from memfold.strategies.sharing.mapping import SlotMapping
-from memfold.strategies.sharing.places import ProductView, View, autocasts, zero_row_of
 from memfold.strategies.sharing.products import Choice, RowProducts, Way
 from memfold.strategies.sharing.running_passes import (
     RunningPass,
     RunningPasses,
     check_not_exported,
 )
+from memfold.strategies.sharing.sources import ProductView, View, autocasts, zero_row_of
 from memfold.strategies.sharing.whole_model import WholeModel, WholePass
 
 __all__ = ["Autograd", "SharedVector", "stored_like"]
@@ -181,7 +181,7 @@ class SharedVector(ComputedWeights):
     def _way(self, current: ForwardPass, index: int, inputs: Tensor) -> Way:
         """Choose, and remember for batches of the same size."""
         batch = inputs.numel() // max(1, inputs.shape[-1])
-        key = index, batch, inputs.device.type, current.needs_graph(inputs), current.holds
+        key = index, batch, inputs.device.type, current.needs_graph(inputs), current.lasts
         if key not in self._ways:
             if len(self._ways) >= _MOST_WAYS:
                 self._ways.clear()
@@ -312,13 +312,13 @@ class SharedVector(ComputedWeights):
             return self._make_pass(values)
         return running if running.tracked or not needs_graph else self._make_pass(values)
 
-    def _make_pass(self, values: Tensor, *, hold: bool = False) -> ForwardPass:
+    def _make_pass(self, values: Tensor, *, lasts: bool = False) -> ForwardPass:
         check_not_exported()
         factors = self.slot_factors(values.device, working_dtype(values.dtype))
         lean = self.autograd != "classic" and not is_transformed(values)
         mapping, scales, rows = self.mapping, self.scales, self.zero_rows
         plans = self._plans
-        return ForwardPass(values, mapping, scales, rows, factors, plans, lean=lean, hold=hold)
+        return ForwardPass(values, mapping, scales, rows, factors, plans, lean=lean, lasts=lasts)
 
     def _whole_pass(self, values: Tensor) -> WholePass:
         check_not_exported()
@@ -367,7 +367,7 @@ class SharedVector(ComputedWeights):
             self.release()
             if not has_room(self.dense_bytes + values.nbytes, values.device):
                 return self._make_pass(values)
-            known = self._evaluation = Evaluation(values, self._make_pass(values, hold=True))
+            known = self._evaluation = Evaluation(values, self._make_pass(values, lasts=True))
         return known.forward_pass
 
 

@@ -28,7 +28,7 @@ class SlotSource:
         factors: tuple[Tensor, Tensor],
         plans: dict[int, RowProducts],
         *,
-        keeps_rows: bool = False,
+        lasts: bool = False,
     ) -> None:
         """Take what does not change during the pass.
 
@@ -39,7 +39,7 @@ class SlotSource:
             zero_rows: Row of each weight that stays zero, if there is one.
             factors: 1 / nu and Gamma / nu, each of shape (segments,), float32 or float64.
             plans: Products that are kept from pass to pass, by weight; changed in place.
-            keeps_rows: See `Prepared`.
+            lasts: See `Prepared`.
         """
         self.mapping = mapping
         self.scales = scales
@@ -48,7 +48,7 @@ class SlotSource:
         self._values = values.detach()
         self._version = version_of(self._values)
         self._prepared: Prepared | None = None
-        self._keeps_rows = keeps_rows
+        self._lasts = lasts
         self._plans = plans
         self._products: dict[int, RowProducts | None] = {}
         self._hashes: object = mapping.hashes()
@@ -79,7 +79,7 @@ class SlotSource:
             with torch.no_grad():
                 values = self._values.to(self.dtype)
                 slots = self.mapping.scale(values, self.forward_factor)
-                self._prepared = Prepared(slots, keeps_rows=self._keeps_rows)
+                self._prepared = Prepared(slots, lasts=self._lasts)
         return self._prepared
 
     @property

@@ -170,7 +170,7 @@ def choose(
     *,
     training: bool,
     device_type: str,
-    kept: bool = False,
+    lasts: bool = False,
     costs: Costs | None = None,
 ) -> Way:
     """Choose how to multiply with one layer's weight.
@@ -183,18 +183,18 @@ def choose(
         batch: Rows of the input.
         training: Whether a backward pass follows.
         device_type: As in `torch.device.type`. Where nothing was measured, the weight is built.
-        kept: Whether a weight that is built serves many batches, so that its building is free.
+        lasts: Whether a weight that is built serves many batches, so that its building is free.
         costs: Instead of the shipped ones.
     """
     costs = SHIPPED_COSTS.get(device_type) if costs is None else costs
     if costs is None or layout.num_rows * layout.columns < _SMALLEST:
         return "weight"
-    estimates = estimate(layout, batch, training=training, kept=kept, costs=costs)
+    estimates = estimate(layout, batch, training=training, lasts=lasts, costs=costs)
     return min(estimates, key=lambda choice: estimates[choice])
 
 
 def estimate(
-    layout: RowLayout, batch: int, *, training: bool, kept: bool = False, costs: Costs
+    layout: RowLayout, batch: int, *, training: bool, lasts: bool = False, costs: Costs
 ) -> dict[Way, float]:
     """Estimate the seconds of each way to multiply.
 
@@ -202,15 +202,15 @@ def estimate(
         layout: Of the weight.
         batch: Rows of the input.
         training: Whether to count the backward pass.
-        kept: Whether not to count the building of the weight.
+        lasts: Whether not to count the building of the weight.
         costs: Of the device.
     """
     found: dict[Way, float] = {
-        "weight": _weight(layout, batch, training, kept, costs),
-        "windows": _windows(layout, batch, training, kept, costs),
+        "weight": _weight(layout, batch, training, lasts, costs),
+        "windows": _windows(layout, batch, training, lasts, costs),
     }
     if len(layout.whole):
-        found["correlation"] = _correlation(layout, batch, training, kept, costs)
+        found["correlation"] = _correlation(layout, batch, training, lasts, costs)
     return found
 
 
@@ -220,9 +220,9 @@ def _product(numel: int, batch: int, training: bool, read: float, c: Costs) -> f
     return (3 if training else 1) * numel * (read + rows * c.multiply_add)
 
 
-def _weight(layout: RowLayout, batch: int, training: bool, kept: bool, c: Costs) -> float:
+def _weight(layout: RowLayout, batch: int, training: bool, lasts: bool, c: Costs) -> float:
     numel = layout.num_rows * layout.columns
-    if kept and not training:
+    if lasts and not training:
         return _product(numel, batch, training, c.read, c)
     build, scatter, read = c.build, c.scatter, c.read
     if 4 * numel <= _CACHED_BYTES:
@@ -237,7 +237,7 @@ def _weight(layout: RowLayout, batch: int, training: bool, kept: bool, c: Costs)
     return calls * c.call + moved + _product(numel, batch, training, read, c)
 
 
-def _windows(layout: RowLayout, batch: int, training: bool, kept: bool, c: Costs) -> float:
+def _windows(layout: RowLayout, batch: int, training: bool, lasts: bool, c: Costs) -> float:
     if takes_views(layout):
         groups, calls = len(layout.whole), _VIEW_CALLS * (2 if training else 1)
         num_whole = layout.num_rows - len(layout.straddling)
@@ -245,7 +245,7 @@ def _windows(layout: RowLayout, batch: int, training: bool, kept: bool, c: Costs
         slowdown = 1 + _EXTRA_ROWS * groups / num_whole
         multiplied = _product(num_whole * layout.columns, batch, training, c.read_cached, c)
         calls += (3 if training else 1) * groups
-        straddling = _straddling(layout, batch, training, kept, c)
+        straddling = _straddling(layout, batch, training, lasts, c)
         return calls * c.call + straddling + multiplied * slowdown
     numel, calls = layout.num_rows * layout.columns, _COPY_CALLS * (2 if training else 1)
     moved = numel * (2 * c.copy + c.add if training else c.copy)
@@ -264,12 +264,12 @@ def _added_runs(layout: RowLayout, chunks: int, c: Costs) -> float:
     return len(layout.windows) * c.window if m >= LONG_WINDOW else chunks * 4 * m * m * c.add
 
 
-def _straddling(layout: RowLayout, batch: int, training: bool, kept: bool, c: Costs) -> float:
+def _straddling(layout: RowLayout, batch: int, training: bool, lasts: bool, c: Costs) -> float:
     rows = len(layout.straddling)
     if not rows:
         return 0.0
     numel = rows * layout.columns
-    if kept and not training:
+    if lasts and not training:
         return 4 * c.call + _product(numel, batch, training, c.read, c)
     moved = numel * (6 * c.copy + c.add if training else 3 * c.copy)
     if training:
@@ -277,7 +277,7 @@ def _straddling(layout: RowLayout, batch: int, training: bool, kept: bool, c: Co
     return 10 * c.call + moved + _product(numel, batch, training, c.read_cached, c)
 
 
-def _correlation(layout: RowLayout, batch: int, training: bool, kept: bool, c: Costs) -> float:
+def _correlation(layout: RowLayout, batch: int, training: bool, lasts: bool, c: Costs) -> float:
     transform = BlockTransform.of(layout.columns, layout.num_slots)
     blocks, numbers = transform.count, transform.length / 2
     transforms, calls = blocks * (batch + 1) + batch, 20
@@ -295,5 +295,5 @@ def _correlation(layout: RowLayout, batch: int, training: bool, kept: bool, c: C
         + frequencies * c.frequency
         + places * c.place
         + (calls + 6 * steps) * c.call
-        + _straddling(layout, batch, training, kept, c)
+        + _straddling(layout, batch, training, lasts, c)
     )

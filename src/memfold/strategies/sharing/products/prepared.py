@@ -13,15 +13,15 @@ class Prepared:
     `doubled`, 4m for `signed`, about 2m to 4m for each `spectrum`; m for `plain` in another dtype.
     """
 
-    def __init__(self, slots: Tensor, *, keeps_rows: bool = False) -> None:
+    def __init__(self, slots: Tensor, *, lasts: bool = False) -> None:
         """Take the slots.
 
         Args:
             slots: Shape (m,), float32 or float64, without a graph.
-            keeps_rows: Whether rows that had to be built are kept: many batches come.
+            lasts: Whether many batches come: rows that had to be built are kept.
         """
         self.slots = slots
-        self.keeps_rows = keeps_rows
+        self.lasts = lasts
         self.rows: dict[object, Tensor] = {}
         """Kept rows, by what has built them."""
         self._plain: dict[torch.dtype, Tensor] = {}

@@ -36,7 +36,7 @@ class StraddlingRows:
 
     def product(self, prepared: Prepared, x: Tensor, factor: float, y: Tensor) -> None:
         """Write factor * x @ W.T to the columns of y that straddling rows fill."""
-        if prepared.keeps_rows and len(self.layout.straddling):
+        if prepared.lasts and len(self.layout.straddling):
             rows = torch.from_numpy(self.layout.straddling).to(y.device)
             y.index_copy_(1, rows, (x @ self._kept(prepared, x.dtype).T).mul_(factor))
             return

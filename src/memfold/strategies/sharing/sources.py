@@ -1,4 +1,4 @@
-"""What is special about the place where a weight is read."""
+"""What modules compute their weights, or their products with them, with."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
