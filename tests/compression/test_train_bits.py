@@ -256,6 +256,16 @@ def test_a_state_dict_holds_what_is_trained_and_can_be_loaded_in_a_pass() -> Non
     assert torch.equal(net(x), other(x))
 
 
+def test_a_training_without_before_step_is_refused_before_it_is_rounded() -> None:
+    net, (x, y) = known("stable_rps", 0.5), batch()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    for _ in range(2):  # gradients that are summed up
+        F.cross_entropy(net(x), y).backward()
+    optimizer.step()
+    with pytest.raises(InputError, match=r"before_step, which has to come before every step"):
+        net(x)
+
+
 def test_a_step_without_before_step_is_refused() -> None:
     net, (x, y) = known("dense"), batch()
     optimizer = torch.optim.Adam(net.parameters())
@@ -279,7 +289,6 @@ def test_a_step_of_a_copy_without_before_step_is_refused() -> None:
         twin.first.weight.add_(1)
     with pytest.raises(InputError, match=r"before_step, which has to come before every step"):
         twin(x)
-    memfold.release(net)
 
 
 @pytest.mark.parametrize("name", ["stable_rps", "mag", "low_rank"])

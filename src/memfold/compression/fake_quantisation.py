@@ -52,6 +52,10 @@ class FakeQuantisation:
         self._compression = compression
         self._start = start
         self._is_due = start == 0
+        self._steps_are_told = False
+        """Whether `before_step` or `prepare_step` has ever been called."""
+        self._last_versions: list[int] | None = None
+        """How often parameters had been changed at the last training pass, until they are."""
         self._num_passes = 0
         """How many passes hold the rounded values till they end; none if `before_step` ends it."""
         self._trained: list[tuple[Tensor, Tensor, int]] = []
@@ -76,6 +80,7 @@ class FakeQuantisation:
 
     def prepare_step(self, step: int, total_steps: int) -> None:
         """Get ready for the forward pass of optimizer step number `step`, counted from 0."""
+        self._steps_are_told = True
         self._is_due = step >= self._start * total_steps
 
     def trained(self, parameter: Tensor) -> Tensor:
@@ -110,6 +115,7 @@ class FakeQuantisation:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Watch the parameters of a copy, which count their changes anew."""
         vars(self).update(state)
+        self._last_versions = None
         self._note_versions()
 
     @_disable_dynamo
@@ -117,6 +123,7 @@ class FakeQuantisation:
         with _LOCK:
             if module.training and not self._is_due:
                 self.release()
+                self._check_told()
                 return
             self._check()
             is_held = bool(self._trained) and self._num_passes == 0
@@ -176,12 +183,18 @@ class FakeQuantisation:
         target = parameter.data if self._num_passes else parameter
         target.copy_(values)
 
+    def _check_told(self) -> None:
+        """Refuse a training of which nobody says how far it is: it would never be rounded."""
+        if self._steps_are_told or not torch.is_grad_enabled():
+            return
+        versions = [tensor._version for _, tensors in self._tensors() for tensor in tensors]
+        if self._last_versions not in (None, versions):
+            raise _changed()
+        self._last_versions = versions
+
     def _check(self) -> None:
         if any(parameter._version > version for parameter, _, version in self._trained):
-            raise InputError(
-                "artifact.train_bits: parameters were changed between a forward pass and "
-                "memfold.before_step, which has to come before every step of the optimizer"
-            )
+            raise _changed()
 
     def _save(
         self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]
@@ -196,6 +209,14 @@ class FakeQuantisation:
 
     def _load(self, module: nn.Module, *arguments: object) -> None:
         self.release()
+        self._last_versions = None
+
+
+def _changed() -> InputError:
+    return InputError(
+        "artifact.train_bits: parameters were changed between a forward pass and "
+        "memfold.before_step, which has to come before every step of the optimizer"
+    )
 
 
 def _replaced() -> InputError:

@@ -38,7 +38,7 @@ class StartingPoint:
     step: int = 0
     """Optimizer steps done before."""
     num_epochs: int = 0
-    """Epochs done before."""
+    """Epochs begun before."""
     average_decay: float | None = None
     """Of the average that its tensors are; `None` where they are what was trained."""
     teacher: str | None = None

@@ -165,7 +165,7 @@ def _announce(experiment: Experiment, facts: dict[str, Any]) -> None:
         log.info("%s", experiment.footprint)
         start = experiment.start
         if start.step:
-            done = f"{start.step:,} steps, {start.num_epochs} whole epochs"
+            done = f"{start.step:,} steps, in epoch {start.num_epochs}"
             print(f"resumed after {done}", flush=True)
         if experiment.initial is not None:
             log.info("%s", experiment.initial.describe())
