@@ -25,7 +25,7 @@ from memfold.strategies.sharing.shared_vector import SharedVector
 
 __all__ = ["StableRPS"]
 
-# As many are built whole, and no row is multiplied where it lies.
+# In float32, as many are built whole, and no row is multiplied where it lies.
 _FEW_WEIGHTS = 1 << 20
 # Rows that partitions cut are dear where they hold more than one weight in so many.
 _DEAR_SHARE = 16
