@@ -169,6 +169,8 @@ def _take(
     state = state_tensors(model)
     late = {name: state[name] for name in names if id(state[name]) not in done}
     _overwrite(late, tensors, overwritten)
+    if not _made_ties(record, dense).items() <= ties_of(model).items():
+        raise InputError(f"{record.strategy.name} ties other tensors of this model than it says")
 
 
 def _overwrite(
@@ -248,7 +250,10 @@ def _check_backbone(
     stored = {name: list(tensor.shape) for name, tensor in tensors.items()}
     stored |= record.weights | record.reshaped
     own = state_tensors(model)
+    made = _made_ties(record, own)
     for name, target in own.items():
+        if name in made:
+            continue
         if name not in tensors and name not in record.weights:
             raise InputError(f"{other}: it has no {name}{_tied(record.ties, name)}")
         if stored[name] != list(target.shape):
@@ -267,10 +272,16 @@ def _check_backbone(
             raise InputError(f"{other}: this one has no {name}")
         if name in ties:
             raise InputError(f"{other}: this one has no {name} of its own{_tied(ties, name)}")
-    if record.ties is not None and record.ties != ties:
-        name, first = sorted(record.ties.items() ^ ties.items())[0]
+    if record.ties is not None and record.ties != ties | made:
+        name, first = sorted(record.ties.items() ^ (ties | made).items())[0]
         owner = "its" if name in record.ties else "this one's"
         raise InputError(f"{other}: {owner} {name} is the same tensor as {first} (tied)")
+
+
+def _made_ties(record: Record, dense: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the ties that the strategy makes: names of their own in the dense model."""
+    ties = (record.ties or {}) if record.strategy.ties_untouched else {}
+    return {name: first for name, first in ties.items() if name in dense}
 
 
 def _tied(ties: Mapping[str, str] | None, name: str) -> str:

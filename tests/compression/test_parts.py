@@ -32,7 +32,7 @@ def network() -> nn.Sequential:
 
 
 def compressed(**options: object) -> nn.Sequential:
-    return memfold.compress(network(), "basis", seed=3, **options)
+    return memfold.compress(network(), "three_levels", seed=3, **options)
 
 
 def test_each_part_lies_with_what_it_belongs_to() -> None:
@@ -77,7 +77,7 @@ def test_dense_weights_that_are_views_of_one_part_become_tensors_of_their_own() 
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(24, 24), nn.Linear(24, 24))
-    memfold.compress(model, "basis")
+    memfold.compress(model, "three_levels")
     compression = compression_of(model)
     compression.__class__ = Same
     dense = memfold.densify(model)
@@ -102,7 +102,7 @@ def test_copies_states_and_artifacts_carry_the_parts(tmp_path) -> None:
     for same in (other, packed, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(same(X), expected)
     with pytest.raises(RuntimeError, match="belong to another seed, ratio or strategy"):
-        memfold.compress(network(), "basis", seed=4).load_state_dict(model.state_dict())
+        memfold.compress(network(), "three_levels", seed=4).load_state_dict(model.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_name_that_a_part_needs_is_refused_before_anything_changes(
     (model if layer is None else model[layer]).register_buffer(name, torch.zeros(1))
     before = list(model.state_dict())
     with pytest.raises(InputError, match=message):
-        memfold.compress(model, "basis")
+        memfold.compress(model, "three_levels")
     assert list(model.state_dict()) == before
 
 

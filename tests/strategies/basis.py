@@ -20,7 +20,7 @@ RANK = 24
 
 
 @dataclass(frozen=True, kw_only=True)
-class Basis(Strategy, name="basis"):
+class Basis(Strategy, name="three_levels"):
     """Weights with as many columns mix the rows of one basis: W = (1 + strength / 100) C_l B_g."""
 
     ratios: ClassVar[Ratios] = "one"
@@ -66,7 +66,7 @@ class Basis(Strategy, name="basis"):
 class BasisWeights(ComputedWeights):
     """Parts of a group, of a weight and of the model."""
 
-    parts: ClassVar[Mapping[str, Level]] = {
+    parts: Mapping[str, Level] = {
         "basis": "group",
         "mix": "weight",
         "basis_strength": "model",
@@ -114,7 +114,7 @@ OVERRIDES = ("compression=dense", f"compression._target_={__name__}.{Basis.__qua
 
 @contextmanager
 def registered() -> Iterator[None]:
-    """Let `basis` be found by its name."""
+    """Let `three_levels` be found by its name."""
     strategy._REGISTRY[Basis.name] = Basis
     try:
         yield

@@ -71,7 +71,7 @@ class PartSource:
 class ComputedWeights(Compression):
     """Compression whose weight number i is a function of a few parts."""
 
-    parts: ClassVar[Mapping[str, Level]]
+    parts: Mapping[str, Level]
     """Name of a part -> what has one: each weight, each group of weights, or the model. The first
     has the dtype that every weight is computed in."""
     root_names: ClassVar[tuple[str, ...]] = ()
@@ -130,12 +130,16 @@ class ComputedWeights(Compression):
         """See `Compression.release`: the weights that an evaluation has kept."""
         self._kept.clear()
 
+    def first(self, index: int) -> int:
+        """Return the first weight of the group of weight number `index`, which may be itself."""
+        return self._firsts.get(index, index)
+
     def home(self, index: int, name: str) -> tuple[nn.Module, str]:
         """Return the module of a part of weight number `index`, and its attribute there."""
         level = self.parts[name]
         if level == "model":
             return self.model, name
-        first = self._firsts.get(index, index) if level == "group" else index
+        first = self.first(index) if level == "group" else index
         module, attribute = self.places[first][0]
         return module, f"{attribute}_{name}"
 

@@ -66,6 +66,14 @@ class CompressibleWeight:
         """Number of weights in the tensor."""
         return prod(self.shape)
 
+    def matches(self, pattern: str) -> bool:
+        """Whether a pattern means its name at an owner, or a module around it."""
+        for owner in self.owners:
+            parts = owner.name.split(".")
+            if any(fnmatchcase(".".join(parts[:i]), pattern) for i in range(1, len(parts) + 1)):
+                return True
+        return False
+
     @property
     def tensor(self) -> nn.Parameter:
         """The dense parameter, as long as the model still holds it."""
@@ -103,13 +111,13 @@ def select_weights(
             "tensor with two or more dimensions"
         )
     for pattern in include:
-        if not any(_matches(weight, pattern) for weight in weights):
+        if not any(weight.matches(pattern) for weight in weights):
             raise InputError(
                 f"compression.include={pattern!r} matches no compressible weight; "
                 f"this model has {_sample(weights)}"
             )
     for pattern in exclude:
-        if not any(_matches(weight, pattern) for weight in weights):
+        if not any(weight.matches(pattern) for weight in weights):
             warn(
                 f"compression.exclude={pattern!r} matches no compressible weight; "
                 f"this model has {_sample(weights)}",
@@ -118,8 +126,8 @@ def select_weights(
     chosen = tuple(
         weight
         for weight in weights
-        if any(_matches(weight, pattern) for pattern in include)
-        and not any(_matches(weight, pattern) for pattern in exclude)
+        if any(weight.matches(pattern) for pattern in include)
+        and not any(weight.matches(pattern) for pattern in exclude)
         and weight.numel >= min_size
     )
     if not chosen:
@@ -253,14 +261,6 @@ def _held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             if tensor is not None:
                 yield prefix + name, tensor
     yield from plain_tensors(model)
-
-
-def _matches(weight: CompressibleWeight, pattern: str) -> bool:
-    for owner in weight.owners:
-        parts = owner.name.split(".")
-        if any(fnmatchcase(".".join(parts[:i]), pattern) for i in range(1, len(parts) + 1)):
-            return True
-    return False
 
 
 def _sample(weights: Sequence[CompressibleWeight]) -> str:

@@ -33,7 +33,7 @@ __all__ = [
     "strategy_names",
 ]
 
-Ratios = Literal["any", "steps", "one"]
+Ratios = Literal["any", "steps", "few", "one"]
 DEFAULT_RATIO = 0.1
 _ALL = ("ratio", 1)
 Structured = Literal["keep", "share"]
@@ -91,8 +91,9 @@ class Strategy(ABC):
     """What this one was asked for in vain."""
     ratios: ClassVar[Ratios] = "any"
     """Which ratios it reaches: any, to a value or two per tensor; the nearest that the steps of its
-    ranks or widths allow; or one, the model's and its own, whatever is asked for: `ratio` and
-    `budget_bytes` then become `None`, which `compress` warns of."""
+    ranks or widths allow; the nearest of few, which numbers of layers give; or one, the model's and
+    its own, whatever is asked for: `ratio` and `budget_bytes` then become `None`, which `compress`
+    warns of."""
     default_ratio: ClassVar[float] = DEFAULT_RATIO
     """Where neither ratio nor bytes are given."""
     changes_shapes: ClassVar[bool] = False
@@ -147,6 +148,11 @@ class Strategy(ABC):
             object.__setattr__(self, "_ignored", tuple(ignored))
             for key in asked:
                 object.__setattr__(self, key, None)
+
+    @property
+    def ties_untouched(self) -> bool:
+        """Whether tensors that it leaves untouched otherwise become one."""
+        return False
 
     @property
     def packing(self) -> Packing:

@@ -8,13 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from memfold.compression.samples import first_input, take_samples
 from memfold.errors import InputError
 from memfold.strategies.pruning.scoring import (
     check_scores,
-    first_input,
     snip_scores,
     synflow_scores,
-    take_samples,
 )
 from strategies.models import MODELS, build, make_input
 from strategies.pruning.scorers import SCORERS, batches_of, conv_net, joined, mlp, named

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from memfold.compression.accounting import storage_key, tensor_bytes
+from memfold.compression.accounting import tensor_bytes
 from memfold.compression.budget import Budget, Stored, like
 from memfold.compression.compressed_model import check_replaceable
 from memfold.compression.optimizers import optimizers_in
 from memfold.compression.parametrised import Parametrised
-from memfold.compression.parts import ComputedWeights, Level
+from memfold.compression.part_values import PartValues
+from memfold.compression.parts import Level
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context, Ratios, Strategy
 from memfold.errors import InputError
@@ -123,10 +124,11 @@ class LowRank(Strategy, name="low_rank"):
         return left.to(tensor), right.to(tensor)
 
 
-class LowRankWeights(ComputedWeights):
+class LowRankWeights(PartValues):
     """Products of parameters `<weight>_left` and `<weight>_right`, beside tensors left whole."""
 
-    parts: ClassVar[Mapping[str, Level]] = {"left": "weight", "right": "weight"}
+    parts: Mapping[str, Level] = {"left": "weight", "right": "weight"}
+    values_name: ClassVar[str] = _VALUES
     root_names: ClassVar[tuple[str, ...]] = (_VALUES, _RANKS)
 
     def __init__(
@@ -159,35 +161,10 @@ class LowRankWeights(ComputedWeights):
         with torch.autocast(left.device.type, enabled=False):
             return weight_of(left @ right.T, self.shapes[index])
 
-    def accept(self, weights: Sequence[CompressibleWeight], tensors: Mapping[str, Tensor]) -> None:
-        """Replace the weights by an artifact's values; the model is unchanged when this raises.
-
-        Raises:
-            InputError: The values are missing or do not fit.
-        """
-        values = self.values_in(tensors, _VALUES).to(weights[0].tensor.detach())
-        lefts, rights = [], []
-        for weight, rank in zip(weights, self.ranks, strict=True):
-            rows, columns = matrix_shape(weight.shape)
-            if rank == WHOLE:
-                chunk, values = values.tensor_split([weight.numel])
-                weight.tensor.detach().copy_(chunk.view(weight.shape))
-            else:
-                left, right, values = values.tensor_split([rank * rows, rank * (rows + columns)])
-                lefts.append(left.view(rows, rank).clone())
-                rights.append(right.view(columns, rank).clone())
-        self.attach({"left": lefts, "right": rights})
-
-    @property
-    def num_values(self) -> int:
-        """Numbers in the factors and in the tensors left whole."""
-        pairs = zip(self.shapes, self.ranks, strict=True)
-        return sum(num_values_at(matrix_shape(shape), rank) for shape, rank in pairs)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the factors and of the tensors left whole."""
-        return next(self._tensors()).dtype
+    def part_shape(self, index: int, name: str) -> Sequence[int]:
+        """See `PartValues.part_shape`."""
+        rows, columns = matrix_shape(self.shapes[index])
+        return (rows if name == "left" else columns), self.ranks[index]
 
     @property
     def index_bytes(self) -> int:
@@ -203,17 +180,6 @@ class LowRankWeights(ComputedWeights):
     def resident_bytes(self) -> int:
         """Nothing: the shapes of the factors are their ranks."""
         return 0
-
-    def owned_names(self) -> frozenset[str]:
-        """See `Compression.owned_names`; tied tensors have several names."""
-        whole = {storage_key(tensor) for tensor in self._tensors()}
-        state = self.model.state_dict(keep_vars=True).items()
-        names = {k for k, v in state if isinstance(v, Tensor) and storage_key(v) in whole}
-        return super().owned_names() | names
-
-    def stored_values(self) -> dict[str, list[nn.Parameter]]:
-        """See `Compression.stored_values`; one vector: of each weight U and V, or all of it."""
-        return {_VALUES: list(self._tensors())}
 
     def index_tensors(self) -> dict[str, Tensor]:
         """See `Compression.index_tensors`."""
@@ -266,16 +232,6 @@ class LowRankWeights(ComputedWeights):
         """Yield U (rows, r) and V (columns, r) of each weight that is not whole."""
         for index in self.computed:
             yield self.part(index, "left"), self.part(index, "right")
-
-    def _tensors(self) -> Iterator[nn.Parameter]:
-        """Yield U and V of each weight, or all of it."""
-        pairs = self.pairs()
-        for places, rank in zip(self.places, self.ranks, strict=True):
-            if rank == WHOLE:
-                module, attribute = places[0]
-                yield getattr(module, attribute)
-            else:
-                yield from next(pairs)
 
 
 def _is_decoupled(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:

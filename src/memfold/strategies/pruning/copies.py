@@ -8,7 +8,7 @@ remembers what its values were, until it is trained itself: until gradients come
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import torch
@@ -29,7 +29,7 @@ class MovableWeights(ComputedWeights):
     same shape.
     """
 
-    parts: ClassVar[Mapping[str, Level]] = {"values": "weight"}
+    parts: Mapping[str, Level] = {"values": "weight"}
     positions: list[Tensor]
 
     def __init__(

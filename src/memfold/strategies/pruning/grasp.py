@@ -16,13 +16,14 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from memfold.compression.samples import take_samples
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context
 from memfold.options import Positive
 from memfold.seeding import derive_seed
 from memfold.strategies.pruning.base import SampledPruning, Score
 from memfold.strategies.pruning.masks import PackedMask
-from memfold.strategies.pruning.scoring import grasp_scores, take_samples
+from memfold.strategies.pruning.scoring import grasp_scores
 
 __all__ = ["GraSP"]
 

@@ -6,12 +6,13 @@ training for GraSP, where BatchNorm normalises by the statistics of each batch. 
 SynFlow keep are the *largest* scores, as in SNIP.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from memfold.compression.samples import Batch, Loss
 from memfold.errors import InputError
 from memfold.strategies.pruning.flow import Pipes, ones_like_sample, total_flow
 from memfold.strategies.pruning.masks import PackedMask
@@ -19,15 +20,10 @@ from memfold.strategies.pruning.replica import replicate, reseed, scoring_mode, 
 
 __all__ = [
     "check_scores",
-    "first_input",
     "grasp_scores",
     "snip_scores",
     "synflow_scores",
-    "take_samples",
 ]
-
-Batch = tuple[Tensor, Tensor]
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def snip_scores(
@@ -47,7 +43,7 @@ def snip_scores(
     Args:
         model: The dense model, which maps a batch of inputs to what the loss takes.
         parameters: State-dict name -> parameter of the model.
-        samples: See `take_samples`.
+        samples: See `memfold.compression.samples`.
         loss: (output, target) -> scalar: the mean over the batch.
         kept: What is left of the parameters, the rest being zero; `None` for all.
         seed: Of layers that are random in evaluation too.
@@ -86,7 +82,7 @@ def grasp_scores(
     Args:
         model: The dense model; its output must be one tensor.
         parameters: State-dict name -> parameter of the model.
-        samples: See `take_samples`.
+        samples: See `memfold.compression.samples`.
         loss: (output, target) -> scalar: the mean over the batch.
         kept: What is left of the parameters, the rest being zero; `None` for all.
         temperature: The outputs (logits) are divided by it.
@@ -158,65 +154,6 @@ def synflow_scores(
         scores = _products_with_gradients(flow, weights)
     check_scores("synflow", parameters, scores, reason)
     return scores
-
-
-def take_samples(
-    strategy: str, data: Iterable[Batch] | None, loss: Loss | None, *, num_samples: int
-) -> tuple[list[Batch], Loss]:
-    """Return the first `num_samples` samples as batches, fewer when there are no more.
-
-    A single sample at the end joins the batch before: BatchNorm has no statistics of one.
-
-    Args:
-        strategy: Name of the one that asks.
-        data: Batches of (input, target); read once, no further than needed.
-        loss: What the samples are scored with.
-        num_samples: The last batch is cut to fit.
-
-    Raises:
-        InputError: Data or loss are missing, or the data are empty or of another form.
-    """
-    if data is None or not callable(loss):
-        raise InputError(
-            f"compression={strategy} needs batches of data and a loss: "
-            "memfold.compress(..., data=..., loss=...)"
-        )
-    batches: list[Batch] = []
-    missing = num_samples
-    if missing > 0:
-        with torch.random.fork_rng(devices=[]):  # a loader draws its order
-            for batch in data:
-                inputs, targets = _checked(strategy, batch)
-                batches.append((inputs[:missing], targets[:missing]))
-                missing -= len(batches[-1][0])
-                if missing <= 0:
-                    break
-    if missing == num_samples:
-        raise InputError(f"compression={strategy}: data= holds no samples")
-    last = batches[-2:]
-    if len(last) == 2 and len(last[1][0]) == 1 and last[0][0].shape[1:] == last[1][0].shape[1:]:
-        inputs, targets = zip(*last, strict=True)
-        batches[-2:] = [(torch.cat(inputs), torch.cat(targets))]
-    return batches, loss
-
-
-def first_input(strategy: str, data: Iterable[Batch] | None) -> Tensor:
-    """Return one input out of the first batch, shape (1, ...).
-
-    Raises:
-        InputError: There are no data, or they are of another form.
-    """
-    if data is None:
-        raise InputError(
-            f"compression={strategy} needs a batch of data for the shape of an input: "
-            "memfold.compress(..., data=...)"
-        )
-    with torch.random.fork_rng(devices=[]):  # a loader draws its order
-        for batch in data:
-            inputs, _ = _checked(strategy, batch)
-            if len(inputs):
-                return inputs[:1]
-    raise InputError(f"compression={strategy}: data= holds no samples")
 
 
 def check_scores(
@@ -353,17 +290,6 @@ def _products_with_gradients(scalar: Tensor, weights: Sequence[Tensor]) -> list[
     if scalar.requires_grad:
         scalar.backward(inputs=list(weights))
     return [w.detach() if id(w) in found else torch.zeros_like(w) for w in weights]
-
-
-def _checked(strategy: str, batch: object) -> Batch:
-    if isinstance(batch, list | tuple) and len(batch) == 2:
-        inputs, targets = batch
-        if isinstance(inputs, Tensor) and isinstance(targets, Tensor) and inputs.dim() > 0:
-            return inputs, targets
-    raise InputError(
-        f"compression={strategy}: data= must give batches (input, target) of two tensors, "
-        f"got {type(batch).__name__}"
-    )
 
 
 def _device(parameters: Mapping[str, Tensor]) -> torch.device:

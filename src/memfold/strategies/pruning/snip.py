@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from memfold.compression.samples import take_samples
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context
 from memfold.seeding import derive_seed
 from memfold.strategies.pruning.base import SampledPruning, Score
-from memfold.strategies.pruning.scoring import snip_scores, take_samples
+from memfold.strategies.pruning.scoring import snip_scores
 
 __all__ = ["SNIP"]
 

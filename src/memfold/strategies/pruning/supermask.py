@@ -130,7 +130,7 @@ class Supermask(Strategy, name="supermask"):
 class SupermaskWeights(ComputedWeights):
     """Scores as parameters `<weight>_scores`; signs beside them, and no weight at all."""
 
-    parts: ClassVar[Mapping[str, Level]] = {"scores": "weight"}
+    parts: Mapping[str, Level] = {"scores": "weight"}
     root_names: ClassVar[tuple[str, ...]] = (COUNTS, INDEX, CODED)
     mark: ClassVar[str] = FINGERPRINT
     logged: ClassVar[Logged] = "epochs"

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from memfold.compression.samples import first_input
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context
 from memfold.options import Count
 from memfold.strategies.pruning.base import PruningAtInit, Score
-from memfold.strategies.pruning.scoring import first_input, synflow_scores
+from memfold.strategies.pruning.scoring import synflow_scores
 
 __all__ = ["SynFlow"]
 

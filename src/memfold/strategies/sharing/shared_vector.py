@@ -71,7 +71,7 @@ class SharedVector(ComputedWeights):
     assign=True)` and `torch.func.functional_call` find one owner.
     """
 
-    parts: ClassVar[Mapping[str, Level]] = {_VALUES: "model"}
+    parts: Mapping[str, Level] = {_VALUES: "model"}
     root_names: ClassVar[tuple[str, ...]] = (_SCALES,)
     mark: ClassVar[str] = _FINGERPRINT
 

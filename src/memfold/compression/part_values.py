@@ -1,0 +1,108 @@
+"""Computed weights that an artifact holds as one vector: their parts, and weights left whole."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from memfold.compression.accounting import storage_key
+from memfold.compression.budget import Stored, like
+from memfold.compression.parts import ComputedWeights
+from memfold.compression.selection import CompressibleWeight
+
+__all__ = ["PartValues"]
+
+
+class PartValues(ComputedWeights):
+    """Parts whose shapes are known before their values; weight after weight, they are one vector.
+
+    A weight that stays whole, a dense parameter, stands there as it is.
+    """
+
+    values_name: ClassVar[str]
+    """Name of the vector in artifacts."""
+
+    @abstractmethod
+    def part_shape(self, index: int, name: str) -> Sequence[int]:
+        """Return the shape of a part of weight number `index`."""
+
+    def accept(self, weights: Sequence[CompressibleWeight], tensors: Mapping[str, Tensor]) -> None:
+        """Replace the weights by an artifact's values; the model is unchanged when this raises.
+
+        Raises:
+            InputError: The values are missing or do not fit.
+        """
+        values = self.values_in(tensors, self.values_name).to(weights[0].tensor.detach())
+        parts: dict[str, list[Tensor]] = {name: [] for name in self.parts}
+        for index, name in self._slots():
+            shape = self.shapes[index] if name is None else self.part_shape(index, name)
+            chunk, values = values.tensor_split([prod(shape)])
+            if name is None:
+                weights[index].tensor.detach().copy_(chunk.view(*shape))
+            else:
+                parts[name].append(chunk.view(*shape).clone())
+        self.attach(parts)
+
+    def described(self, dtype: torch.dtype) -> Stored:
+        """Describe what an artifact will store, before there are values."""
+        return Stored(self.num_values, {self.values_name: like([self.num_values], dtype)}, {})
+
+    @property
+    def num_values(self) -> int:
+        """Numbers in the parts and in the weights left whole."""
+        shapes = (self.shapes[i] if n is None else self.part_shape(i, n) for i, n in self._slots())
+        return sum(map(prod, shapes))
+
+    @property
+    def index_bytes(self) -> int:
+        """Nothing, where the options and the number of values tell all."""
+        return 0
+
+    @property
+    def index_format(self) -> str:
+        """See `Compression.index_format`."""
+        return "none"
+
+    def index_tensors(self) -> dict[str, Tensor]:
+        """Nothing; see `index_bytes`."""
+        return {}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the parts and of the weights left whole."""
+        return next(self._tensors()).dtype
+
+    def owned_names(self) -> frozenset[str]:
+        """See `Compression.owned_names`; tied tensors have several names."""
+        held = {storage_key(tensor) for tensor in self._tensors()}
+        state = self.model.state_dict(keep_vars=True).items()
+        names = {k for k, v in state if isinstance(v, Tensor) and storage_key(v) in held}
+        return super().owned_names() | names
+
+    def stored_values(self) -> dict[str, list[nn.Parameter]]:
+        """See `Compression.stored_values`."""
+        return {self.values_name: list(self._tensors())}
+
+    def _slots(self) -> Iterator[tuple[int, str | None]]:
+        """Yield weight number and name of every part once; no name for a weight left whole."""
+        computed, seen = set(self.computed), set[tuple[nn.Module, str]]()
+        for index in range(len(self.shapes)):
+            if index not in computed:
+                yield index, None
+                continue
+            for name in self.parts:
+                home = self.home(index, name)
+                if home not in seen:
+                    seen.add(home)
+                    yield index, name
+
+    def _tensors(self) -> Iterator[nn.Parameter]:
+        for index, name in self._slots():
+            if name is None:
+                module, attribute = self.places[index][0]
+                yield getattr(module, attribute)
+            else:
+                yield self.part(index, name)
