@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import memfold
 from memfold.compression import strategy
 from memfold.strategies.sharing.mapping import Span
 
@@ -42,6 +43,22 @@ def test_the_strategy_counts_in_double_precision_and_scatters_as_it_gathers(name
         mapping.scatter(rows @ slots, span, 0.5, out)
         torch.testing.assert_close(out, 0.5 * rows.T @ rows @ slots)
     names["test_weights_repeat_after_one_turn"]()
+
+
+def test_the_layer_strategy_turns_rows_and_comes_back(names, tmp_path):
+    def network():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(*(torch.nn.Linear(6, 6) for _ in range(4)))
+
+    assert "Rotated" in names
+    net, before = memfold.compress(network(), "rotated", ratio=0.5), network()
+    weights = [layer.weight for layer in net]
+    for place in (0, 2):
+        assert torch.equal(weights[place], before[place].weight)
+        assert torch.equal(weights[place + 1], before[place].weight.roll(1, 0))
+    memfold.save(net, tmp_path / "net.safetensors")
+    loaded = memfold.load(tmp_path / "net.safetensors", network())
+    assert all(torch.equal(a.weight, b.weight) for a, b in zip(loaded, net, strict=True))
 
 
 def test_the_backbone_adapts_to_its_images(names):

@@ -34,8 +34,10 @@ def batches() -> list[Batch]:
 
 def compressed(name: str) -> nn.Module:
     torch.manual_seed(7)
-    net = MLP(1, 4, 3, hidden_widths=(24, 20)).double()
     name, _, bits = name.partition(" at ")
+    case = STRATEGIES[name]
+    widths = (24,) * len(case.hidden_widths) if case.needs_layers else (24, 20)
+    net = MLP(1, 4, 3, hidden_widths=widths).double()
     options = options_of(name, ratio=0.3) | ({"train_bits": int(bits)} if bits else {})
     return memfold.compress(net, name, data=batches(), loss=F.cross_entropy, seed=3, **options)
 

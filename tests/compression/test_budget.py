@@ -22,7 +22,12 @@ from memfold.strategies.sharing.shared_vector import stored_like
 from memfold.strategies.sharing.stable_rps import StableRPS
 from strategies.cases import SHARING, STRATEGIES
 
-BUDGETED = tuple(name for name in STRATEGIES if strategy_class(name).ratios != "one")
+# Layers in common go by larger steps: tests/strategies/layers/.
+BUDGETED = tuple(
+    name
+    for name, case in STRATEGIES.items()
+    if strategy_class(name).ratios != "one" and not case.needs_layers
+)
 # The lottery tickets are trained before they have the budget's size; widths have large steps.
 AT_ONCE = tuple(name for name in BUDGETED if name not in ("ltr", "small"))
 

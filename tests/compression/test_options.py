@@ -124,7 +124,7 @@ def test_initial_weights_are_finite(strategy, value):
         net[2].weight[0, 0] = value
     before = copy.deepcopy(net.state_dict())
     with pytest.raises(InputError, match=r"2\.weight has initial weights that are not finite"):
-        memfold.compress(net, strategy)
+        memfold.compress(net, strategy, **options_of(strategy))
     assert compression_of(net) is None
     torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0, equal_nan=True)
 

@@ -20,12 +20,22 @@ class Case:
     """Whether it trains as many numbers as the dense model has, at least for a time."""
     needs_widths: bool = False
     """Whether it is for backbones that can be built narrower, and refuses all of `models.py`."""
+    budget_bytes: int = 12_000
+    """For the MLP in `test_conformance.py`."""
+    overrides: tuple[str, ...] = ()
+    """Of its training."""
+    hidden_widths: tuple[int, ...] = (256, 256)
+    """Of that MLP: layers share with layers of equal shapes."""
+    needs_layers: bool = False
+    """Whether it is for networks of equal layers, which none of `models.py` is."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Models of `models.py` that it cannot compress: name -> part of the message."""
 
 
 SPARSE_REFUSE = {"weight_norm": "0.weight is computed from"}
 ZERO_SCORES = {"zero_head": "every score is zero"}
+# Coefficients and factors have other lengths than weights, which plain SGD does not know.
+ADAM = ("optimizer=adamw", "optimizer.lr=0.003")
 # With 0.4, one rank takes more of a tiny matrix; data and scores may leave a layer with nothing.
 STRATEGIES = {
     "dense": Case(trains_dense=True),
@@ -44,9 +54,29 @@ STRATEGIES = {
     "supermask": Case(ratio=0.6, trains_dense=True, refused=SPARSE_REFUSE),
     "small": Case(needs_widths=True),
     "low_rank": Case(ratio=0.6),
+    "tied": Case(needs_layers=True, hidden_widths=(256,) * 6, budget_bytes=400_000),
+    "recursive_lora": Case(
+        {"loops": 7},
+        overrides=ADAM,
+        needs_layers=True,
+        hidden_widths=(256,) * 8,
+        budget_bytes=400_000,
+    ),
+    "masa": Case(
+        {"include": ["*"]},
+        overrides=ADAM,
+        needs_layers=True,
+        hidden_widths=(256,) * 6,
+        budget_bytes=400_000,
+    ),
+    "basis": Case(
+        overrides=ADAM, needs_layers=True, hidden_widths=(256,) * 6, budget_bytes=100_000
+    ),
 }
 
-ANY_MODULE = tuple(sorted(name for name, case in STRATEGIES.items() if not case.needs_widths))
+ANY_MODULE = tuple(
+    sorted(n for n, case in STRATEGIES.items() if not case.needs_widths and not case.needs_layers)
+)
 """Strategies for any module."""
 
 SHARING = tuple(name for name in STRATEGIES if issubclass(strategy_class(name), SharingStrategy))

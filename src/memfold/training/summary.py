@@ -33,8 +33,13 @@ def print_summary(result: dict[str, Any], folder: str) -> None:
         for name, value in metrics.items()
         if name.startswith("test/") and name not in ("test/loss", primary.test)
     ]
+    ratio, asked = (
+        None if compression[key] is None else f"{compression[key]:.3g}"
+        for key in ("ratio", "requested_ratio")
+    )
     rows: dict[str, str | None] = {
-        "compression": f"{compression['name']}, ratio {compression['ratio']:.3g}"
+        "compression": f"{compression['name']}, ratio {ratio}"
+        + (f" (nearest to {asked})" if asked not in (None, ratio) else "")
         + (f", stored in {compression['bits']} bits" if is_packed else ""),
         "samples to train, validate, test": " / ".join(f"{n:,}" for n in samples.values()),
         f"test {primary.title} ({weights})": primary.show(metrics.get(primary.test)),

@@ -1,0 +1,143 @@
+"""Strategies that give repeated layers parts in common, of a size that the budget allows."""
+
+from abc import abstractmethod
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from memfold.compression.budget import Budget, Stored
+from memfold.compression.compressed_model import check_replaceable
+from memfold.compression.part_values import PartValues
+from memfold.compression.parts import Level
+from memfold.compression.selection import CompressibleWeight
+from memfold.compression.strategy import Context, Ratios, Strategy
+from memfold.errors import InputError
+from memfold.strategies.layers.repeated import Stack, stack_of
+
+__all__ = ["LayerStrategy", "LayerWeights"]
+
+
+class LayerWeights(PartValues):
+    """Weights of repeated layers that have parts in common; all others stay whole."""
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        model: nn.Module,
+        weights: tuple[CompressibleWeight, ...],
+        groups: Sequence[Sequence[int]],
+        parts: Mapping[str, Level],
+    ) -> None:
+        """Take note of the groups; `attach` then replaces the weights.
+
+        Args:
+            strategy: Which one compresses.
+            model: The root module.
+            weights: All compressible weights.
+            groups: Numbers of those that share parts, in the order of their layers.
+            parts: See `ComputedWeights.parts`.
+
+        Raises:
+            InputError: The name of a part is taken.
+        """
+        self.parts = parts
+        inside = {index for group in groups for index in group}
+        whole = [index for index in range(len(weights)) if index not in inside]
+        super().__init__(strategy, model, weights, groups=groups, whole=whole)
+
+    @property
+    def firsts(self) -> list[int]:
+        """First weight of every group, in the order in which `attach` takes their parts."""
+        return sorted({self.first(index) for index in self.computed})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerStrategy(Strategy):
+    """Replace the weights of repeated layers; all others stay whole, and count as values."""
+
+    ratios: ClassVar[Ratios] = "few"
+    unshardable: ClassVar[str | None] = (
+        "layers read each other's parameters; use trainer=ddp, which reduces them once"
+    )
+
+    layers: str | None = None
+    """Glob of the paths of the repeated layers; null finds the longest list of equal ones."""
+
+    @abstractmethod
+    def sizes(self, stack: Stack) -> Sequence[int]:
+        """Return what the budget may choose from, ascending, so that more values are stored.
+
+        Raises:
+            InputError: There is none for these layers.
+        """
+
+    @abstractmethod
+    def make(
+        self,
+        model: nn.Module,
+        weights: tuple[CompressibleWeight, ...],
+        stack: Stack,
+        size: int,
+    ) -> PartValues:
+        """Take note of the weights, for one of `sizes`; nothing is replaced yet."""
+
+    @abstractmethod
+    def start(
+        self,
+        made: PartValues,
+        weights: tuple[CompressibleWeight, ...],
+        stack: Stack,
+        context: Context,
+    ) -> Mapping[str, list[Tensor]]:
+        """Return the parts at the start of the training, as `ComputedWeights.attach` takes them."""
+
+    def build(
+        self, model: nn.Module, weights: tuple[CompressibleWeight, ...], context: Context
+    ) -> PartValues:
+        """See `Strategy.build`."""
+        check_replaceable(model, weights)
+        stack = stack_of(model, weights, self.layers)
+        made = self._fitting(model, weights, stack)
+        made.attach(self.start(made, weights, stack, context))
+        return made
+
+    def rebuild(
+        self,
+        model: nn.Module,
+        weights: tuple[CompressibleWeight, ...],
+        num_values: int,
+        tensors: Mapping[str, Tensor],
+    ) -> PartValues:
+        """See `Strategy.rebuild`."""
+        check_replaceable(model, weights)
+        stack = stack_of(model, weights, self.layers)
+        sizes = self.sizes(stack)
+        place = bisect_left(sizes, num_values, key=self._count(model, weights, stack))
+        made = self.make(model, weights, stack, sizes[min(place, len(sizes) - 1)])
+        if made.num_values != num_values:
+            raise InputError(f"the artifact has {num_values} values, which fits no {self}")
+        made.accept(weights, tensors)
+        return made
+
+    def _count(self, model: nn.Module, weights: tuple[CompressibleWeight, ...], stack: Stack):
+        return lambda size: self.make(model, weights, stack, size).num_values
+
+    def _fitting(
+        self, model: nn.Module, weights: tuple[CompressibleWeight, ...], stack: Stack
+    ) -> PartValues:
+        sizes, dtype = self.sizes(stack), weights[0].tensor.dtype
+        if self.budget_bytes is not None:
+
+            def choose(number: int) -> Stored:
+                return self.make(model, weights, stack, sizes[number]).described(dtype)
+
+            needs = f"the least of {self.name} for {len(stack)} layers"
+            number = Budget(self, model, weights).most(choose, 0, len(sizes) - 1, needs)
+            return self.make(model, weights, stack, sizes[number])
+        wanted, count = self.target_values(weights), self._count(model, weights, stack)
+        place = bisect_left(sizes, wanted, key=count)
+        nearest = min(sizes[max(0, place - 1) : place + 1], key=lambda s: abs(count(s) - wanted))
+        return self.make(model, weights, stack, nearest)

@@ -1,0 +1,44 @@
+"""The gradient of a tensor that B layers use, which is the sum of B gradients, scaled."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["GradientScale", "factor_of", "scale_gradient"]
+
+GradientScale = Literal["length", "projection", "none"]
+
+
+def factor_of(scale: GradientScale, uses: int) -> float:
+    """Return 1/sqrt(B), 1/B or 1: see `sharing/gradient_scale.py`, where B is a slot's load."""
+    return uses ** -{"length": 0.5, "projection": 1.0, "none": 0.0}[scale]
+
+
+def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
+    """Return the same numbers, whose gradient is multiplied by `factor` on its way to `tensor`."""
+    scaled = _Scale.apply(tensor, factor)
+    assert isinstance(scaled, Tensor)
+    return scaled
+
+
+class _Scale(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(tensor: Tensor, factor: float) -> Tensor:
+        del factor
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        del output
+        _, ctx.factor = inputs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.factor, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return tangents[0].view_as(tangents[0])

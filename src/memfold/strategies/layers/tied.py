@@ -1,0 +1,200 @@
+"""Tied layers: L layers compute with the weights of K, in the order of a map.
+
+Lan et al., "ALBERT", ICLR 2020, arXiv 1909.11942; Takase and Kiyono, "Lessons on parameter sharing
+across layers in transformers", 2021, arXiv 2104.06022; Bae et al., arXiv 2507.10524.
+
+    W_l = s_l D[m(l)]            m: see `maps.py`; s_l: one number per row, with `loop_scale`
+
+Parameters are tied, modules are not: every position keeps its norms and biases, its dropout, and
+its place in a cache of keys and values. What shrinks: parameters, gradients, optimizer state, what
+DDP reduces. What does not: activations, operations.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from memfold.compression.part_values import PartValues
+from memfold.compression.parts import Level
+from memfold.compression.selection import CompressibleWeight
+from memfold.compression.strategy import Context
+from memfold.compression.trained_values import report_loss
+from memfold.errors import InputError
+from memfold.strategies.layers.base import LayerStrategy, LayerWeights
+from memfold.strategies.layers.gradients import GradientScale, factor_of, scale_gradient
+from memfold.strategies.layers.maps import LayerMap, check_map, depths_of, layer_map
+from memfold.strategies.layers.others import tie_others, untie
+from memfold.strategies.layers.repeated import Stack
+
+__all__ = ["Tied", "TiedWeights"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tied(LayerStrategy, name="tied"):
+    """Repeated layers share their weights; norms and biases stay each layer's own."""
+
+    map: LayerMap | tuple[int, ...] = "cycle"
+    """Whose weights each position uses: a rule, of which `ratio` says how many layers have weights
+    of their own, or a list with one entry for each position: `[0,1,1,2]`."""
+    norms: Literal["own", "shared"] = "own"
+    """Whose norms and biases each position has."""
+    loop_scale: bool = False
+    """Multiply the outputs of every tied weight by a trained number each, own for each position."""
+    gradient_scale: GradientScale = "length"
+    """Of a weight that is used B times: 1/sqrt(B), which keeps the length of the dense model's
+    step, 1/B, or none. Adam does not see it."""
+
+    initial_values: Literal["random", "least_squares"] = "random"
+    """Whether shared weights start as those of the first layer that uses each; or as `block` says,
+    which is for trained ones."""
+    block: Literal["average", "stepwise", "lower"] = "average"
+    """The mean of the layers that share; layers at equal steps from the first to the last; or the
+    first ones."""
+
+    @property
+    def ties_untouched(self) -> bool:
+        """See `Strategy.ties_untouched`: norms."""
+        return self.norms == "shared"
+
+    def sizes(self, stack: Stack) -> Sequence[int]:
+        """Return how many layers may have weights of their own."""
+        if isinstance(self.map, tuple):
+            return [len(set(check_map(self.map, len(stack))))]
+        depths = depths_of(self.map, len(stack))
+        if not depths:
+            raise InputError(
+                f"compression.map={self.map} needs 3 repeated layers or more, this model has "
+                f"{len(stack)}"
+            )
+        return depths
+
+    def make(
+        self,
+        model: nn.Module,
+        weights: tuple[CompressibleWeight, ...],
+        stack: Stack,
+        size: int,
+    ) -> "TiedWeights":
+        """See `LayerStrategy.make`."""
+        if isinstance(self.map, tuple):
+            entries = check_map(self.map, len(stack))
+        else:
+            entries = layer_map(self.map, len(stack), size)
+        return TiedWeights(self, model, weights, stack, entries)
+
+    def start(
+        self,
+        made: PartValues,
+        weights: tuple[CompressibleWeight, ...],
+        stack: Stack,
+        context: Context,
+    ) -> Mapping[str, list[Tensor]]:
+        """Begin with the values of layers, or with means of them."""
+        assert isinstance(made, TiedWeights)
+        fits = self.initial_values == "least_squares"
+        values = [weight.tensor.detach() for weight in weights]
+        dropped = [index for index in made.computed if index != made.first(index)]
+        if dropped and not fits:
+            message = f"{self.name} keeps those of the first layer that uses each; "
+            message += "compression.initial_values=least_squares starts from all of them"
+            report_loss([weights[i] for i in dropped], context, message)
+        tied = []
+        for first in made.firsts:
+            sources = made.sources(first, self.block if fits else "lower")
+            tied.append(torch.stack([values[i] for i in sources]).mean(0))
+        like = values[0]
+        scales = [like.new_ones(tuple(made.part_shape(i, "scale"))) for i in made.computed]
+        return {"tied": tied, "scale": scales}
+
+
+class TiedWeights(LayerWeights):
+    """`<weight>_tied` at the first layer that uses it; `<weight>_scale` (rows, 1, ...) at each.
+
+    A weight that one layer uses is that layer's, and stays whole.
+    """
+
+    values_name: ClassVar[str] = "layer_values"
+    root_names: ClassVar[tuple[str, ...]] = (values_name,)
+
+    def __init__(
+        self,
+        strategy: Tied,
+        model: nn.Module,
+        weights: tuple[CompressibleWeight, ...],
+        stack: Stack,
+        entries: tuple[int, ...],
+        more: Mapping[str, Level] | None = None,
+    ) -> None:
+        """Take note of the layers and of the map; `more` names parts of a subclass."""
+        groups = [
+            group
+            for numbers in stack.weights.values()
+            for own in sorted(set(entries))
+            if len(group := [n for n, e in zip(numbers, entries, strict=True) if e == own]) > 1
+        ]
+        parts: dict[str, Level] = {"tied": "group"}
+        if strategy.loop_scale:
+            parts["scale"] = "weight"
+        parts |= dict(more or {})
+        super().__init__(strategy, model, weights, groups, parts)
+        self.map = entries
+        self.stack = stack
+        self.uses = {index: group for group in groups for index in group}
+        self._factors = {
+            index: factor_of(strategy.gradient_scale, len(group))
+            for index, group in self.uses.items()
+        }
+        self._others: list[tuple[nn.Module, str]] = []
+
+    def attach(self, parts: Mapping[str, Iterable[Tensor]]) -> None:
+        """See `ComputedWeights.attach`."""
+        if self.strategy.ties_untouched:
+            self._others = tie_others(self.model, self.stack, self.map)
+        super().attach(parts)
+
+    def restore_dense(self) -> None:
+        """See `Compression.restore_dense`."""
+        super().restore_dense()
+        untie(self._others)
+
+    def weight(self, index: int) -> Tensor:
+        """Return the shared parameter, as a view, or with its rows scaled."""
+        shared = scale_gradient(self.part(index, "tied"), self._factors[index])
+        return shared * self.part(index, "scale") if "scale" in self.parts else shared
+
+    def current_weight(self, index: int) -> Tensor:
+        """See `ComputedWeights.current_weight`; where nothing is computed, nothing is kept."""
+        return self.weight(index) if len(self.parts) == 1 else super().current_weight(index)
+
+    def marks(self, *places: Tensor) -> Tensor:
+        """See `ComputedWeights.marks`: the map tells where values belong."""
+        return super().marks(torch.tensor(self.map), *places)
+
+    def reach(self, parameter: Tensor) -> Tensor | None:
+        """See `Compression.reach`: every use moves with an entry; scales are not counted."""
+        for index in self.computed:
+            if parameter is self.part(index, "tied"):
+                uses = self.uses[index]
+                if "scale" not in self.parts:
+                    return torch.full_like(parameter, len(uses) ** 0.5)
+                scales = [self.part(use, "scale").detach().square() for use in uses]
+                return torch.stack(scales).sum(0).sqrt().expand_as(parameter)
+        return None
+
+    def part_shape(self, index: int, name: str) -> Sequence[int]:
+        """See `PartValues.part_shape`."""
+        rows, *others = self.shapes[index]
+        return (rows, *(1 for _ in others)) if name == "scale" else self.shapes[index]
+
+    def sources(self, first: int, block: str) -> list[int]:
+        """Return the weights of which a shared one, known by its first use, starts as the mean."""
+        uses = self.uses[first]
+        if block != "stepwise":
+            return list(uses) if block == "average" else [first]
+        (numbers,) = (found for found in self.stack.weights.values() if first in found)
+        own = self.map[numbers.index(first)]
+        last = max(1, max(self.map))
+        return [numbers[round(own * (len(numbers) - 1) / last)]]
