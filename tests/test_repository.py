@@ -34,6 +34,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         LIBRARIES - {"torch"},
     ),
     "memory": ({"compression"}, LIBRARIES - {"torch"}),
+    "operations": (set(), LIBRARIES - {"torch"}),
     "artifact_file": (SMALL | {"compression", "file_format"}, LIBRARIES - {"torch"}),
     "artifact": (
         SMALL | {"artifact_file", "compression", "quantisation", "strategies"},
@@ -55,8 +56,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "training": (
         SMALL
-        | {"backbones", "compression", "data", "logging", "memory", "overrides", "processes"}
-        | {"runs", "strategies", "tasks"},
+        | {"backbones", "compression", "data", "logging", "memory", "operations"}
+        | {"overrides", "processes", "runs", "strategies", "tasks"},
         {"sklearn"},
     ),
     "file_models": (SMALL | {"runs"}, LIBRARIES),

@@ -140,7 +140,7 @@ def test_curves_are_those_of_the_metrics_file(folder: Path, runs: list[OfflineRu
 
 def test_summary_holds_the_final_values(folder: Path, last: OfflineRun) -> None:
     result = json.loads((folder / "result.json").read_text())
-    for group in ("memory", "time", "parameters", "training"):
+    for group in ("memory", "time", "parameters", "training", "compute"):
         for key, value in result[group].items():
             assert last.summary[f"{group}/{key}"] == pytest.approx(value)
     for key, value in result["metrics"].items():

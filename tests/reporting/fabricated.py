@@ -44,6 +44,7 @@ def result(strategy="stable_rps", ratio=0.1, seed=1, accuracy=0.8, **changes):
             "peak_bytes": 2_000_000,
         },
         "time": {"fit_seconds": 3.5, "step_seconds": 0.01},
+        "compute": {"operations": 26_000},
         "test_checkpoint": "last",
     }
     for name, value in changes.items():

@@ -178,6 +178,14 @@ def test_a_run_without_the_value_is_not_on_the_axis():
     assert points(runs, AXES["fit_seconds"]) == []
 
 
+def test_operations_are_an_axis_where_runs_differ_on_it():
+    alike = [run("dense", operations=1000), run("tied", operations=1005)]
+    assert points(alike, AXES["operations"]) == []
+    looped = [*alike, run("looped", operations=1100), run("unknown")]
+    found = points(looped, AXES["operations"])
+    assert [(p.method, p.x) for p in found] == [("dense", 1000), ("tied", 1005), ("looped", 1100)]
+
+
 def test_dense_is_at_ratio_1():
     (found,) = points([run("dense")], AXES["ratio"])
     assert found.x == 1

@@ -71,6 +71,7 @@ def test_completed_run_leaves_what_the_contract_names(tmp_path: Path) -> None:
     num_weights = sum(p.numel() for p in dense.parameters() if p.dim() > 1)
     num_values = round(0.05 * num_weights)
     num_biases = sum(p.numel() for p in dense.parameters() if p.dim() == 1)
+    assert result["compute"] == {"operations": num_weights}
     assert result["parameters"] == {
         "dense": num_weights + num_biases,
         "compressible": num_weights,

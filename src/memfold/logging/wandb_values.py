@@ -30,6 +30,7 @@ _LEFT_OUT = (
     "resume",
     "sweep",
 )
+_NUMBERS = ("memory", "parameters", "time", "training", "compute")
 _GROUPS = (
     "callbacks",
     "compression",
@@ -106,7 +107,7 @@ def flat_summary(result: Mapping[str, Any]) -> dict[str, Any]:
     with fewer than 32 bits, of the artifact.
     """
     metrics, primary = result["metrics"], primary_of(result)
-    groups = {key: result[key] for key in ("memory", "parameters", "time", "training")}
+    groups = {key: result.get(key, {}) for key in _NUMBERS}
     final = {
         "accuracy" if primary == ACCURACY else primary.short: primary.tested(metrics),
         "ratio": result["compression"]["ratio"],

@@ -39,6 +39,7 @@ _COLUMNS: dict[str, Callable[[Run], float | None]] = {
     "peak_bytes": lambda run: run.peak_bytes,
     "step_seconds": lambda run: run.step_seconds,
     "fit_seconds": lambda run: run.fit_seconds,
+    "operations": lambda run: run.operations,
 }
 
 

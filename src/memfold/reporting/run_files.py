@@ -34,6 +34,7 @@ _NUMBERS = {  # what a run takes from a section as it stands
     ),
     "time": ("fit_seconds", "step_seconds"),
     "training": ("epochs", "steps"),
+    "compute": ("operations",),
 }
 _NO_OPTIONS = (
     "name",
@@ -110,7 +111,7 @@ def _parse(result: object, name: str) -> Run:
     values = check(dict[str, Any], result, "the contents")
     _refuse_unfinished(values)
     sections = {key: check(dict[str, Any], values.get(key), key) for key in _SECTIONS}
-    sections["training"] = values.get("training") or {}  # older results lack it
+    sections |= {key: values.get(key) or {} for key in ("training", "compute")}  # not in older ones
     found = {
         name: check(_TYPES[name], sections[key].get(name), f"{key}.{name}")
         for key, names in _NUMBERS.items()

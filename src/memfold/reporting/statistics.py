@@ -7,7 +7,7 @@ spread over seeds is pooled over both (see `is_tie`).
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +57,8 @@ class Axis:
     is_log: bool
     value: Callable[[Run], float | None]
     """`None` for a run in which it was not measured."""
+    often_alike: bool = False
+    """Whether most methods cost the same: the axis is for runs that differ on it."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,13 @@ AXES: dict[str, Axis] = {
         Axis("ratio", "ratio: stored learned values / weights", True, _requested_ratio),
         Axis("peak_bytes", "peak memory of training, bytes", False, lambda run: run.peak_bytes),
         Axis("fit_seconds", "time of training, seconds", False, lambda run: run.fit_seconds),
+        Axis(
+            "operations",
+            "operations: multiply-adds of a forward pass for each token or sample",
+            False,
+            lambda run: run.operations,
+            often_alike=True,
+        ),
     )
 }
 
@@ -142,7 +151,8 @@ def points(runs: Iterable[Run], axis: Axis) -> list[Point]:
     """Average over seeds.
 
     Args:
-        runs: Of any settings. Those without a value on the axis are left out.
+        runs: Of any settings. Those without a value on the axis are left out; settings whose runs
+            all have the same are, where that is the rule on this axis.
         axis: One of `AXES`.
 
     Returns:
@@ -150,12 +160,19 @@ def points(runs: Iterable[Run], axis: Axis) -> list[Point]:
         else the ratio that came out, rounded), sorted by x.
     """
     groups: dict[object, list[tuple[float, Run]]] = defaultdict(list)
-    for run in runs:
-        x = axis.value(run)
-        if x is not None:
+    measured = [(x, run) for run in runs if (x := axis.value(run)) is not None]
+    spans: dict[Setting, set[float]] = defaultdict(set)
+    for x, run in measured:
+        spans[run.setting].add(x)
+    for x, run in measured:
+        if not axis.often_alike or _differ(spans[run.setting]):
             groups[run.setting, run.method, run.bits, run.request].append((x, run))
     found = [_average(group) for group in groups.values()]
     return sorted(found, key=lambda p: (p.x, p.setting, p.method, p.bits))
+
+
+def _differ(costs: Collection[float]) -> bool:
+    return max(costs) > (1 + NEGLIGIBLE_COST) * min(costs)
 
 
 def pareto_front(points: Iterable[Point]) -> list[Point]:

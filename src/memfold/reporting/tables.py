@@ -42,6 +42,7 @@ _NUMBERS: tuple[tuple[str, _Value], ...] = (
     ("fit_seconds", lambda run: run.fit_seconds),
     ("epochs", lambda run: run.epochs),
     ("steps", lambda run: run.steps),
+    ("operations", lambda run: run.operations),
 )
 _ASKED = ("method", "bits", "ratio", "n")
 _COSTS = (
@@ -51,6 +52,7 @@ _COSTS = (
     "peak, bytes",
     "step, ms",
     "training, s",
+    "multiply-adds",
 )
 
 
@@ -155,7 +157,7 @@ def _tops(points: Iterable[Point]) -> list[Point]:
 def _cells(point: Point, *, is_best: bool) -> list[str]:
     values = {name: _mean(point, value) for name, value in _NUMBERS}
     step = values["step_seconds"]
-    fit = values["fit_seconds"]
+    fit, operations = values["fit_seconds"], values["operations"]
     return [
         _escape(point.method),
         str(point.bits),
@@ -168,6 +170,7 @@ def _cells(point: Point, *, is_best: bool) -> list[str]:
         ),
         "-" if step is None else f"{1000 * step:.3g}",
         "-" if fit is None else f"{fit:.1f}",
+        "-" if operations is None else f"{operations:,.0f}",
     ]
 
 

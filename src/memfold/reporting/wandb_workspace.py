@@ -34,6 +34,7 @@ _PLANES = {  # summary value -> title of the axis
     "ratio": "ratio: stored values over compressible weights",
     "memory/peak_bytes": "peak memory of training, bytes",
     "time/fit_seconds": "training time, seconds",
+    "compute/operations": "multiply-adds of a forward pass for each token or sample",
 }
 _MEMORY = {
     "memory/stored_bytes": "Stored bytes",
