@@ -41,11 +41,23 @@ def test_the_compared_runs_are_all_ratios_and_seeds_once(tmp_path: Path) -> None
     plan = read_plan(write_plan(tmp_path))
     runs = [run for group in plan.groups for run in plan.compared_runs(*group, 0.1)]
     assert len({run.name for run in runs}) == len(runs) == 2 + 2 * 3 * 2
-    found = {(run.method, run.ratio) for run in runs}
+    found = {(run.method, run.budget) for run in runs}
     ratios = (0.3, 0.1, 0.01)
     assert found == {("dense", None)} | {(m, r) for m in ("synflow", "projection") for r in ratios}
-    assert not any("ratio=" in text for run in runs if run.ratio is None for text in run.overrides)
+    assert not any("ratio=" in text for run in runs if run.budget is None for text in run.overrides)
     assert not any(text.startswith("trainer.limit") for run in runs for text in run.overrides)
+
+
+def test_budgets_may_be_bytes(tmp_path: Path) -> None:
+    at = {"at": None, "at_bytes": {9000: [9_000_000, 5000]}}
+    plan = read_plan(write_plan(tmp_path, choose=at))
+    runs = plan.compared_runs("synflow", 9000, 0.1)
+    assert {text for run in runs for text in run.overrides if "budget_bytes" in text} == {
+        "budget_bytes=9000000",
+        "budget_bytes=5000",
+    }
+    assert not any(text.startswith("ratio=") for run in runs for text in run.overrides)
+    assert runs[0].name == "synflow-9000000-lr0.1-s1"
 
 
 def test_numbers_are_run_as_they_stand(tmp_path: Path) -> None:
@@ -96,6 +108,13 @@ def test_runs_in_wandb_have_a_group_and_those_only_tried_are_told_apart(
         ({"choose": {"values": ["fast"]}}, "choose.values.0 must be a number, got 'fast'"),
         ({"choose": {"at": {0.1: [2.0]}}}, "choose.at.0.1.0 must be at most 1, got 2"),
         ({"choose": {"at": {0: [0.1]}}}, "choose.at.0 must be above 0, got 0"),
+        ({"choose": {"at": None}}, "choose: either at (ratios) or at_bytes is needed"),
+        (
+            {"choose": {"at_bytes": {900: [900]}}},
+            "choose: either at (ratios) or at_bytes is needed",
+        ),
+        ({"choose": {"at": None, "at_bytes": {0.1: [900]}}}, "choose.at_bytes.0.1 must be"),
+        ({"choose": {"at": None, "at_bytes": {900: [900, 800], 800: [800]}}}, "800 is there twice"),
         ({"choose": {"trials": 3}}, "choose.trials is unknown"),
         ({"choose": {"values": [1, 1.0]}}, "choose.values: 1.0 is there twice"),
         ({"choose": {"values": [0.1, "nan"]}}, "choose.values.1 must be a number, got 'nan'"),

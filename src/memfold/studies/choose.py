@@ -92,7 +92,9 @@ def _run_plan(plan: Plan, folder: Path, workers: Sequence[Runner]) -> _Progress:
     named = [(run.name, run.overrides) for runs in tried for run in runs]
     outcomes = run_all(named, folder / CHOICES, workers, progress.note)
     best = [_best(runs, outcomes) for runs in tried]
-    write_text_atomically(folder / f"{CHOICES}.csv", _table(tried, best, outcomes))
+    write_text_atomically(
+        folder / f"{CHOICES}.csv", _table(plan.choose.budget_key, tried, best, outcomes)
+    )
     runs = [
         (run.name, run.overrides)
         for group, chosen in zip(plan.groups, best, strict=True)
@@ -125,6 +127,7 @@ def _best(runs: Sequence[PlannedRun], outcomes: Mapping[str, Outcome]) -> Planne
 
 
 def _table(
+    budget_key: str,
     tried: Sequence[Sequence[PlannedRun]],
     best: Sequence[PlannedRun],
     outcomes: Mapping[str, Outcome],
@@ -133,13 +136,13 @@ def _table(
     writer = csv.writer(text, lineterminator="\n")
     results = [outcome.result for outcome in outcomes.values()]
     metric = next((primary_of(r).name for r in results if r.get("primary")), ACCURACY.name)
-    writer.writerow(["method", "ratio", "value", metric, "chosen", "error"])
+    writer.writerow(["method", budget_key, "value", metric, "chosen", "error"])
     for run in (run for runs in tried for run in runs):
         value, error = _judge(outcomes[run.name])
-        ratio = "" if run.ratio is None else number_text(run.ratio)
+        budget = "" if run.budget is None else number_text(run.budget)
         shown = "" if value is None else f"{value:.4f}"
         chosen = "yes" if run in best else ""
-        writer.writerow([run.method, ratio, number_text(run.value), shown, chosen, error])
+        writer.writerow([run.method, budget, number_text(run.value), shown, chosen, error])
     return text.getvalue()
 
 

@@ -1,6 +1,6 @@
 """The plan of a comparison: methods, and the setting that each may choose on validation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -20,6 +20,8 @@ _TRIED = "logger.job_type=tune"  # where W&B leaves it out of the comparison
 _List = (Field(min_length=1, max_length=1000), AfterValidator(distinct))
 _Ratio = Annotated[float, Field(gt=0, le=1)]
 _Ratios = Annotated[list[_Ratio], *_List]
+_Bytes = Annotated[int, Field(ge=1)]
+_Budgets = Annotated[list[_Bytes], *_List]
 _Texts = Annotated[list[Text], *_List]
 
 
@@ -39,8 +41,8 @@ class PlannedRun:
     name: str
     """Of its folder."""
     method: str
-    ratio: float | None
-    """`None` for the dense model."""
+    budget: float | None
+    """A ratio, or bytes, as the plan has it; `None` for the dense model."""
     value: float
     """Of the setting that is chosen on validation."""
     overrides: tuple[str, ...]
@@ -55,12 +57,33 @@ class Choose(Model):
     """All that are tried."""
     seed: Seed
     """Of the runs that are only tried on validation."""
-    at: Annotated[dict[_Ratio, _Ratios], Field(min_length=1, max_length=1000)]
+    at: Annotated[dict[_Ratio, _Ratios], Field(min_length=1, max_length=1000)] | None = None
     """Ratio where the values are tried -> ratios for which the best of them is used."""
+    at_bytes: Annotated[dict[_Bytes, _Budgets], Field(min_length=1, max_length=1000)] | None = None
+    """The same of `budget_bytes`, instead."""
+
+    @model_validator(mode="after")
+    def _refuse_two_budgets(self) -> Self:
+        if (self.at is None) == (self.at_bytes is None):
+            raise ValueError("either at (ratios) or at_bytes is needed")
+        return self
+
+    @property
+    def budgets(self) -> Mapping[float, Sequence[float]]:
+        """Where the values are tried -> where the best of them is used."""
+        found: dict[float, Sequence[float]] = {}
+        found.update(self.at or {})
+        found.update(self.at_bytes or {})
+        return found
+
+    @property
+    def budget_key(self) -> str:
+        """What the budgets are, as `train.py` names it."""
+        return "ratio" if self.at is not None else "budget_bytes"
 
 
 class Plan(Model):
-    """Methods, ratios and seeds, and the setting that each method may choose on validation."""
+    """Methods, budgets, seeds, and the setting that each method may choose on validation."""
 
     overrides: _Texts
     """Of all runs."""
@@ -75,10 +98,11 @@ class Plan(Model):
     @model_validator(mode="after")
     def _refuse_what_is_said_twice(self) -> Self:
         """Refuse what would answer one question twice, or another one than the plan asks."""
-        ratios = [ratio for ratios in self.choose.at.values() for ratio in ratios]
-        for ratio in ratios:
-            if ratios.count(ratio) > 1:
-                raise ValueError(f"choose.at: {ratio} is there twice")
+        budgets = [budget for used in self.choose.budgets.values() for budget in used]
+        for budget in budgets:
+            if budgets.count(budget) > 1:
+                place = "at" if self.choose.at else "at_bytes"
+                raise ValueError(f"choose.{place}: {budget} is there twice")
         key = self.choose.key
         fixed = _OF_THE_PLAN | ({"artifact.bits"} if self.bits else set())
         if key in fixed:
@@ -98,11 +122,11 @@ class Plan(Model):
 
     @property
     def groups(self) -> list[tuple[str, float | None]]:
-        """The methods, and the ratios at which each tries the values; the dense model has none."""
+        """The methods, and the budgets at which each tries the values; the dense model has none."""
         return [
             (method, place)
             for method, own in self.methods.items()
-            for place in ((None,) if _DENSE in own else self.choose.at)
+            for place in ((None,) if _DENSE in own else self.choose.budgets)
         ]
 
     def tried_runs(self, method: str, place: float | None) -> list[PlannedRun]:
@@ -115,22 +139,22 @@ class Plan(Model):
         return [self._run(method, place, value, seed, *more) for value in self.choose.values]
 
     def compared_runs(self, method: str, place: float | None, value: float) -> list[PlannedRun]:
-        """List the runs with a chosen value: every ratio of `place`, every seed."""
-        ratios: Sequence[float | None] = (None,) if place is None else self.choose.at[place]
-        return [self._run(method, ratio, value, seed) for ratio in ratios for seed in self.seeds]
+        """List the runs with a chosen value: every budget of `place`, every seed."""
+        used: Sequence[float | None] = (None,) if place is None else self.choose.budgets[place]
+        return [self._run(method, budget, value, seed) for budget in used for seed in self.seeds]
 
     def _run(
-        self, method: str, ratio: float | None, value: float, seed: int, *more: str
+        self, method: str, budget: float | None, value: float, seed: int, *more: str
     ) -> PlannedRun:
         key = self.choose.key
         own = [f"{key}={number_text(value)}", f"seed={seed}", *more]
         names = [method, f"{key.rpartition('.')[2]}{number_text(value)}", f"s{seed}"]
-        if ratio is not None:
-            own.insert(0, f"ratio={number_text(ratio)}")
-            names.insert(1, number_text(ratio))
+        if budget is not None:
+            own.insert(0, f"{self.choose.budget_key}={number_text(budget)}")
+            names.insert(1, number_text(budget))
         group = [f"logger.group={quote_value(method)}"] if self._is_in_wandb(method) else []
         overrides = [*self.overrides, *self.methods[method], *own, *group]
-        return PlannedRun("-".join(names), method, ratio, value, tuple(overrides))
+        return PlannedRun("-".join(names), method, budget, value, tuple(overrides))
 
     def _is_in_wandb(self, method: str) -> bool:
         given = [*self.overrides, *self.methods[method]]
@@ -152,5 +176,7 @@ def read_plan(path: Path) -> Plan:
 
 def number_text(value: float) -> str:
     """Write a number in full, so that two values have two names."""
+    if isinstance(value, int):
+        return str(value)
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
