@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -71,10 +71,8 @@ class Choose(Model):
     @property
     def budgets(self) -> Mapping[float, Sequence[float]]:
         """Where the values are tried -> where the best of them is used."""
-        found: dict[float, Sequence[float]] = {}
-        found.update(self.at or {})
-        found.update(self.at_bytes or {})
-        return found
+        given: dict[Any, Any] = self.at or self.at_bytes or {}
+        return given
 
     @property
     def budget_key(self) -> str:
