@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from torch.nn import functional as F
 import memfold
 from memfold.artifact import header_bytes
 from memfold.backbones.mlp import MLP
+from memfold.backbones.vit import ViT
 from memfold.compression import compression_of
 from memfold.compression.rounds import rounds_of
 from memfold.data.digits import Digits
@@ -66,13 +66,15 @@ def overrides(name: str) -> list[str]:
     ratio = [f"ratio={options.pop('ratio')}"] if "ratio" in options else []
     chosen = [f"compression.{key}={value}" for key, value in options.items()]
     group = OWN[name].OVERRIDES if name in OWN else [f"compression={name}"]
-    widths = f"backbone.hidden_widths={list(hidden_widths(name))}".replace(" ", "")
-    own = STRATEGIES.get(name, Case()).overrides
-    return [*SMALL, *group, *ratio, *chosen, *own, widths, "data.batch_size=100"]
-
-
-def hidden_widths(name: str) -> tuple[int, ...]:
-    return STRATEGIES.get(name, Case()).hidden_widths
+    case = STRATEGIES.get(name, Case())
+    widths = f"backbone.hidden_widths={list(case.hidden_widths)}".replace(" ", "")
+    network = [text for text in SMALL if not text.startswith("backbone=")]
+    if case.transformer_depth:
+        depth = f"backbone.depth={case.transformer_depth}"
+        network += ["backbone=vit", "backbone.patch_size=8", "backbone.width=32", depth]
+    else:
+        network += ["backbone=mlp", widths]
+    return [*network, *group, *ratio, *chosen, *case.overrides, "data.batch_size=100"]
 
 
 def job(folder: Path, name: str, *further: str) -> dict[str, Any]:
@@ -89,8 +91,11 @@ def completed(
     return request.param, folder, job(folder, request.param)
 
 
-def dense_backbone(name: str) -> MLP:
-    return MLP(1, 8, 10, hidden_widths=hidden_widths(name))
+def dense_backbone(name: str) -> nn.Module:
+    case = STRATEGIES.get(name, Case())
+    if case.transformer_depth:
+        return ViT(1, 8, 10, patch_size=8, width=32, depth=case.transformer_depth)
+    return MLP(1, 8, 10, hidden_widths=case.hidden_widths)
 
 
 def test_trains_on_real_data(completed: tuple[str, Path, dict[str, Any]]) -> None:
@@ -114,8 +119,8 @@ def test_the_ratio_is_met(completed: tuple[str, Path, dict[str, Any]]) -> None:
         tolerance = {"any": 1e-4, "steps": 0.02, "few": 0.25}[strategy_class(name).ratios]
         assert found["ratio"] == pytest.approx(RATIO, rel=tolerance)
         assert found["requested_ratio"] == RATIO
-    widths = (64, *hidden_widths(name), 10)
-    assert result["parameters"]["compressible"] == sum(a * b for a, b in pairwise(widths))
+    matrices = (p.numel() for p in dense_backbone(name).parameters() if p.dim() > 1)
+    assert result["parameters"]["compressible"] == sum(matrices)
 
 
 def test_memory_is_what_the_files_hold(completed: tuple[str, Path, dict[str, Any]]) -> None:

@@ -26,6 +26,9 @@ class Case:
     """Of its training."""
     hidden_widths: tuple[int, ...] = (256, 256)
     """Of that MLP: layers share with layers of equal shapes."""
+    transformer_depth: int = 0
+    """Blocks of a vision transformer, which takes the place of that MLP where layers have to have a
+    stream or an MLP of their own."""
     needs_layers: bool = False
     """Whether it is for networks of equal layers, which none of `models.py` is."""
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -71,6 +74,21 @@ STRATEGIES = {
     ),
     "basis": Case(
         overrides=ADAM, needs_layers=True, hidden_widths=(256,) * 6, budget_bytes=100_000
+    ),
+    "hyperloop": Case(
+        {"loops": 8, "copies": 2},
+        overrides=ADAM,
+        needs_layers=True,
+        transformer_depth=18,
+        budget_bytes=280_000,
+    ),
+    # Noise is not the same on two ranks, and each balances what it has.
+    "widenet": Case(
+        {"noise": 0.0, "balance": 0.0},
+        overrides=ADAM,
+        needs_layers=True,
+        transformer_depth=8,
+        budget_bytes=100_000,
     ),
 }
 

@@ -48,6 +48,8 @@ OPTIONS = {
     "masa": {"ratio": 0.5},
     "basis": {"ratio": 0.5},
     "recursive_lora": {"ratio": 0.7},
+    "hyperloop": {"loops": 2},
+    "widenet": {"ratio": 0.6, "noise": 0.0},
 }
 
 

@@ -17,6 +17,9 @@ def factor_of(scale: GradientScale, uses: int) -> float:
 
 def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
     """Return the same numbers, whose gradient is multiplied by `factor` on its way to `tensor`."""
+    if torch.compiler.is_compiling():  # it knows no function that has forward derivatives
+        held = tensor.detach()
+        return held + factor * (tensor - held)
     scaled = _Scale.apply(tensor, factor)
     assert isinstance(scaled, Tensor)
     return scaled

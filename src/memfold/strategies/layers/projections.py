@@ -7,7 +7,7 @@ from torch import nn
 from memfold.compression.selection import sample_names, select_weights
 from memfold.errors import InputError
 
-__all__ = ["patterns_of"]
+__all__ = ["ATTENTION", "patterns_of"]
 
 # One matrix for queries, keys and values.
 _FUSED = ("*qkv*", "*c_attn", "*in_proj_weight", "*query_key_value")
@@ -20,6 +20,8 @@ _KINDS = {
         *("*attn.c_proj", "*attention.projection", "*attn.proj"),
     ),
 }
+ATTENTION = ("*attn*", "*attention*", *(p for patterns in _KINDS.values() for p in patterns))
+"""Patterns of what belongs to attention."""
 
 
 def patterns_of(model: nn.Module, include: Sequence[str]) -> tuple[str, ...]:

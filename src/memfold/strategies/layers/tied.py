@@ -29,16 +29,13 @@ from memfold.strategies.layers.maps import LayerMap, check_map, depths_of, layer
 from memfold.strategies.layers.others import tie_others, untie
 from memfold.strategies.layers.repeated import Stack
 
-__all__ = ["Tied", "TiedWeights"]
+__all__ = ["Tied", "TiedWeights", "TyingStrategy"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tied(LayerStrategy, name="tied"):
-    """Repeated layers share their weights; norms and biases stay each layer's own."""
+class TyingStrategy(LayerStrategy):
+    """Repeated layers share their weights, in the order of a map that the strategy makes."""
 
-    map: LayerMap | tuple[int, ...] = "cycle"
-    """Whose weights each position uses: a rule, of which `ratio` says how many layers have weights
-    of their own, or a list with one entry for each position: `[0,1,1,2]`."""
     norms: Literal["own", "shared"] = "own"
     """Whose norms and biases each position has."""
     loop_scale: bool = False
@@ -46,7 +43,6 @@ class Tied(LayerStrategy, name="tied"):
     gradient_scale: GradientScale = "length"
     """Of a weight that is used B times: 1/sqrt(B), which keeps the length of the dense model's
     step, 1/B, or none. Adam does not see it."""
-
     initial_values: Literal["random", "least_squares"] = "random"
     """Whether shared weights start as those of the first layer that uses each; or as `block` says,
     which is for trained ones."""
@@ -58,6 +54,39 @@ class Tied(LayerStrategy, name="tied"):
     def ties_untouched(self) -> bool:
         """See `Strategy.ties_untouched`: norms."""
         return self.norms == "shared"
+
+    def start(
+        self,
+        made: PartValues,
+        weights: tuple[CompressibleWeight, ...],
+        stack: Stack,
+        context: Context,
+    ) -> Mapping[str, list[Tensor]]:
+        """Begin with the values of layers, or with means of them."""
+        assert isinstance(made, TiedWeights)
+        fits = self.initial_values == "least_squares"
+        values = [weight.tensor.detach() for weight in weights]
+        dropped = [index for index in made.computed if index != made.first(index)]
+        if dropped and not fits:
+            message = f"{self.name} keeps those of the first layer that uses each; "
+            message += "compression.initial_values=least_squares starts from all of them"
+            report_loss([weights[i] for i in dropped], context, message)
+        tied = []
+        for first in made.firsts:
+            sources = made.sources(first, self.block if fits else "lower")
+            tied.append(torch.stack([values[i] for i in sources]).mean(0))
+        like = values[0]
+        scales = [like.new_ones(tuple(made.part_shape(i, "scale"))) for i in made.computed]
+        return {"tied": tied, "scale": scales}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tied(TyingStrategy, name="tied"):
+    """Repeated layers share their weights; norms and biases stay each layer's own."""
+
+    map: LayerMap | tuple[int, ...] = "cycle"
+    """Whose weights each position uses: a rule, of which `ratio` says how many layers have weights
+    of their own, or a list with one entry for each position: `[0,1,1,2]`."""
 
     def sizes(self, stack: Stack) -> Sequence[int]:
         """Return how many layers may have weights of their own."""
@@ -85,30 +114,6 @@ class Tied(LayerStrategy, name="tied"):
             entries = layer_map(self.map, len(stack), size)
         return TiedWeights(self, model, weights, stack, entries)
 
-    def start(
-        self,
-        made: PartValues,
-        weights: tuple[CompressibleWeight, ...],
-        stack: Stack,
-        context: Context,
-    ) -> Mapping[str, list[Tensor]]:
-        """Begin with the values of layers, or with means of them."""
-        assert isinstance(made, TiedWeights)
-        fits = self.initial_values == "least_squares"
-        values = [weight.tensor.detach() for weight in weights]
-        dropped = [index for index in made.computed if index != made.first(index)]
-        if dropped and not fits:
-            message = f"{self.name} keeps those of the first layer that uses each; "
-            message += "compression.initial_values=least_squares starts from all of them"
-            report_loss([weights[i] for i in dropped], context, message)
-        tied = []
-        for first in made.firsts:
-            sources = made.sources(first, self.block if fits else "lower")
-            tied.append(torch.stack([values[i] for i in sources]).mean(0))
-        like = values[0]
-        scales = [like.new_ones(tuple(made.part_shape(i, "scale"))) for i in made.computed]
-        return {"tied": tied, "scale": scales}
-
 
 class TiedWeights(LayerWeights):
     """`<weight>_tied` at the first layer that uses it; `<weight>_scale` (rows, 1, ...) at each.
@@ -121,7 +126,7 @@ class TiedWeights(LayerWeights):
 
     def __init__(
         self,
-        strategy: Tied,
+        strategy: TyingStrategy,
         model: nn.Module,
         weights: tuple[CompressibleWeight, ...],
         stack: Stack,
