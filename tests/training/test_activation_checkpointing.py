@@ -34,7 +34,7 @@ def inputs(backbone: str) -> Tensor:
 
 def build(name: str, backbone: str) -> nn.Module:
     torch.manual_seed(0)
-    net = gpt(7) if STRATEGIES[name].needs_layers else NETWORKS[backbone][0]()
+    net = gpt(14) if STRATEGIES[name].needs_layers else NETWORKS[backbone][0]()
     samples = inputs(backbone)
 
     def loss(output: Tensor, _: Tensor) -> Tensor:
