@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import memfold
 from memfold.backbones import MLP
-from memfold.compression.budget import Budget, Stored
+from memfold.compression.budget import Budget, Stored, share_budget
 from memfold.compression.selection import select_weights
 from memfold.errors import InputError
 from memfold.quantisation import BITS, BLOCK_SIZES
@@ -93,3 +93,11 @@ def test_one_value_more_would_not_fit(limit: int, bits: int, block_size: int) ->
     found = budget.most(choose, 1, most, "1 shared value")
     assert budget.file_bytes(choose(found)) <= limit
     assert found == most or budget.file_bytes(choose(found + 1)) > limit
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=9), st.floats(0, 1))
+def test_a_shared_budget_is_spent_exactly(sizes: list[int], fraction: float) -> None:
+    total = len(sizes) + round(fraction * (sum(sizes) - len(sizes)))
+    shares = share_budget(sizes, total)
+    assert sum(shares) == total
+    assert all(1 <= share <= size for share, size in zip(shares, sizes, strict=True))

@@ -22,7 +22,7 @@ from memfold.quantisation import packed_like
 if TYPE_CHECKING:
     from memfold.compression.strategy import Strategy
 
-__all__ = ["Budget", "Stored", "like"]
+__all__ = ["Budget", "Stored", "like", "share_budget"]
 
 _SPREAD = 64
 """More bytes than a header changes by with the digits of the budget."""
@@ -124,3 +124,18 @@ class Budget:
 def like(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Return a tensor without values."""
     return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def share_budget(sizes: Sequence[int], total: int) -> list[int]:
+    """Divide `total` values in proportion to `sizes`, at least one each, exactly.
+
+    What rounding down leaves goes to the largest remainders, the earlier tensor first.
+    """
+    spare = total - len(sizes)
+    rest = [size - 1 for size in sizes]
+    whole = max(1, sum(rest))
+    shares = [1 + spare * size // whole for size in rest]
+    order = sorted(range(len(sizes)), key=lambda i: (-(spare * rest[i] % whole), i))
+    for i in order[: total - sum(shares)]:
+        shares[i] += 1
+    return shares

@@ -21,9 +21,11 @@ __all__ = [
     "check_state_names",
     "is_named",
     "named_weights",
+    "padding_row_of",
     "plain_tensors",
     "sample_names",
     "select_weights",
+    "zero_row_of",
 ]
 
 _NORMS = (
@@ -210,6 +212,25 @@ def _is_magnitude(owner: Owner) -> bool:
     if isinstance(module, ParametrizationList):
         return name == "original0" and hasattr(module, "original1")
     return name.endswith("_g") and f"{name[:-2]}_v" in module._parameters
+
+
+def padding_row_of(weight: CompressibleWeight) -> int | None:
+    """Row of an embedding that is padding, unless a tied layer trains it."""
+    module = weight.owners[0].module
+    if len(weight.owners) > 1 or not isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return None
+    return module.padding_idx
+
+
+def zero_row_of(weight: CompressibleWeight) -> int | None:
+    """Row of an embedding that stays zero: `padding_row_of`; warn where it has values."""
+    row = padding_row_of(weight)
+    if row is not None and not weight.tensor.is_meta and bool(weight.tensor.detach()[row].any()):
+        warn(
+            f"{weight.name}: the padding row {row} is not zero and cannot be kept; it becomes zero",
+            stacklevel=2,
+        )
+    return row
 
 
 def check_state_names(model: nn.Module, chosen: Sequence[CompressibleWeight]) -> None:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memfold.strategies.sharing.hashednet import ElementMapping, share_budget
+from memfold.strategies.sharing.hashednet import ElementMapping
 from memfold.strategies.sharing.hashing import RangeHash
 from memfold.strategies.sharing.random_fold import RandomFold
 from memfold.strategies.sharing.roast import TileMapping
@@ -195,14 +195,6 @@ def test_tiles_are_contiguous_chunks(rows, columns, seed):
     assert int(starts.max()) <= 40 - 6
     slots = explicit_map(mapping).abs().argmax(1).tolist()
     assert slots == tile_slots(rows, columns, (2, 3), starts.tolist())
-
-
-@given(st.lists(st.integers(1, 1000), min_size=1, max_size=9), st.floats(0, 1))
-def test_a_shared_budget_is_spent_exactly(sizes, fraction):
-    total = len(sizes) + round(fraction * (sum(sizes) - len(sizes)))
-    shares = share_budget(sizes, total)
-    assert sum(shares) == total
-    assert all(1 <= share <= size for share, size in zip(shares, sizes, strict=True))
 
 
 def test_hashednet_layers_use_their_own_segment():

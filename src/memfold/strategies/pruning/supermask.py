@@ -25,7 +25,7 @@ from memfold.compression.budget import Budget, Stored, like
 from memfold.compression.compressed_model import check_replaceable
 from memfold.compression.fingerprints import fingerprint, is_fingerprint
 from memfold.compression.parts import ComputedWeights, Level
-from memfold.compression.selection import CompressibleWeight
+from memfold.compression.selection import CompressibleWeight, padding_row_of
 from memfold.compression.state import Logged
 from memfold.compression.strategy import Context, Strategy
 from memfold.compression.trained_values import report_loss
@@ -120,10 +120,9 @@ class Supermask(Strategy, name="supermask"):
         generator = torch.Generator("cpu").manual_seed(seed)
         scores = torch.rand(weight.shape, generator=generator).mul_(2).sub_(1)
         scores.mul_(_fan_in(weight.shape) ** -0.5)
-        module = weight.owners[0].module
-        is_embedding = isinstance(module, nn.Embedding | nn.EmbeddingBag)
-        if is_embedding and module.padding_idx is not None and len(weight.owners) == 1:
-            scores[module.padding_idx] = 0.0
+        row = padding_row_of(weight)
+        if row is not None:
+            scores[row] = 0.0
         return scores.to(weight.tensor.detach())
 
 

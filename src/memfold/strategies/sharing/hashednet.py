@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from memfold.compression.budget import share_budget
 from memfold.compression.selection import CompressibleWeight
 from memfold.errors import InputError
 from memfold.strategies.sharing.base import SharingStrategy
@@ -128,18 +129,3 @@ class HashedNet(SharingStrategy, name="hashednet"):
                 "value per tensor: raise ratio or narrow compression.include"
             )
         return ElementMapping(spans, num_slots, seed=self.seed, sign=self.sign)
-
-
-def share_budget(sizes: Sequence[int], total: int) -> list[int]:
-    """Divide `total` values in proportion to `sizes`, at least one each, exactly.
-
-    What rounding down leaves goes to the largest remainders, the earlier tensor first.
-    """
-    spare = total - len(sizes)
-    rest = [size - 1 for size in sizes]
-    whole = max(1, sum(rest))
-    shares = [1 + spare * size // whole for size in rest]
-    order = sorted(range(len(sizes)), key=lambda i: (-(spare * rest[i] % whole), i))
-    for i in order[: total - sum(shares)]:
-        shares[i] += 1
-    return shares

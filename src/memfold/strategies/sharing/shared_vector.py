@@ -25,7 +25,7 @@ from memfold.compression.budget import Stored, like
 from memfold.compression.fingerprints import fingerprint, is_fingerprint
 from memfold.compression.kept_weights import has_room
 from memfold.compression.parts import ComputedWeights, Level
-from memfold.compression.selection import CompressibleWeight
+from memfold.compression.selection import CompressibleWeight, zero_row_of
 from memfold.compression.strategy import Strategy
 from memfold.compression.transforms import is_transformed
 from memfold.errors import InputError
@@ -40,7 +40,7 @@ from memfold.strategies.sharing.running_passes import (
     RunningPasses,
     check_not_exported,
 )
-from memfold.strategies.sharing.sources import ProductView, View, autocasts, zero_row_of
+from memfold.strategies.sharing.sources import ProductView, View, autocasts
 from memfold.strategies.sharing.whole_model import WholeModel, WholePass
 
 __all__ = ["Autograd", "SharedVector", "stored_like"]

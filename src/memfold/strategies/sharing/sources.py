@@ -2,17 +2,15 @@
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
-from warnings import warn
 
 from torch import Tensor, nn
 
 from memfold.compression.parts import PartSource
-from memfold.compression.selection import CompressibleWeight
 
 if TYPE_CHECKING:
     from memfold.strategies.sharing.shared_vector import SharedVector
 
-__all__ = ["ProductView", "View", "autocasts", "padding_row_of", "zero_row_of"]
+__all__ = ["ProductView", "View", "autocasts"]
 
 _AUTOCAST_LAYERS = (
     nn.Linear,
@@ -54,25 +52,6 @@ class ProductView(View):
     def product(self, inputs: Tensor) -> Tensor | None:
         """See `ProductSource.product`."""
         return None if self.converted is not None else self.shared.product(self.index, inputs)
-
-
-def padding_row_of(weight: CompressibleWeight) -> int | None:
-    """Row of an embedding that is padding, unless a tied layer trains it."""
-    module = weight.owners[0].module
-    if len(weight.owners) > 1 or not isinstance(module, nn.Embedding | nn.EmbeddingBag):
-        return None
-    return module.padding_idx
-
-
-def zero_row_of(weight: CompressibleWeight) -> int | None:
-    """Row of an embedding that stays zero: `padding_row_of`; warn where it has values."""
-    row = padding_row_of(weight)
-    if row is not None and not weight.tensor.is_meta and bool(weight.tensor.detach()[row].any()):
-        warn(
-            f"{weight.name}: the padding row {row} is not zero and cannot be kept; it becomes zero",
-            stacklevel=2,
-        )
-    return row
 
 
 def autocasts(module: nn.Module) -> bool:
