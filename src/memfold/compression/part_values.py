@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from memfold.compression.accounting import storage_key
 from memfold.compression.budget import Stored, like
+from memfold.compression.materialise import device_of
 from memfold.compression.parts import ComputedWeights
 from memfold.compression.selection import CompressibleWeight
 
@@ -35,7 +36,8 @@ class PartValues(ComputedWeights):
         Raises:
             InputError: The values are missing or do not fit.
         """
-        values = self.values_in(tensors, self.values_name).to(weights[0].tensor.detach())
+        device, dtype = device_of(self.model, weights), weights[0].tensor.dtype
+        values = self.values_in(tensors, self.values_name).to(device, dtype)
         parts: dict[str, list[Tensor]] = {name: [] for name in self.parts}
         for index, name in self._slots():
             shape = self.shapes[index] if name is None else self.part_shape(index, name)
