@@ -57,6 +57,7 @@ STRATEGIES = {
     "supermask": Case(ratio=0.6, trains_dense=True, refused=SPARSE_REFUSE),
     "small": Case(needs_widths=True),
     "low_rank": Case(ratio=0.6),
+    "subspace": Case(),
     "tied": Case(needs_layers=True, hidden_widths=(256,) * 6, budget_bytes=400_000),
     "recursive_lora": Case(
         {"loops": 7},

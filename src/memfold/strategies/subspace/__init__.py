@@ -1,0 +1,1 @@
+"""Strategies that train few coordinates around random weights."""
