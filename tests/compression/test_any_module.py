@@ -10,7 +10,7 @@ import torch
 
 import memfold
 from memfold.compression import compression_of
-from strategies.cases import ANY_MODULE, SHARING
+from strategies.cases import ANY_MODULE, INITIALISING, SHARING
 from strategies.models import MODELS, build, compress, compressed_or_skipped, make_input
 
 
@@ -137,7 +137,7 @@ def built_weights(model):
         return [shared.weight(i).clone() for i in range(len(shared.names))]
 
 
-@pytest.mark.parametrize("strategy", SHARING)
+@pytest.mark.parametrize("strategy", INITIALISING)
 def test_other_dtypes_keep_mapping_and_function(strategy, model_name):
     model = compressed_or_skipped(strategy, model_name)
     reference = built_weights(model)

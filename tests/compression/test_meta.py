@@ -9,7 +9,7 @@ from torch import nn
 import memfold
 from memfold.compression.materialise import device_of
 from memfold.errors import InputError
-from strategies.cases import SHARING, STRATEGIES, options_of
+from strategies.cases import INITIALISING, STRATEGIES, options_of
 from strategies.meta import LeavesItsScale, folded, mlp, on_meta, refusal, tensors_of
 from strategies.models import MODELS, TiedLanguageModel
 
@@ -34,7 +34,7 @@ def test_at_ratio_1_the_weights_are_those_of_the_dense_construction(name):
 
 
 @pytest.mark.parametrize("name", PLAIN)
-@pytest.mark.parametrize("strategy", SHARING)
+@pytest.mark.parametrize("strategy", INITIALISING)
 def test_below_it_nothing_tells_the_two_constructions_apart(strategy, name):
     build = MODELS[name][0]
     options = options_of(strategy)
@@ -247,11 +247,13 @@ def test_a_tied_tensor_gets_the_values_of_its_first_owner():
     assert torch.equal(untouched.head.weight, dense(TiedLanguageModel).head.weight)
 
 
-@pytest.mark.parametrize("name", sorted(STRATEGIES.keys() - set(SHARING)))
+@pytest.mark.parametrize("name", sorted(STRATEGIES.keys() - set(INITIALISING)))
 def test_the_other_strategies_say_who_can(name):
     model = on_meta(mlp)
     before = tensors_of(model)
-    with refusal("0.weight is on the meta device and has no values: only strategies that share"):
+    with refusal(
+        "0.weight is on the meta device and has no values: only strategies that draw weights anew"
+    ):
         memfold.compress(model, name, **STRATEGIES[name].options)
     assert tensors_of(model) == before
 

@@ -11,7 +11,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import memfold
 from memfold.compression import compression_of
 from memfold.errors import InputError
-from strategies.cases import ANY_MODULE, SHARING, options_of
+from memfold.strategies import strategy_class
+from strategies.cases import ANY_MODULE, options_of
 
 
 class Symmetric(nn.Module):
@@ -93,7 +94,8 @@ def test_right_or_refused(strategy, kind, tmp_path):
         with pytest.raises(InputError, match=r"0\.weight holds the memory of 0\.weight_orig"):
             compress(model, strategy)
         return
-    if strategy == "dense" or (kind in STATELESS and strategy in (*SHARING, "low_rank")):
+    takes = strategy_class(strategy).parametrised
+    if takes == "any" or (kind in STATELESS and takes == "stateless"):
         train(compress(model, strategy))
         check_rebuilds(model, kind, tmp_path / "a.safetensors")
         return

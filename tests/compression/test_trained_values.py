@@ -13,7 +13,7 @@ from memfold.backbones import CNN
 from memfold.compression import Context
 from memfold.compression.selection import select_weights
 from memfold.compression.trained_values import report_loss
-from strategies.cases import SHARING, options_of
+from strategies.cases import INITIALISING, options_of
 
 
 def build(hidden=64):
@@ -34,7 +34,7 @@ def trained(steps=100):
     return model
 
 
-@pytest.mark.parametrize("name", [*SHARING, "supermask"])
+@pytest.mark.parametrize("name", [*INITIALISING, "supermask"])
 def test_trained_weights_that_are_lost_are_worth_a_warning(name):
     fresh = build()
     fresh.load_state_dict(trained().state_dict())

@@ -98,6 +98,9 @@ ANY_MODULE = tuple(
 )
 """Strategies for any module."""
 
+INITIALISING = tuple(name for name in STRATEGIES if strategy_class(name).initialises)
+"""Strategies whose weights are drawn anew, and for models without values, too."""
+
 SHARING = tuple(name for name in STRATEGIES if issubclass(strategy_class(name), SharingStrategy))
 
 

@@ -91,7 +91,9 @@ def test_what_a_strategy_keeps_has_the_values(
             assert torch.equal(value, dense[key]), key
 
 
-@pytest.mark.parametrize("name", ["stable_rps", "roast", "hashednet", "small", "supermask"])
+@pytest.mark.parametrize(
+    "name", ["stable_rps", "roast", "hashednet", "small", "supermask", "subspace"]
+)
 def test_a_strategy_that_keeps_nothing_refuses(name: str, source: Path, tmp_path: Path) -> None:
     tiles = ["compression.tile_rows=2", "compression.tile_columns=2"] if name == "roast" else []
     with pytest.raises(InputError, match=f"^init_from gives weights, and {name} keeps none"):

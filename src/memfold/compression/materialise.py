@@ -86,9 +86,8 @@ def check_has_values(model: nn.Module) -> None:
     """
     for tensor in _meta_tensors(model):
         raise InputError(
-            f"{tensor.name} is on the meta device and has no values: only strategies "
-            "that share weights (such as stable_rps) initialise such models; build the model on a "
-            "device"
+            f"{tensor.name} is on the meta device and has no values: only strategies that draw "
+            "weights anew (such as stable_rps) initialise such models; build the model on a device"
         )
 
 

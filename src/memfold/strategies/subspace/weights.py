@@ -70,7 +70,7 @@ class SubspaceWeights(PartValues):
         """Compute dense weight number `index`, in the dtype of the coordinates."""
         values, projection = self.part(index, VALUES), self.projections[index]
         x = values.to(torch.promote_types(values.dtype, torch.float32))
-        # Only the way there has the factor: see above.
+        # The gradient leaves the factor out.
         x = x + (self._gain(index) - 1) * x.detach()
         # As a dense parameter, it takes part in mixed precision where it is used.
         with torch.autocast(x.device.type, enabled=False):
@@ -128,8 +128,11 @@ class SubspaceWeights(PartValues):
         return (projection.height / projection.columns) ** 0.5
 
     def _take_scales(self, tensors: Mapping[str, Tensor]) -> None:
-        scales = tensors.get(SCALES)
-        count = len(self.names)
-        if scales is None or scales.shape != (count,) or not bool((scales > 0).all()):
-            raise InputError(f"{SCALES} must be {count} numbers above 0")
+        scales, count = tensors.get(SCALES), len(self.names)
+        if (
+            scales is None
+            or scales.shape != (count,)
+            or not bool((scales > 0).all() and scales.isfinite().all())
+        ):
+            raise InputError(f"{SCALES} must be {count} finite numbers above 0")
         self.scales = scales.tolist()
