@@ -103,7 +103,7 @@ def test_columns_have_length_1_and_are_nearly_orthogonal(
     if kind == "fastfood" and rows == 1024:
         torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-12)
     products = gram[~torch.eye(columns, dtype=torch.bool)]
-    assert float(products.std()) < 1.4 * rows**-0.5
+    assert float(products.std()) < 1.5 * rows**-0.5
     assert abs(float(products.mean())) < 5 * float(products.std()) / columns
 
 
@@ -201,9 +201,17 @@ def test_the_mean_square_is_that_of_the_numbers() -> None:
 
 def test_names_and_seeds_give_numbers_that_stay_the_same() -> None:
     # An artifact is read with these: a change here makes all of them unreadable.
+    for kind, expected in PRODUCTS.items():
+        found = projection(kind, 30, 20)(torch.arange(20, dtype=torch.float64))
+        torch.testing.assert_close(found[[0, 17]], torch.tensor(expected, dtype=torch.float64))
     assert Draws(7, "start", "0.weight").integers(0, 4, "cpu").tolist() == KNOWN
     assert Draws(7, "start", "1.weight").integers(0, 4, "cpu").tolist() != KNOWN
     assert Draws(8, "start", "0.weight").integers(0, 4, "cpu").tolist() != KNOWN
 
 
+PRODUCTS: dict[Kind, list[float]] = {
+    "fastfood": [12.917093019973, 13.107755878821],
+    "dense": [10.989402230517, -0.916793858611],
+    "sparse": [1.224744871392, 8.164965809277],
+}
 KNOWN = [370634055, 484237061, 1546560488, 1590426133]

@@ -17,7 +17,8 @@ from memfold.strategies.subspace.draws import Draws
 __all__ = ["PROJECTIONS", "Kind", "Projection", "hadamard"]
 
 Kind = Literal["fastfood", "dense", "sparse"]
-# Entries of a matrix that exist at a time.
+# Entries of a matrix that exist at a time. Each block has a stream of its own, so that this decides
+# what P is, too.
 _BLOCK_NUMEL = 1 << 18
 
 
@@ -116,6 +117,12 @@ class Fastfood(Projection):
 class Dense(Projection):
     """Nearly normal entries, drawn block by block."""
 
+    def __init__(self, seed: int, name: str, rows: int, columns: int, height: int) -> None:
+        """See `Projection`."""
+        super().__init__(seed, name, rows, columns, height)
+        self._block = max(1, _BLOCK_NUMEL // columns)
+        self._streams = [self.draws(begin) for begin in range(0, rows, self._block)]
+
     def times(self, x: Tensor) -> Tensor:
         """See `Projection.times`."""
         return torch.cat([block @ x for _, block in self._blocks(x)])
@@ -126,11 +133,11 @@ class Dense(Projection):
         return sum(products, y.new_zeros(self.columns))
 
     def _blocks(self, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        step = max(1, _BLOCK_NUMEL // self.columns)
-        for number, begin in enumerate(range(0, self.rows, step)):
-            rows = slice(begin, min(begin + step, self.rows))
+        for number, stream in enumerate(self._streams):
+            begin = number * self._block
+            rows = slice(begin, min(begin + self._block, self.rows))
             count = (rows.stop - begin) * self.columns
-            drawn = self.draws(number).normal(count, self.height**-0.5, like)
+            drawn = stream.normal(count, self.height**-0.5, like)
             yield rows, drawn.view(-1, self.columns)
 
 
@@ -145,6 +152,9 @@ class Sparse(Projection):
         super().__init__(seed, name, rows, columns, height)
         self._step = round(height**0.5)
         self._entry = (self._step / height) ** 0.5
+        self._strata = -(-rows // self._step)
+        self._block = max(1, _BLOCK_NUMEL // columns)
+        self._streams = [self.draws(begin) for begin in range(0, self._strata, self._block)]
 
     def times(self, x: Tensor) -> Tensor:
         """See `Projection.times`."""
@@ -166,10 +176,9 @@ class Sparse(Projection):
 
     def _blocks(self, like: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield a number of rows, and for each column its places there and its entries."""
-        step, strata = max(1, _BLOCK_NUMEL // self.columns), -(-self.rows // self._step)
-        for number, begin in enumerate(range(0, strata, step)):
-            count = min(step, strata - begin)
-            drawn = self.draws(number).integers(0, count * self.columns, like.device)
+        for number, stream in enumerate(self._streams):
+            count = min(self._block, self._strata - number * self._block)
+            drawn = stream.integers(0, count * self.columns, like.device)
             places = (drawn >> 1).remainder_(self._step).view(count, self.columns)
             places += torch.arange(count, device=like.device)[:, None] * self._step
             signs = (drawn & 1).mul_(2).sub_(1).to(like).mul_(self._entry).view(count, -1)
