@@ -210,6 +210,14 @@ def test_scales_that_do_not_fit_are_refused(scales: list[float] | None) -> None:
     assert compression_of(model) is None
 
 
+@pytest.mark.parametrize(("per", "count"), [("model", 0), ("weight", 1), ("model", 381)])
+def test_a_number_of_coordinates_that_cannot_be_is_refused(per: str, count: int) -> None:
+    tensors = {"subspace_values": torch.zeros(count), "subspace_scales": torch.ones(2)}
+    strategy = Subspace(per="weight") if per == "weight" else Subspace()
+    with pytest.raises(InputError, match=f"the artifact has {count} coordinates, not [12] to 380"):
+        strategy.restore(dense_network(), ["0.weight", "2.weight"], count, tensors)
+
+
 def digests() -> list[str]:
     """Hash the weights of every way."""
     models = (move(network(0.2, **way)) for way in WAYS)

@@ -82,12 +82,15 @@ class Subspace(Strategy, name="subspace"):
     ) -> SubspaceWeights:
         """See `Strategy.rebuild`."""
         check_replaceable(model, weights, initialises=True)
+        least, most = self._bounds(weights)
+        if not least <= num_values <= most:
+            raise InputError(f"the artifact has {num_values} coordinates, not {least} to {most}")
         subspace = SubspaceWeights(self, model, weights, num_values)
         subspace.accept(weights, tensors)
         return subspace
 
     def _num_values(self, model: nn.Module, weights: Sequence[CompressibleWeight]) -> int:
-        least = len(weights) if self.per == "weight" else 1
+        least, most = self._bounds(weights)
         if self.budget_bytes is None:
             wanted = self.target_values(weights)
             if wanted < least:
@@ -96,11 +99,14 @@ class Subspace(Strategy, name="subspace"):
                     "compression.per=weight needs one for each: raise ratio or set per=model"
                 )
             return wanted
-        dtype, most = weights[0].tensor.dtype, sum(weight.numel for weight in weights)
-        scales = {SCALES: like([len(weights)], torch.float32)}
+        dtype, scales = weights[0].tensor.dtype, like([len(weights)], torch.float32)
 
         def choose(count: int) -> Stored:
-            return Stored(count, {VALUES: like([count], dtype)}, scales)
+            return Stored(count, {VALUES: like([count], dtype)}, {SCALES: scales})
 
         needs = f"{least} coordinate{'s' * (least > 1)}"
         return Budget(self, model, weights).most(choose, least, most, needs)
+
+    def _bounds(self, weights: Sequence[CompressibleWeight]) -> tuple[int, int]:
+        """Return how few and how many coordinates there can be."""
+        return len(weights) if self.per == "weight" else 1, sum(w.numel for w in weights)
