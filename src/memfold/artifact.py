@@ -6,7 +6,7 @@ tensors and, as metadata, the strategy and the weights that it was made for.
 
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,27 +22,40 @@ from memfold.compression.compressed_model import (
     check_whole,
     restore_dense,
 )
+from memfold.compression.error_feedback import feedback_roundings
 from memfold.compression.materialise import filler
 from memfold.compression.record import Record
+from memfold.compression.samples import Batch
 from memfold.compression.state import Compression, compressions_in
 from memfold.compression.strategy import Strategy
 from memfold.errors import InputError
-from memfold.quantisation import SUFFIXES, dequantise, quantise
+from memfold.quantisation import SUFFIXES, dequantise, nearest, quantise
 from memfold.strategies.dense import Dense
 
 __all__ = ["header_bytes", "load", "save"]
 
 
-def save(model: nn.Module, path: str | os.PathLike[str], *, bits: int | None = None) -> int:
+def save(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    bits: int | None = None,
+    data: Iterable[Batch] | None = None,
+) -> int:
     """Write a model's artifact; an existing file is replaced once the new one is complete.
 
-    The file takes `footprint(model).stored_bytes` plus `header_bytes(path)`.
+    The file takes `footprint(model).stored_bytes` plus `header_bytes(path)`; where both `coding`
+    and `data` are given, what codes take follows from the data.
 
     Args:
         model: A compressed model; one that no strategy has seen is stored as dense.
         path: Usually ends in `.safetensors`.
         bits: Bits per learned value: 32, 16, or 8 to 3, in place of the strategy's own `bits`. The
             untouched tensors keep their dtype.
+        data: Batches of (input, target), all of which are read: values of 8 bits and fewer are
+            then rounded so that the layers' outputs on them change little, one value making up for
+            the errors of others (`memfold.compression.error_feedback`). By default each is rounded
+            to the nearest.
 
     Returns:
         Size of the file in bytes.
@@ -50,8 +63,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, bits: int | None = N
     Raises:
         InputError: The folder does not exist, the model's state holds something that is not a
             tensor, or one of a kind that the format lacks, a layer was replaced after it was
-            compressed, `model` is a part or a wrapper of a compressed model, or `bits` is not
-            allowed.
+            compressed, `model` is a part or a wrapper of a compressed model, `bits` is not
+            allowed, or error feedback is not for this model, its bits or these data.
     """
     path = Path(path)
     if not path.parent.is_dir() or path.is_dir():
@@ -76,8 +89,10 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, bits: int | None = N
     if bits is not None:
         strategy = replace(strategy, bits=bits, train_bits=None)
     tensors = indices | state_tensors(model, leave_out=owned)
+    packing = strategy.packing
+    roundings = {} if data is None else feedback_roundings(compression, packing, data)
     for name, value in values.items():
-        parts = quantise(value, strategy.packing)
+        parts = quantise(value, packing, roundings.get(name, nearest))
         tensors |= {name + suffix: part for suffix, part in parts.items()}
     record = Record(
         strategy,

@@ -18,7 +18,7 @@ integers of up to 4 bits two to a byte, others one to a byte, of scales the lowe
 upper ones. What coding does not make smaller by 32 bytes stays as it is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -35,7 +35,9 @@ __all__ = [
     "SUFFIXES",
     "Coding",
     "Packing",
+    "Rounding",
     "dequantise",
+    "nearest",
     "packed_like",
     "quantise",
     "rounded",
@@ -46,6 +48,9 @@ BITS = (32, 16, 8, 7, 6, 5, 4, 3)
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 """Choices of `artifact.block_size`."""
 Coding = Literal["none", "huffman"]
+Rounding = Callable[[Tensor, Tensor, int], Tensor]
+"""What rounds values: blocks (num_blocks, block_size), their scales (num_blocks,), bits -> whole
+numbers of steps, all float32; `nearest` is one."""
 SUFFIXES = ("", ".scales", ".coded", ".scales.coded")
 """Of the names of what stands for one tensor; the last two in place of the first."""
 _SCALE = torch.bfloat16
@@ -104,12 +109,29 @@ def packed_like(shape: Sequence[int], packing: Packing, dtype: torch.dtype) -> d
     return {"": values, _SCALES: torch.empty(num_blocks, dtype=_SCALE, device="meta")}
 
 
-def quantise(values: Tensor, packing: Packing) -> dict[str, Tensor]:
+def nearest(blocks: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """Round each value to the nearest step.
+
+    Args:
+        blocks: Float32, (num_blocks, block_size).
+        scales: Float32, (num_blocks,).
+        bits: 8 to 3.
+
+    Returns:
+        Whole numbers of steps that the bits can hold, float32 of the shape of the blocks.
+    """
+    limit = _limit(bits)
+    return (blocks / scales.unsqueeze(1)).round_().clamp_(-limit, limit)
+
+
+def quantise(values: Tensor, packing: Packing, rounding: Rounding = nearest) -> dict[str, Tensor]:
     """Turn values into the tensors that stand for them, on the same device if they are not coded.
 
     Args:
         values: Floating point, any shape.
         packing: How they are stored.
+        rounding: At 8 bits and fewer, what rounds them. So that what is read back is quantised to
+            the same bytes again, it leaves the largest values of each block to `nearest`.
 
     Returns:
         Suffix of the name -> tensor. 32: `""`, the values themselves, unchecked. 16: `""`, float16,
@@ -135,7 +157,7 @@ def quantise(values: Tensor, packing: Packing) -> dict[str, Tensor]:
     blocks = _blocks(values.float(), packing.block_size)
     scales = _scales(blocks, bits, values.dtype)
     _check_range(scales, values, bits)
-    codes = _codes(blocks, scales.float(), bits).to(torch.int8).flatten()[: values.numel()]
+    codes = rounding(blocks, scales.float(), bits).to(torch.int8).flatten()[: values.numel()]
     stored = codes.reshape(values.shape) if bits == 8 else _pack(codes, bits)
     parts = {"": stored, _SCALES: scales}
     if packing.coding == "none":
@@ -218,7 +240,7 @@ def rounded(values: Tensor, packing: Packing) -> Tensor:
         return values if values.itemsize == 2 else values.to(torch.float16).to(values.dtype)
     blocks = _blocks(values.float(), packing.block_size)
     scales = _scales(blocks, bits, values.dtype).float()
-    read = _codes(blocks, scales, bits).mul_(scales.unsqueeze(1))
+    read = nearest(blocks, scales, bits).mul_(scales.unsqueeze(1))
     largest = torch.finfo(torch.float32).max
     return read.flatten()[: values.numel()].clamp_(-largest, largest).view(values.shape).to(values)
 
@@ -259,12 +281,6 @@ def _cut_scales(blocks: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
 
 def _rounded_scales(scales: Tensor) -> Tensor:
     return scales.to(_SCALE).clamp(min=torch.finfo(_SCALE).tiny)
-
-
-def _codes(blocks: Tensor, scales: Tensor, bits: int) -> Tensor:
-    """Round rows to whole numbers of steps, as floats."""
-    limit = _limit(bits)
-    return (blocks / scales.unsqueeze(1)).round_().clamp_(-limit, limit)
 
 
 def _pack(codes: Tensor, bits: int) -> Tensor:

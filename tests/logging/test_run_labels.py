@@ -26,7 +26,7 @@ def label(
     net = nn.Linear(100, 100)
     counts = memfold.footprint(memfold.compress(net, strategy) if is_compressed else net)
     settings = {"seed": 1, "distill": {"teacher": None}, "backbone": {}, "callbacks": {}}
-    settings |= {"init_from": None, "data": {}} | config
+    settings |= {"init_from": None, "data": {}, "artifact": {"feedback_samples": 0}} | config
     choices = {"backbone": "resnet20", "data": kind}
     return label_run(settings, choices, strategy, counts, source)
 
@@ -71,8 +71,9 @@ def test_custom_backbones_teachers_given_weights_and_averages_are_named() -> Non
         distill={"teacher": "runs/1"},
         callbacks={"ema": {"decay": 0.9}},
         init_from="runs/2",
+        artifact={"feedback_samples": 8},
     )
-    assert labels.name == "Net-dense-distilled-pretrained-ema-s1"
+    assert labels.name == "Net-dense-distilled-pretrained-ema-feedback-s1"
 
 
 def test_seeds_share_a_setting_and_nothing_else_does() -> None:

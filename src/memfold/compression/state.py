@@ -161,10 +161,32 @@ class Compression(ABC):
     def entries(self) -> Mapping[Tensor, tuple[torch.Size, Tensor]]:
         """Return the parameters that are some entries of a weight, which is 0 elsewhere.
 
+        One for each weight, in their order and that of `stored_values`, or none at all.
+
         Returns:
             Parameter (N,) -> the shape of the weight, and flat positions in it, int64 (N,).
         """
         return {}
+
+    def sources(self, index: int) -> tuple[Tensor, Tensor] | None:
+        """Return which stored value each entry of a weight is, times what.
+
+        Args:
+            index: Of the weight.
+
+        Returns:
+            Of the weight's shape, on the CPU: int64, the place of a value in all `value_tensors`
+            end to end, -1 where the entry is 0; and float64 factors. `None` where entries are no
+            single values times numbers.
+        """
+        entries = list(self.entries().items())
+        if not entries:
+            return None
+        parameter, (shape, positions) = entries[index]
+        start = sum(earlier.numel() for earlier, _ in entries[:index])
+        places = torch.full((shape.numel(),), -1)
+        places[positions.cpu()] = torch.arange(start, start + parameter.numel())
+        return places.view(shape), torch.ones((), dtype=torch.float64).expand(shape)
 
     def prepare_step(self, step: int, total_steps: int) -> None:
         """Get ready for the forward pass of optimizer step number `step`, counted from 0."""

@@ -56,6 +56,7 @@ def label_run(
     further = ["distilled"] if config["distill"]["teacher"] else []
     further += ["pretrained"] if config["init_from"] else []
     further += ["ema"] if config["callbacks"].get("ema") else []
+    further += ["feedback"] if config["artifact"]["feedback_samples"] else []
     asked = "-".join([strategy.name, *variants, *_budget(strategy, counts), *bits, *further])
     kind, target = str(choices["data"]), config["backbone"].get("target")
     options = {f"data.{key}": value for key, value in config["data"].items()}

@@ -11,7 +11,7 @@ from memfold.runs.data_names import name_data, source_of
 __all__ = ["label_methods", "label_settings"]
 
 # A teacher is no detail, even if all runs of a strategy have one, an average, or given weights.
-_ALWAYS_SHOWN = ("distill", "ema", "init_from")
+_ALWAYS_SHOWN = ("distill", "ema", "feedback_samples", "init_from")
 
 
 def label_methods(runs: Sequence[Run]) -> list[Run]:

@@ -125,7 +125,8 @@ class Run:
     """What was asked for instead of a ratio."""
     options: Mapping[str, object] = field(default_factory=dict)
     """The strategy's options, without ratio, bytes, bits and seed; `distill`: its teacher;
-    `ema`: the decay of its average of weights; `init_from`: whose weights it started from."""
+    `ema`: the decay of its average of weights; `feedback_samples`: how many its artifact was
+    rounded with; `init_from`: whose weights it started from."""
     recipe: Mapping[str, object] = field(default_factory=dict)
     """How it was trained, named as on the command line; empty where the result does not say."""
     environment: Mapping[str, object] = field(default_factory=dict)

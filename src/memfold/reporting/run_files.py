@@ -175,6 +175,8 @@ def _options(compression: Mapping[str, object], values: Mapping[str, Any]) -> di
             options[f"distill.{key}"] = distill.get(key)
     if isinstance(ema, dict):
         options["ema"] = ema.get("decay")
+    if values.get("feedback_samples"):
+        options["feedback_samples"] = values["feedback_samples"]
     if isinstance(given, dict):
         options["init_from"] = "/".join(PurePath(str(given.get("source"))).parts[-2:])
     return options

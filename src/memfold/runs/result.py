@@ -89,6 +89,7 @@ def describe_job(cfg: DictConfig) -> dict[str, Any]:
         "init_from": None,
         "distill": None,
         "ema": None,
+        "feedback_samples": None,
         "primary": None,
         "epochs": None,
         "max_epochs": None,

@@ -65,6 +65,13 @@ class DenseWeights(Compression):
         state = state_tensors(self.model)
         return {name: state[name] for name in self.names}
 
+    def sources(self, index: int) -> tuple[Tensor, Tensor]:
+        """See `Compression.sources`: one value for each entry."""
+        tensors = list(self.stored_values().values())
+        start, shape = sum(tensor.numel() for tensor in tensors[:index]), tensors[index].shape
+        places = torch.arange(start, start + shape.numel()).view(shape)
+        return places, torch.ones((), dtype=torch.float64).expand(shape)
+
     def index_tensors(self) -> dict[str, Tensor]:
         """Nothing."""
         return {}

@@ -20,8 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import memfold
-from memfold.compression import Strategy
+from memfold.compression import Strategy, compression_of
+from memfold.compression.error_feedback import check_feedback
 from memfold.compression.rounds import rounds_of
+from memfold.compression.samples import Batch, take_batches
 from memfold.data.data_module import DataModule
 from memfold.errors import InputError
 from memfold.logging.epoch_metrics import EpochMetrics
@@ -113,6 +115,13 @@ class Experiment:
         """The compressed backbone; after a sharded training it is another object than before."""
         return self.module.net
 
+    @property
+    def feedback_samples(self) -> list[Batch] | None:
+        """Samples for the error feedback of the artifact, `None` without it."""
+        count = self.config["artifact"]["feedback_samples"]
+        batches = self.data.scoring_batches(self.config["seed"])
+        return take_batches(self.strategy.name, batches, num_samples=count) if count else None
+
 
 def build(cfg: DictConfig, folder: Path) -> Experiment:
     """Build what `cfg` describes. Nothing below sees an OmegaConf object.
@@ -165,6 +174,8 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
     rounds = _track_rounds(net, folder, trainer)
     refuse_other_teacher(config, start, distillation)
     refuse_unfit_average(trainer, strategy, start, config["resume"])
+    if config["artifact"]["feedback_samples"]:
+        check_feedback(compression_of(net), strategy.packing)
     counts = memfold.footprint(net)
     if start.is_new_round:
         _clear_when_all_have_started(trainer, RoundFolder(folder))

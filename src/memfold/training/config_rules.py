@@ -134,6 +134,7 @@ _KINDS: dict[str, Any] = {
     "artifact.train_bits_from": Share,
     "artifact.block_size": int,
     "artifact.coding": Literal["none", "huffman"],
+    "artifact.feedback_samples": Natural,
     "seed": Annotated[int, Interval(f"[0, {_MAX_SEED}]")],
     "distill.allow": list[str],
     "distill.temperature": Positive,
@@ -161,6 +162,7 @@ _KINDS: dict[str, Any] = {
     "callbacks.*.patience": Natural,
     "callbacks.*.min_delta": NonNegative,
 }
+_ARTIFACT = ("bits", "train_bits", "train_bits_from", "block_size", "coding", "feedback_samples")
 _PART = "a number of batches above 0, a share of them in (0.0, 1.0], or null"
 _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     *(
@@ -177,8 +179,8 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("checkpoint", _has_keys("asynchronous"), "asynchronous: true or false, and nothing else"),
     (
         "artifact",
-        _has_keys("bits", "train_bits", "train_bits_from", "block_size", "coding"),
-        "bits, train_bits, train_bits_from, block_size, coding: ... and nothing else",
+        _has_keys(*_ARTIFACT),
+        f"{', '.join(_ARTIFACT)}: ... and nothing else",
     ),
     ("sweep", _has_keys("resume"), "resume: ... and nothing else"),
     ("extras", _has_keys("traceback", "isolate_jobs"), "traceback, isolate_jobs: true or false"),

@@ -270,7 +270,7 @@ def _finish(experiment: Experiment) -> dict[str, Any]:
     artifact = experiment.folder / ARTIFACT
     if trainer.is_global_zero:
         with writing(artifact):
-            memfold.save(experiment.net, artifact)
+            memfold.save(experiment.net, artifact, data=experiment.feedback_samples)
         last = {"artifact_bytes": artifact.stat().st_size, **tokenizer_bytes(experiment)}
         memory |= last
         for logger in trainer.loggers:
@@ -370,6 +370,7 @@ def _describe_built(experiment: Experiment, facts: dict[str, Any]) -> dict[str, 
         "test_checkpoint": experiment.config["test_checkpoint"],
         "max_epochs": experiment.config["trainer"]["max_epochs"],
         "distill": experiment.distill,
+        "feedback_samples": experiment.config["artifact"]["feedback_samples"],
         "ema": None if average is None else {"decay": average.decay},
         "environment": {
             **facts["environment"],

@@ -235,6 +235,19 @@ class SharedVector(ComputedWeights):
         """See `Compression.stored_values`."""
         return {_VALUES: self.values}
 
+    def sources(self, index: int) -> tuple[Tensor, Tensor]:
+        """See `Compression.sources`: h(i), and g_i lambda / nu_b."""
+        mapping, scales, span = self.mapping, self.scales, self.mapping.spans[index]
+        dtype = working_dtype(self.dtype)
+        gains, _ = slot_factors(mapping, scales, self.initial_scale, self.gradient_scale, dtype)
+        numbers = torch.arange(1, self.num_values + 1, dtype=torch.float64)
+        gains = mapping.scale(torch.ones_like(numbers), gains)
+        factors = mapping.gather(gains, span, scales[index])
+        places = mapping.gather(numbers, span, 1.0).abs_().long().sub_(1).view(span.shape)
+        if (row := self.zero_rows[index]) is not None:
+            places[row] = -1
+        return places, factors.view(span.shape)
+
     def index_tensors(self) -> dict[str, Tensor]:
         """See `Compression.index_tensors`."""
         device = self.values.device
