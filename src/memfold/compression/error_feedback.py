@@ -17,9 +17,9 @@ R' dv has the values up to j alone: value j is rounded at
 where that entry would be 0. The inverse of R is the Cholesky factor with which GPTQ moves all later
 values after each: the same numbers. The mean of its diagonal, times 0.01, is added to that of Q.
 
-Q is cut into blocks of 2048 values, in the order of storage: a block takes 100 MB, each value in it
+Q is cut into chunks of 2048 values, in the order of storage: a chunk takes 100 MB, each value in it
 2048^2 / 3 operations, and each entry of a weight its number of columns, or 2048. What couples two
-blocks is left out.
+chunks is left out.
 """
 
 import sys
@@ -84,7 +84,7 @@ def feedback_roundings(
     """Look at samples, and return what rounds the stored values with error feedback.
 
     Values that anything but linear layers and convolutions uses, or a layer that no sample reaches,
-    are rounded to the nearest, and so is a whole block that would not be better on the samples.
+    are rounded to the nearest, and so is a chunk that would not be better on the samples.
 
     Args:
         compression: Of the model, which stays as it is.
@@ -168,7 +168,7 @@ def _round(
 
 
 def _form(uses: list[_Use], start: int, stop: int) -> Tensor:
-    """Return the block of Q of the values from `start` on to before `stop`."""
+    """Return the chunk of Q of the values from `start` on to before `stop`."""
     form = torch.zeros(stop - start, stop - start, dtype=torch.float64)
     for use in uses:
         is_inside = (use.places >= start) & (use.places < stop)
@@ -190,7 +190,7 @@ def _feed(
         steps: Their scales, float32 (n,).
         codes: What `nearest` makes of them.
         keeps: Where that stays.
-        form: Block of Q, (n, n).
+        form: Chunk of Q, (n, n).
         bits: See `nearest`.
     """
     damped = form + _DAMPING * form.diagonal().mean() * torch.eye(len(form), dtype=form.dtype)
