@@ -1,6 +1,7 @@
 """Error feedback: GPTQ for single layers, the outputs' own quadratic form for shared numbers."""
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -58,7 +59,8 @@ class Convolutions(nn.Module):
 
 
 def compressed(model: nn.Module, name: str, **options: Any) -> nn.Module:
-    return memfold.compress(model, name, **options_of(name) | {"bits": 4} | options)
+    merged: dict[str, Any] = options_of(name) | {"bits": 4} | options
+    return memfold.compress(model, name, **merged)
 
 
 def loaded(model: nn.Module, fresh: nn.Module, folder: Any, **options: Any) -> nn.Module:
@@ -68,15 +70,16 @@ def loaded(model: nn.Module, fresh: nn.Module, folder: Any, **options: Any) -> n
 
 def error(one: nn.Module, other: nn.Module, x: Tensor) -> float:
     """Squared difference of the outputs of single layers."""
-    weights = [memfold.densify(model)[0].weight.detach().double() for model in (one, other)]
-    return float((x.double() @ (weights[0] - weights[1]).T).square().sum())
+    first, second = (memfold.densify(model).get_parameter("0.weight") for model in (one, other))
+    difference = first.detach().double() - second.detach().double()
+    return float((x.double() @ difference.T).square().sum())
 
 
 @pytest.mark.parametrize("bits", [4, 3])
 @pytest.mark.parametrize("name", ["dense", "mag"])
 def test_a_single_layer_is_rounded_as_gptq_does(name: str, bits: int) -> None:
     x = mixed(40, 20)
-    options = {} if name == "dense" else {"ratio": 0.6}
+    options: dict[str, Any] = {} if name == "dense" else {"ratio": 0.6}
     model = memfold.compress(layer(), name, bits=bits, **options)
     compression = compression_of(model)
     assert compression is not None
@@ -114,7 +117,7 @@ def test_statistics_are_summed_over_all_uses_of_a_number(name: str) -> None:
     assert compression is not None
     plain = memfold.densify(model)
     (values,) = compression.value_tensors().values()
-    columns = []
+    columns: list[dict[str, Tensor]] = []
     with torch.no_grad():
         for b in range(len(values)):
             stored = torch.zeros_like(values)
@@ -125,7 +128,7 @@ def test_statistics_are_summed_over_all_uses_of_a_number(name: str) -> None:
     layers = []
     for path, module in plain.named_children():
         seen: list[Tensor] = []
-        handle = module.register_forward_pre_hook(lambda _, args, s=seen: s.append(args[0]))
+        handle = module.register_forward_pre_hook(partial(_note, seen))
         with torch.no_grad():
             plain(x)
         handle.remove()
@@ -145,6 +148,10 @@ def test_statistics_are_summed_over_all_uses_of_a_number(name: str) -> None:
     part = error_feedback._form(uses, 3, 17)
     torch.testing.assert_close(part, found[3:17, 3:17], rtol=1e-12, atol=0)
     assert not is_partial.any()
+
+
+def _note(seen: list[Tensor], module: nn.Module, inputs: Any) -> None:
+    seen.append(inputs[0])
 
 
 def _write(model: nn.Module, values: Tensor) -> None:

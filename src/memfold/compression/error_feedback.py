@@ -17,7 +17,7 @@ R' dv has the values up to j alone: value j is rounded at
 where that entry would be 0. The inverse of R is the Cholesky factor with which GPTQ moves all later
 values after each: the same numbers. The mean of its diagonal, times 0.01, is added to that of Q.
 
-Q is cut into chunks of 2048 values, in the order of storage: a chunk takes 100 MB, each value in it
+Q is cut into chunks of 2048 values, in the order of storage: a chunk takes 250 MB, each value in it
 2048^2 / 3 operations, and each entry of a weight its number of columns, or 2048. What couples two
 chunks is left out.
 """
