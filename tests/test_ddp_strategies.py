@@ -11,10 +11,9 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import memfold
-from memfold.backbones.mlp import MLP
 from memfold.compression import compression_of, prepare_step
 from memfold.compression.rounds import Begin, rounds_of
-from strategies.cases import STRATEGIES, options_of
+from strategies.cases import STRATEGIES, network_for, options_of
 from training.rank_jobs import run_two_ranks
 
 NUM_STEPS = 12  # two changes of structure every five steps
@@ -35,9 +34,7 @@ def batches() -> list[Batch]:
 def compressed(name: str) -> nn.Module:
     torch.manual_seed(7)
     name, _, bits = name.partition(" at ")
-    case = STRATEGIES[name]
-    widths = (24,) * len(case.hidden_widths) if case.needs_layers else (24, 20)
-    net = MLP(1, 4, 3, hidden_widths=widths).double()
+    net = network_for(name, 1, 4, 3, (24, 20)).double()
     options = options_of(name, ratio=0.3) | ({"train_bits": int(bits)} if bits else {})
     return memfold.compress(net, name, data=batches(), loss=F.cross_entropy, seed=3, **options)
 

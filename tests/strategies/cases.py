@@ -1,9 +1,13 @@
 """One row per strategy, which puts it through every test that all strategies pass."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
+from memfold.backbones import MLP
+from memfold.backbones.vit import ViT
 from memfold.strategies import strategy_class
 from memfold.strategies.sharing.base import SharingStrategy
 
@@ -102,6 +106,19 @@ INITIALISING = tuple(name for name in STRATEGIES if strategy_class(name).initial
 """Strategies whose weights are drawn anew, and for models without values, too."""
 
 SHARING = tuple(name for name in STRATEGIES if issubclass(strategy_class(name), SharingStrategy))
+
+
+def network_for(
+    name: str, in_channels: int, image_size: int, num_classes: int, widths: Sequence[int]
+) -> nn.Module:
+    """Build an MLP of these widths, or the network that the strategy needs in its place."""
+    case = STRATEGIES.get(name, Case())
+    if case.transformer_depth:
+        options = {"patch_size": image_size, "width": 8, "depth": case.transformer_depth}
+        return ViT(in_channels, image_size, num_classes, **options, num_heads=2)
+    if case.needs_layers:
+        widths = (widths[0],) * len(case.hidden_widths)
+    return MLP(in_channels, image_size, num_classes, hidden_widths=widths)
 
 
 def options_of(name: str, *, ratio: float | None = None) -> dict[str, Any]:

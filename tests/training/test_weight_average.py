@@ -27,7 +27,11 @@ from training.jobs import SMALL, compose_job
 from training.run_contents import SENSITIVE, differences
 
 DECAY = 0.8
-STAYING = sorted(n for n in STRATEGIES if not strategy_class(n).moves_weights and n != "small")
+STAYING = sorted(
+    name
+    for name, case in STRATEGIES.items()
+    if not (strategy_class(name).moves_weights or case.needs_widths or case.transformer_depth)
+)
 LINEAR = {"dense", "stable_rps", "hashednet", "roast", "mag", "rand", "snip", "grasp", "synflow"}
 LINEAR |= {"tied"}
 """Strategies whose weights are a linear function of what is trained."""

@@ -20,12 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 import memfold
 from memfold.compression import compression_of
 from memfold.data.own_files import checksum_of
-from memfold.data.spec import Tokens
 from memfold.errors import InputError
 from memfold.logging.loggers import ContinuedSteps
 from memfold.logging.quiet import hush_libraries
 from memfold.logging.wandb_run import WandbRun, close_wandb
-from memfold.operations import forward_operations
 from memfold.processes.lightning_internals import lighten_steps, release_children
 from memfold.processes.ranks import declare_parent, is_rank_zero
 from memfold.processes.termination import Termination, heeding_sigterm
@@ -49,6 +47,7 @@ from memfold.training.build import (
     next_round,
     plain_config,
 )
+from memfold.training.compute import describe_compute
 from memfold.training.config_rules import check_config
 from memfold.training.language_results import describe_text, tokenizer_bytes
 from memfold.training.load import read_run_checkpoint
@@ -61,9 +60,6 @@ from memfold.training.weight_average import average_of
 __all__ = ["run_job"]
 
 log = logging.getLogger(__name__)
-
-_COUNTED_SAMPLES = 8
-"""Products of kept values fill up a batch to as many."""
 
 
 def run_job(cfg: DictConfig) -> dict[str, Any]:
@@ -128,8 +124,7 @@ def _run_locked(cfg: DictConfig, folder: Path, termination: Termination) -> dict
         _announce(experiment, {**facts, **built})
         result_file.add(_train(experiment, cfg, result_file, termination))
         result_file.add(_describe_built(experiment, facts))  # rounds change the counts
-        result_file.add({"samples": experiment.data.num_samples})
-        result_file.add({"compute": _compute(experiment)})
+        result_file.add({"samples": experiment.data.num_samples} | describe_compute(experiment))
         result_file.add(describe_text(experiment))
         result = result_file.complete()
         completed = True
@@ -293,16 +288,6 @@ def _finish(experiment: Experiment) -> dict[str, Any]:
         "memory": memory,
         "time": experiment.timer.metrics,
     }
-
-
-def _compute(experiment: Experiment) -> dict[str, int]:
-    """Return the multiply-adds of a forward pass, for each token or, of other data, each sample."""
-    inputs = experiment.module.task.spec.inputs
-    example = inputs.example(_COUNTED_SAMPLES).to(experiment.module.device)
-    example = experiment.trainer.precision_plugin.convert_input(example)
-    num_units = example.numel() if isinstance(inputs, Tokens) else len(example)
-    count = forward_operations(experiment.net, example)
-    return {"operations": count // num_units}
 
 
 def _validate(experiment: Experiment) -> dict[str, float]:

@@ -1,0 +1,20 @@
+"""What a run's network computes."""
+
+from memfold.data.spec import Tokens
+from memfold.operations import forward_operations
+from memfold.training.build import Experiment
+
+__all__ = ["describe_compute"]
+
+_NUM_SAMPLES = 8
+"""Products of kept values fill up a batch to as many."""
+
+
+def describe_compute(experiment: Experiment) -> dict[str, dict[str, int]]:
+    """Return the multiply-adds of a forward pass, for each token or, of other data, each sample."""
+    inputs = experiment.module.task.spec.inputs
+    example = inputs.example(_NUM_SAMPLES).to(experiment.module.device)
+    example = experiment.trainer.precision_plugin.convert_input(example)
+    num_units = example.numel() if isinstance(inputs, Tokens) else len(example)
+    count = forward_operations(experiment.net, example) // num_units
+    return {"compute": {"operations": count}}
