@@ -330,10 +330,9 @@ def _metrics(trainer: Trainer) -> dict[str, float]:
 
 
 def _describe_built(experiment: Experiment, facts: dict[str, Any]) -> dict[str, Any]:
-    counts = memfold.footprint(experiment.net)
+    counts, average = memfold.footprint(experiment.net), average_of(experiment.trainer)
     device = experiment.trainer.strategy.root_device
     options, compression = experiment.strategy.to_dict(), compression_of(experiment.net)
-    average = average_of(experiment.trainer)
     primary, initial = experiment.module.task.primary, experiment.initial
     return {
         **({} if initial is None else {"init_from": initial.report}),
