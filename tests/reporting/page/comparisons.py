@@ -51,6 +51,7 @@ def one_run(method="dense", *, ratio=None, seed=1, bits=32, accuracy=0.9, **chan
         peak_bytes=round(9e7 + 4e7 * share + 1e6 * seed),
         fit_seconds=60.0 + 3 * seed + 40 * share,
         step_seconds=0.021 + 0.01 * share,
+        operations=round(26_000 + 1_000 * share),
         epochs=6.0,
         steps=564,
         command=f"python train.py compression={strategy} ratio={ratio} seed={seed}",

@@ -215,7 +215,7 @@ def test_an_axis_that_nothing_was_measured_on_is_not_offered(open_page):
     runs = tuple(replace(run, peak_bytes=None, train_state_bytes=None) for run in SMALL.runs)
     page = open_page(Comparison(runs))
     options = page.locator("#axis option").evaluate_all("nodes => nodes.map((n) => n.value)")
-    assert options == ["stored_bytes", "ratio", "fit_seconds"]
+    assert options == ["stored_bytes", "ratio", "fit_seconds", "operations"]
     assert "measured memory" in page.locator("#memory").inner_text()
 
 
