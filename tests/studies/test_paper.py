@@ -96,7 +96,7 @@ def test_a_sweep_that_was_started_is_resumed_with_its_overrides(tmp_path: Path) 
     ("options", "message"),
     [
         ({"experiments": ("cifar10",)}, "--experiments cifar10 is unknown; available: cifar10_res"),
-        ({"methods": ("dens",)}, "--methods dens is unknown; available: dense, "),
+        ({"methods": ("dens",)}, "--methods dens is unknown; available: basis, "),
         ({"methods": ()}, "--methods needs at least one value"),
         ({"ratios": (0.0,)}, "--ratios 0: a ratio is above 0 and at most 1"),
         ({"ratios": (float("nan"),)}, "--ratios nan: a ratio is above 0 and at most 1"),

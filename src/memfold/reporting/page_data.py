@@ -39,7 +39,6 @@ _COLUMNS: dict[str, Callable[[Run], float | None]] = {
     "peak_bytes": lambda run: run.peak_bytes,
     "step_seconds": lambda run: run.step_seconds,
     "fit_seconds": lambda run: run.fit_seconds,
-    "operations": lambda run: run.operations,
 }
 
 

@@ -138,7 +138,7 @@ AXES: dict[str, Axis] = {
         Axis("fit_seconds", "time of training, seconds", False, lambda run: run.fit_seconds),
         Axis(
             "operations",
-            "operations: multiply-adds of a forward pass for each token or sample",
+            "operations: multiply-adds, forward",
             False,
             lambda run: run.operations,
             often_alike=True,

@@ -12,7 +12,6 @@ const COLUMNS = [
   { key: "peak_bytes", title: "peak memory", format: bytes },
   { key: "step_seconds", title: "step, ms", format: (value) => significant(1e3 * value) },
   { key: "fit_seconds", title: "time, s", format: significant },
-  { key: "operations", title: "multiply-adds", format: integer },
 ];
 
 const metricHead = (metric) =>
