@@ -1,5 +1,7 @@
 """What a run's network computes."""
 
+from typing import Any
+
 from memfold.data.spec import Tokens
 from memfold.operations import forward_operations
 from memfold.training.build import Experiment
@@ -10,7 +12,7 @@ _NUM_SAMPLES = 8
 """Products of kept values fill up a batch to as many."""
 
 
-def describe_compute(experiment: Experiment) -> dict[str, dict[str, int]]:
+def describe_compute(experiment: Experiment) -> dict[str, Any]:
     """Return the multiply-adds of a forward pass, for each token or, of other data, each sample."""
     inputs = experiment.module.task.spec.inputs
     example = inputs.example(_NUM_SAMPLES).to(experiment.module.device)
