@@ -74,6 +74,7 @@ def test_divergence_on_one_rank_ends_all_with_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.ddp
+@pytest.mark.slow
 def test_dead_process_is_named(tmp_path: Path) -> None:
     arguments = [text for text in SMALL if text not in ("trainer=cpu", "backbone=mlp")]
     status, _, err = train_forked(

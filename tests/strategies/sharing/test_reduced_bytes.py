@@ -57,7 +57,7 @@ def main(rank, folder, autograd):
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize("autograd", ["lean", "classic"])
+@pytest.mark.parametrize("autograd", ["lean", pytest.param("classic", marks=pytest.mark.slow)])
 def test_two_ranks_reduce_phi_and_the_untouched_once_per_step(tmp_path, autograd):
     run_two_ranks([__file__, str(tmp_path), autograd], tmp_path)
     results = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
