@@ -354,7 +354,7 @@ class Across(Layer):
     ("model", "options", "message"),
     [
         (lambda: nn.Sequential(nn.Linear(3, 3)), {}, "has no repeated layers"),
-        (lambda: gpt(4), {}, r"loops=3: of 4 repeated layers .* out of the loop; loops of 2 to 2"),
+        (lambda: gpt(4), {}, r"loops=3: of 4 repeated layers .* out of the loop; 2 works"),
         (lambda: gpt(3), {"loops": 2}, r"loops=2: of 3 repeated layers .* 4 layers or more are"),
         (gpt, {"loops": 1}, "compression.loops must be a whole number of at least 2"),
         (gpt, {"copies": 0}, "compression.copies must be a whole number of at least 1"),

@@ -46,7 +46,8 @@ class Hyperloop(TyingStrategy, name="hyperloop"):
         """Return how many layers the middle may have."""
         inner = len(stack) - 2
         if inner < self.loops:
-            remedy = f"loops of 2 to {inner} work" if inner > 1 else "4 layers or more are needed"
+            works = "2 works" if inner == 2 else f"2 to {inner} work"
+            remedy = works if inner > 1 else "4 layers or more are needed"
             raise InputError(
                 f"compression.loops={self.loops}: of {len(stack)} repeated layers the first and "
                 f"the last stay out of the loop; {remedy}"
