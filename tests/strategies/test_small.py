@@ -10,7 +10,7 @@ from torch import nn
 
 import memfold
 from forging import forge
-from memfold.backbones import CNN, MLP, VGG11BN, ResNet18, ResNet20
+from memfold.backbones import CNN, GPT, MLP, VGG11BN, ResNet18, ResNet20, ViT
 from memfold.compression import compression_of
 from memfold.errors import InputError
 from memfold.memory import train_state_bytes
@@ -30,6 +30,7 @@ TINY = {
     "resnet20": lambda: ResNet20(2, 8, 5, width=4, norm_init="ones"),
     "vgg11_bn": lambda: VGG11BN(2, 8, 5, width=4),
     "resnet18": lambda: ResNet18(2, 8, 5, width=4),
+    "vit": lambda: ViT(2, 8, 5, width=32, depth=3),
 }
 IMAGES = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(2))
 
@@ -65,6 +66,22 @@ def test_sizes_meet_every_ratio_within_two_percent(name):
         for narrow, wide in zip(model.widths, dense_widths, strict=True):
             assert abs(narrow - scale * wide) <= 3
     assert all(large > small for large, small in pairwise(counts))
+
+
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.52, 0.35, 0.17, 0.07, 0.03])
+def test_coarse_steps_of_a_transformer_are_made_up_for_by_its_blocks(share, tmp_path):
+    model = GPT(256, 64, width=64, depth=8)
+    budget = int(share * memfold.footprint(model).dense_bytes)
+    memfold.compress(model, "small", budget_bytes=budget)
+    size = memfold.save(model, tmp_path / "model.safetensors")
+    assert 0.98 * budget <= size <= budget
+    pairs, *hidden = model.widths
+    assert model.embedding.embedding_dim == 8 * pairs
+    assert model.head.weight is model.embedding.weight
+    assert max(hidden) - min(hidden) <= 1
+    fresh = memfold.load(tmp_path / "model.safetensors", GPT(256, 64, width=64, depth=8))
+    tokens = torch.arange(10)[None]
+    assert torch.equal(fresh.eval()(tokens), model.eval()(tokens))
 
 
 @pytest.mark.parametrize("bits", [32, 4])

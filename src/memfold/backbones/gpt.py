@@ -1,15 +1,15 @@
 """A small decoder-only transformer for next tokens."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from memfold.backbones.initialisation import check_positive
 from memfold.backbones.transformer import (
     Block,
     Cache,
-    check_heads,
+    free_widths,
     initialise_transformer,
     rotary,
 )
@@ -27,6 +27,8 @@ class GPT(nn.Module):
     """
 
     positions: Tensor | None
+    widths: tuple[int, ...]
+    """Pairs of channels of a head, then the hidden width of each block."""
 
     def __init__(
         self,
@@ -36,6 +38,7 @@ class GPT(nn.Module):
         width: int = 128,
         depth: int = 4,
         num_heads: int = 4,
+        hidden_widths: Sequence[int] | None = None,
         positions: Literal["rotary", "learned"] = "rotary",
         tied_head: bool = True,
         dropout: float = 0.0,
@@ -48,6 +51,7 @@ class GPT(nn.Module):
             width: Of the residual stream.
             depth: Blocks.
             num_heads: Of attention.
+            hidden_widths: Between the two layers of each block; by default 4 `width`.
             positions: `rotary`, or a `learned` vector for each.
             tied_head: Whether the head is the embedding.
             dropout: Everywhere in the blocks and after the embedding, in [0, 1).
@@ -56,18 +60,26 @@ class GPT(nn.Module):
             InputError: An option is wrong.
         """
         super().__init__()
-        check_heads(width, num_heads)
-        check_positive("depth", depth)
+        self.widths = free_widths(width, num_heads, depth, hidden_widths)
         if positions not in _POSITIONS:
             raise InputError(f"backbone.positions={positions}: must be one of {_POSITIONS}")
         self.length = length
+        self._facts = (vocabulary_size, length)
+        self._options: dict[str, Any] = {
+            "depth": depth,
+            "num_heads": num_heads,
+            "positions": positions,
+            "tied_head": tied_head,
+            "dropout": dropout,
+        }
         self.embedding = nn.Embedding(vocabulary_size, width)
         self.learned = nn.Embedding(length, width) if positions == "learned" else None
         table = rotary(length, width // num_heads) if positions == "rotary" else None
         self.register_buffer("positions", table, persistent=False)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            Block(width, num_heads, causal=True, dropout=dropout) for _ in range(depth)
+            Block(width, num_heads, causal=True, hidden_width=hidden, dropout=dropout)
+            for hidden in self.widths[1:]
         )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary_size, bias=False)
@@ -98,3 +110,9 @@ class GPT(nn.Module):
             if kv_cache is not None:
                 kv_cache[number : number + 1] = [now]
         return self.head(self.norm(x))
+
+    def with_widths(self, widths: Sequence[int]) -> "GPT":
+        """Build a fresh network for the same data, as deep, with these `widths`."""
+        pairs, *hidden = widths
+        width = 2 * self._options["num_heads"] * pairs
+        return GPT(*self._facts, width=width, hidden_widths=hidden, **self._options)

@@ -1,15 +1,16 @@
 """The pre-norm transformer blocks of `gpt`, `vit` and `table_transformer`."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from memfold.backbones.initialisation import check_positive
+from memfold.backbones.initialisation import check_positive, check_widths
 from memfold.errors import InputError
 
-__all__ = ["Block", "Cache", "check_heads", "initialise_transformer", "rotary"]
+__all__ = ["Block", "Cache", "check_heads", "free_widths", "initialise_transformer", "rotary"]
 
 Cache = list[tuple[Tensor, Tensor]]
 """Of each block: keys and values (B, heads, length, head width) of the tokens so far."""
@@ -23,6 +24,21 @@ def check_heads(width: int, num_heads: int) -> None:
         raise InputError(
             f"backbone.width={width}: must be a multiple of 2 backbone.num_heads={2 * num_heads}"
         )
+
+
+def free_widths(
+    width: int, num_heads: int, depth: int, hidden_widths: Sequence[int] | None
+) -> tuple[int, ...]:
+    """Return what can be chosen freely: pairs of channels of a head, then `Block.up` of each block.
+
+    Raises:
+        InputError: The options `backbone.width`, `.num_heads`, `.depth` and `.hidden_widths` do not
+            fit each other.
+    """
+    check_heads(width, num_heads)
+    check_positive("depth", depth)
+    hidden = [4 * width] * depth if hidden_widths is None else hidden_widths
+    return (width // (2 * num_heads), *check_widths("hidden_widths", hidden, depth))
 
 
 def rotary(length: int, width: int) -> Tensor:
@@ -82,21 +98,31 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + two layers with GELU of norm(x)."""
 
-    def __init__(self, width: int, num_heads: int, *, causal: bool, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        causal: bool,
+        hidden_width: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
         """Build a block.
 
         Args:
             width: Of the residual stream.
             num_heads: Of attention.
             causal: Whether a token sees only those before it.
+            hidden_width: Between the two layers; by default 4 `width`.
             dropout: In attention and on what is added to the stream.
         """
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
         self.attention = Attention(width, num_heads, causal=causal, dropout=dropout)
         self.norm2 = nn.LayerNorm(width)
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
+        hidden = 4 * width if hidden_width is None else hidden_width
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(

@@ -1,6 +1,6 @@
 """Find the widths of a network that has a given size."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
@@ -56,11 +56,17 @@ def find_widths(
             f"{request} is out of reach: the narrowest network, with all widths 1, has "
             f"{size_of(narrowest)} {unit}, {limits.target} were asked for"
         )
-    below, above, scale = _bisect(dense, size_of, limits.target)
-    ends = [widths for widths in (below, above) if size_of(widths) in limits]
-    if ends:
-        return min(ends, key=lambda widths: abs(size_of(widths) - limits.target))
-    found = _repair([below, above], dense, scale, size_of, limits, sizes)
+    below, above, scale = _bisect(dense, size_of, limits.target, {})
+    ends = [below, above]
+    if not any(size_of(widths) in limits for widths in ends):
+        # A coarse width moves between them: it stays on either side, the others make up for it.
+        for end in (below, above):
+            held = {i: width for i, width in enumerate(end) if below[i] != above[i]}
+            ends += _bisect(dense, size_of, limits.target, held)[:2]
+    fitting = [widths for widths in ends if size_of(widths) in limits]
+    if fitting:
+        return min(fitting, key=lambda widths: abs(size_of(widths) - limits.target))
+    found = _repair(ends, dense, scale, size_of, limits, sizes)
     if found is not None:
         return found
     smaller = max(size for size in sizes.values() if size < limits.least)
@@ -71,31 +77,38 @@ def find_widths(
     )
 
 
-def _scaled(dense: Widths, scale: float) -> Widths:
+def _scaled(dense: Widths, scale: float, held: Mapping[int, int]) -> Widths:
     """Round each width times `scale`, with offsets spread over (0, 1) so that layers take turns.
 
     Narrow layers round up before wide ones: they cost little, and one channel matters more there.
+    Widths that are `held`, by their index, are not scaled.
     """
     order = sorted(range(len(dense)), key=lambda index: dense[index], reverse=True)
     widths = list(dense)
     for place, index in enumerate(order):
         offset = (place + 0.5) / len(dense)
         widths[index] = max(1, min(dense[index], int(scale * dense[index] + offset)))
+    for index, width in held.items():
+        widths[index] = width
     return tuple(widths)
 
 
 def _bisect(
-    dense: Widths, size_of: Callable[[Widths], int], target: int
+    dense: Widths, size_of: Callable[[Widths], int], target: int, held: Mapping[int, int]
 ) -> tuple[Widths, Widths, float]:
     """Return the last widths with a size up to the target, the next ones, and their scale."""
     low, high = 0.0, 1.0
-    while _num_changes(_scaled(dense, low), _scaled(dense, high)) > 1 and high - low > 1e-9:
+
+    def scaled(scale: float) -> Widths:
+        return _scaled(dense, scale, held)
+
+    while _num_changes(scaled(low), scaled(high)) > 1 and high - low > 1e-9:
         middle = (low + high) / 2
-        if size_of(_scaled(dense, middle)) <= target:
+        if size_of(scaled(middle)) <= target:
             low = middle
         else:
             high = middle
-    return _scaled(dense, low), _scaled(dense, high), high
+    return scaled(low), scaled(high), high
 
 
 def _num_changes(narrow: Widths, wide: Widths) -> int:
