@@ -207,6 +207,25 @@ def test_rand_with_another_ratio_is_nested():
     assert all((a <= b).all() for a, b in zip(small, large, strict=True))
 
 
+@pytest.mark.parametrize("rounds", [1, 5])
+@pytest.mark.parametrize("method", METHODS)
+def test_layers_keep_their_densities_whatever_the_scores(method, rounds):
+    model = prune(method, ratio=0.1, densities="erk", rounds=rounds)
+    expected = [88 * dims / (28 + 50 + 34) for dims in (28, 50, 34)]  # 22, 39.3, 26.7
+    assert counts_of(model) == [round(count) for count in expected]
+
+
+def test_rand_with_densities_is_nested_and_drawn_again_from_its_seed(tmp_path):
+    masks = [masks_of(prune("rand", ratio=r, densities="erk", rounds=3)) for r in (0.3, 0.1, 0.02)]
+    assert_nested(masks)
+    model = prune("rand", budget_bytes=3000, densities="erk", shuffle=True)
+    memfold.save(model, path := tmp_path / "model.safetensors")
+    assert path.stat().st_size <= 3000
+    loaded = memfold.load(path, mlp())
+    assert equal(masks_of(loaded), masks_of(model))
+    assert counts_of(model) != counts_of(prune("rand", budget_bytes=3000))
+
+
 def test_mag_keeps_the_largest_and_sees_scales_between_layers_only_globally():
     model = mlp()
     scales = (0.5, 4.0, 1.0)

@@ -16,9 +16,11 @@ from memfold.compression.strategy import Context, Strategy
 from memfold.errors import InputError
 from memfold.options import Count
 from memfold.seeding import derive_seed
+from memfold.strategies.pruning.densities import Distribution
 from memfold.strategies.pruning.masks import (
     PackedMask,
     Ranking,
+    Scope,
     schedule_counts,
     shuffle_mask,
 )
@@ -31,12 +33,10 @@ __all__ = [
     "PruningAtInit",
     "SampledPruning",
     "Schedule",
-    "Scope",
     "Score",
     "SparseStrategy",
 ]
 
-Scope = Literal["global", "layer"]
 Schedule = Literal["exponential", "linear"]
 Score = Callable[[Sequence[PackedMask]], list[Tensor]]
 """What is left of each weight, the rest being zero -> new scores of the weights' shapes."""
@@ -156,6 +156,9 @@ class PruningAtInit(SparseStrategy):
     unshardable: ClassVar[str | None] = None
     scope: Scope = "global"
     """Whether all weights compete (`global`), or those of one tensor (`layer`)."""
+    densities: Distribution | None = None
+    """Share of its weights that each tensor keeps, whatever the scope is: the same (`uniform`),
+    Erdos-Renyi's without or with the kernel's size (`er`, `erk`); null leaves it to the scope."""
     rounds: Count = 1
     """Prune in so many steps, with new scores in each; weights are not trained in between."""
     schedule: Schedule = "exponential"
@@ -226,7 +229,7 @@ class PruningAtInit(SparseStrategy):
         scores = score(kept)
         for one, mask in zip(scores, kept, strict=True):
             mask.fill_others(one, -torch.inf)
-        return Ranking(scores, scope=self.scope)
+        return Ranking(scores, scope=self.scope, densities=self.densities)
 
     def _shuffled(self, masks: list[Tensor], names: Sequence[str]) -> list[Tensor]:
         if not self.shuffle:

@@ -10,7 +10,7 @@ tensor, kernel included, over their product (ERK). p is the power scale; 0 makes
 """
 
 from collections.abc import Sequence
-from math import floor, prod
+from math import floor, inf, prod
 from typing import Literal
 
 from memfold.errors import InputError
@@ -72,24 +72,32 @@ def layer_counts(
 ) -> list[int]:
     """Round `layer_densities` to numbers of kept weights whose sum is `count`.
 
-    The largest remainders are rounded up. As long as `count` allows it, every layer keeps one
-    weight at least. Arguments and errors are those of `layer_densities`.
+    Entry j = 1, 2, ... of layer l is number (j - 1/2) / (raw_l^p N_l) in line, the method of
+    Webster, but the first of each layer comes before all others: as long as `count` allows it,
+    every layer keeps one weight at least. A larger `count` never takes a weight from a layer.
+    Arguments and errors are those of `layer_densities`.
     """
     sizes = [prod(shape) for shape in shapes]
     densities = layer_densities(
         shapes, count, kind, dense_first=dense_first, power_scale=power_scale
     )
-    exact = [density * size for density, size in zip(densities, sizes, strict=True)]
-    least = 1 if count >= len(sizes) else 0
-    counts = [min(max(floor(n), least), size) for n, size in zip(exact, sizes, strict=True)]
-    while sum(counts) < count:
-        open_layers = [i for i in range(len(sizes)) if counts[i] < sizes[i]]
-        counts[max(open_layers, key=lambda i: (exact[i] - counts[i], -i))] += 1
-    while sum(counts) > count:
-        first = 1 if dense_first and len(sizes) > 1 else 0
-        open_layers = [i for i in range(first, len(sizes)) if counts[i] > least]
-        counts[min(open_layers, key=lambda i: (exact[i] - counts[i], -i))] -= 1
-    return counts
+    shares = [_raw(shape, kind) ** power_scale * prod(shape) for shape in shapes]
+
+    def place(layer: int, entry: int) -> tuple[float, float, int]:
+        group = inf if entry > sizes[layer] else min(entry, 2)
+        return group, (entry - 0.5) / shares[layer], layer
+
+    counts = [max(1, floor(d * n + 0.5)) for d, n in zip(densities, sizes, strict=True)]
+    sparse = range(1 if dense_first and len(sizes) > 1 else 0, len(sizes))
+    while True:  # the line is cut where the densities say, and then moved entry by entry
+        last = max(place(i, counts[i]) for i in sparse)
+        following = min(place(i, counts[i] + 1) for i in sparse)
+        if sum(counts) > count:
+            counts[last[-1]] -= 1
+        elif sum(counts) < count or following < last:
+            counts[following[-1]] += 1
+        else:
+            return counts
 
 
 def _raw(shape: Sequence[int], kind: Distribution) -> float:

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from memfold.strategies.pruning.densities import Distribution, layer_counts
+
 __all__ = [
     "PackedMask",
     "Ranking",
+    "Scope",
     "former_shares",
     "keep_counts",
     "keep_largest",
@@ -21,6 +24,7 @@ __all__ = [
     "shuffle_mask",
 ]
 
+Scope = Literal["global", "layer"]
 _CHUNK = 1 << 18
 """Scores that are looked at together: their copies fit the caches."""
 _DIGIT = 16
@@ -78,7 +82,11 @@ class Ranking:
     """
 
     def __init__(
-        self, scores: Sequence[Tensor], *, scope: Literal["global", "layer"] = "global"
+        self,
+        scores: Sequence[Tensor],
+        *,
+        scope: Scope = "global",
+        densities: Distribution | None = None,
     ) -> None:
         """Take the scores; they must stay as they are.
 
@@ -86,14 +94,18 @@ class Ranking:
             scores: One tensor per weight, on one device; infinite is allowed, NaN is not.
             scope: Whether all scores compete (`global`), or each tensor keeps the same share
                 (`layer`).
+            densities: Shares that the tensors keep, whatever the scope is (`layer_counts`).
         """
         self._scores = [score.detach() for score in scores]
-        self._is_global = scope == "global"
+        self._is_global = scope == "global" and densities is None
+        self._densities: Distribution | None = densities
 
     def counts(self, count: int) -> list[int]:
         """Return how many of each tensor stay when `count` do in all."""
         if self._is_global:
             return [mask.count() for mask in self.masks(count)]
+        if self._densities is not None:
+            return layer_counts([score.shape for score in self._scores], count, self._densities)
         return _equal_shares([score.numel() for score in self._scores], count)
 
     def masks(self, count: int) -> list[PackedMask]:
@@ -106,7 +118,11 @@ class Ranking:
 
 
 def keep_largest(
-    scores: Sequence[Tensor], count: int, *, scope: Literal["global", "layer"] = "global"
+    scores: Sequence[Tensor],
+    count: int,
+    *,
+    scope: Scope = "global",
+    densities: Distribution | None = None,
 ) -> list[Tensor]:
     """Keep exactly the `count` largest scores; of equal ones the first, in the order given.
 
@@ -115,11 +131,13 @@ def keep_largest(
         count: How many stay, in all tensors together.
         scope: `global`: all scores compete. `layer`: each tensor keeps the same share of its
             scores, as nearly as whole numbers allow.
+        densities: Shares that the tensors keep, whatever the scope is (`layer_counts`).
 
     Returns:
         Bool tensors of the scores' shapes, on their device.
     """
-    return [mask.unpacked() for mask in Ranking(scores, scope=scope).masks(count)]
+    ranking = Ranking(scores, scope=scope, densities=densities)
+    return [mask.unpacked() for mask in ranking.masks(count)]
 
 
 def keep_counts(scores: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:

@@ -1,7 +1,8 @@
 """RAND: keep a random choice of the weights.
 
 The control of every pruning method: with `scope=global` each set of weights of the right size is
-equally likely, so a layer keeps about its share (a hypergeometric number of weights).
+equally likely, so a layer keeps about its share (a hypergeometric number of weights); with
+`densities` each layer keeps its own (`densities.py`).
 
 What shrinks: parameters, gradients, optimizer state, what DDP reduces, artifacts, which need no
 index: the seed draws the mask again. What does not: activations, operations.
@@ -34,8 +35,9 @@ class Rand(PruningAtInit, name="rand"):
     ) -> Iterator[list[Tensor]]:
         """See `SparseStrategy.masks_from_seed`."""
         scores, names = self._scores(shapes, device), list(shapes)
-        yield self._shuffled(keep_largest(scores, num_values, scope=self.scope), names)
-        if self.scope == "layer":
+        masks = keep_largest(scores, num_values, scope=self.scope, densities=self.densities)
+        yield self._shuffled(masks, names)
+        if self.scope == "layer" and self.densities is None:
             counts = former_shares([shape.numel() for shape in shapes.values()], num_values)
             yield self._shuffled(keep_counts(scores, counts), names)
 
