@@ -70,6 +70,10 @@ def test_a_module_gives_its_datasets_and_hooks() -> None:
     plain, hooked = read(build("datasets")), read(build("Module"))
     assert same(hooked, [(2 * (inputs + 1), targets) for inputs, targets in plain])
     module = build("Module")
+    assert same(read(module, "val"), read(build("Module"), "val"))
+    classes = torch.cat([targets for _, targets in read(module, "val")])
+    assert module.describe()["chance"] == int(classes.bincount().max()) / len(classes)
+    module = build("Module")
     read(module, "test")
     assert module._module.stages == ["fit", "test"]  # type: ignore[attr-defined]
     assert module._module.batch_size == 4  # type: ignore[attr-defined]

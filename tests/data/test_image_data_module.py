@@ -72,6 +72,16 @@ def test_fit_does_not_read_the_test_set() -> None:
         module.setup("test")
 
 
+def test_what_a_result_says_of_the_splits() -> None:
+    module = ready(val_fraction=0.5, split_seed=1)
+    classes = torch.cat([labels for _, labels in module.val_dataloader()]).tolist()
+    chance = max(map(classes.count, range(4))) / 30
+    assert module.describe() == {"samples": {"train": 30, "val": 30}, "chance": chance}
+    module.val_dataloader().samples.samples.labels[:] = 2
+    assert module.describe()["chance"] == 1
+    assert Numbered().describe() == {"samples": {}, "chance": None}
+
+
 def test_the_test_stage_does_not_read_the_training_set(monkeypatch: pytest.MonkeyPatch) -> None:
     module = Digits()
     monkeypatch.setattr(module, "load_train", None)

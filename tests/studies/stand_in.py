@@ -60,7 +60,11 @@ def train(folder: Path, checkpoint: Path, given: dict[str, str]) -> None:
     found = {"val/acc": accuracy, "val/best_acc": accuracy, "val/bpb": 3 - accuracy}
     if given.get("trainer.limit_test_batches") != "0":
         found |= {"test/acc": accuracy / 2, "test/bpb": 4 - accuracy}
-    write_result(folder, {"status": "completed", "metrics": found, "time": {"fit_seconds": 1.0}})
+    result = {"status": "completed", "metrics": found, "time": {"fit_seconds": 1.0}}
+    if "STAND_IN_CHANCE" in os.environ:
+        chance = float(os.environ["STAND_IN_CHANCE"])
+        result |= {"chance": chance, "samples": {"train": 900, "val": 100}}
+    write_result(folder, result)
 
 
 def refuse(message: str) -> None:

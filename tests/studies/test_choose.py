@@ -107,9 +107,13 @@ def test_each_method_runs_with_what_was_best_on_validation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert compare(tmp_path) == 0
-    assert f"{NUM_RUNS} runs completed, 0 failed" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{NUM_RUNS} runs completed, 0 failed" in printed
     choices = read_choices(tmp_path)
-    assert [(row["value"], row["chosen"]) for row in choices] == [("0.03", "yes"), ("1", "")] * 2
+    found = [(row["value"], row["chosen"], row["note"]) for row in choices]
+    assert found == [("0.03", "yes", "edge of the list"), ("1", "", "")] * 2
+    widen = "dense (edge of the list), mag 0.1 (edge of the list)"
+    assert f"choose.values should have more of optimizer.lr for: {widen}\n" in printed
     assert all(float(row["val/acc"]) > 0 for row in choices)
     runs = sorted(path.name for path in (tmp_path / "out" / "runs").iterdir() if path.is_dir())
     assert len(runs) == 6
@@ -178,6 +182,16 @@ def test_one_line_when_every_run_fails(
     error = capsys.readouterr().err
     assert error.startswith("error: all runs failed, the last: ")
     assert error.count("\n") == 1
+
+
+def test_choices_at_chance_level_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN_CHANCE", "0.75")  # 0.3 is worth 0.84; three errors are 0.13
+    assert compare(tmp_path, choose={"values": [0.01, 0.3, 10], "at": {0.1: [0.1]}}) == 0
+    notes = [(row["value"], row["note"]) for row in read_choices(tmp_path)]
+    assert notes == [("0.01", ""), ("0.3", "chance level"), ("10", "")] * 2
+    assert "dense (chance level), mag 0.1 (chance level)\n" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -72,6 +72,8 @@ def test_completed_run_leaves_what_the_contract_names(tmp_path: Path) -> None:
     num_values = round(0.05 * num_weights)
     num_biases = sum(p.numel() for p in dense.parameters() if p.dim() == 1)
     assert result["compute"] == {"operations": num_weights}
+    assert result["samples"] == {"train": 1293, "val": 144, "test": 360}
+    assert 0.1 < result["chance"] < 0.2  # ten classes, not quite equal
     assert result["parameters"] == {
         "dense": num_weights + num_biases,
         "compressible": num_weights,

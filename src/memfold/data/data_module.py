@@ -17,7 +17,7 @@ from memfold.data.batching import (
     TrainingLoader,
     TrainingSampler,
 )
-from memfold.data.spec import DataSpec
+from memfold.data.spec import Classes, DataSpec
 from memfold.errors import InputError
 from memfold.options import Count, check_arguments
 from memfold.seeding import derive_seed
@@ -111,11 +111,29 @@ class DataModule(pl.LightningDataModule, ABC):
         """Return what simple models reach on the test split: of text, in its primary metric."""
         return {}
 
-    @property
-    def num_samples(self) -> dict[str, int]:
-        """Samples in each split that was read: `train`, `val`, `test`."""
+    def describe(self) -> dict[str, Any]:
+        """Say of the splits that were read what a result keeps.
+
+        Returns:
+            `samples`: the number in each of `train`, `val` and `test`. `chance`: the accuracy on
+            the validation split of naming its most frequent class, `None` for other targets.
+        """
         splits = {"train": self._train, "val": self._val, "test": self._test}
-        return {name: len(samples) for name, samples in splits.items() if samples is not None}
+        samples = {name: len(split) for name, split in splits.items() if split is not None}
+        return {"samples": samples, "chance": self._chance()}
+
+    def _chance(self) -> float | None:
+        target = self.spec.target
+        if not isinstance(target, Classes) or self._val is None:
+            return None
+        counts = torch.zeros(target.num_classes, dtype=torch.int64)
+        for positions in torch.arange(len(self._val)).split(_SCORING_BATCH_SIZE):
+            counts += self._targets(self._val[positions]).bincount(minlength=len(counts))
+        return int(counts.max()) / len(self._val)
+
+    def _targets(self, batch: Any) -> Tensor:
+        """Return the targets (B, ...) of a batch of samples that is still on the CPU."""
+        return batch[1]
 
     def setup(self, stage: str | None = None) -> None:
         """Read what a stage needs: "fit" and "validate" all but the test split, "test" that alone.

@@ -20,6 +20,7 @@ from memfold.studies.arguments import (
     ending_in_one_line,
     working_in,
 )
+from memfold.studies.choice_doubts import doubts
 from memfold.studies.choose_plan import Plan, PlannedRun, number_text, read_plan
 from memfold.studies.composing import compose_run, prepare_data
 from memfold.studies.executor import StopSignal
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str], program: Path, conf: Path) -> int:
         with working_in(options.out, stop):
             progress = _run_plan(plan, options.out, runners(program, options.jobs, stop))
             num_packed = pack_runs([options.out / RUNS], plan.bits, stop.event, allow=named)
-        return _conclude(progress, num_packed, options.out, program)
+        return _conclude(progress, num_packed, plan, options.out, program)
 
     return ending_in_one_line(body)
 
@@ -67,6 +68,8 @@ class _Progress:
     """One line for each run that failed."""
     others: list[str] = field(default_factory=list)
     """Names of runs that this plan does not make: another one did, or other choices."""
+    doubtful: list[str] = field(default_factory=list)
+    """Groups whose choice may not be one, and why."""
     _num_done: int = 0
 
     def note(self, name: str, outcome: Outcome) -> None:
@@ -92,8 +95,15 @@ def _run_plan(plan: Plan, folder: Path, workers: Sequence[Runner]) -> _Progress:
     named = [(run.name, run.overrides) for runs in tried for run in runs]
     outcomes = run_all(named, folder / CHOICES, workers, progress.note)
     best = [_best(runs, outcomes) for runs in tried]
+    results = {name: o.result for name, o in outcomes.items() if _judge(o)[0] is not None}
+    notes = {
+        chosen.name: doubts(chosen, runs, results) for chosen, runs in zip(best, tried, strict=True)
+    }
+    progress.doubtful = [
+        f"{_group_text(run)} ({', '.join(notes[run.name])})" for run in best if notes[run.name]
+    ]
     write_text_atomically(
-        folder / f"{CHOICES}.csv", _table(plan.choose.budget_key, tried, best, outcomes)
+        folder / f"{CHOICES}.csv", _table(plan.choose.budget_key, tried, notes, outcomes)
     )
     runs = [
         (run.name, run.overrides)
@@ -129,24 +139,33 @@ def _best(runs: Sequence[PlannedRun], outcomes: Mapping[str, Outcome]) -> Planne
 def _table(
     budget_key: str,
     tried: Sequence[Sequence[PlannedRun]],
-    best: Sequence[PlannedRun],
+    notes: Mapping[str, Sequence[str]],
     outcomes: Mapping[str, Outcome],
 ) -> str:
+    """Write a row for each run; those that were chosen are the ones with notes, if empty ones."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     results = [outcome.result for outcome in outcomes.values()]
     metric = next((primary_of(r).name for r in results if r.get("primary")), ACCURACY.name)
-    writer.writerow(["method", budget_key, "value", metric, "chosen", "error"])
+    writer.writerow(["method", budget_key, "value", metric, "chosen", "note", "error"])
     for run in (run for runs in tried for run in runs):
         value, error = _judge(outcomes[run.name])
-        budget = "" if run.budget is None else number_text(run.budget)
         shown = "" if value is None else f"{value:.4f}"
-        chosen = "yes" if run in best else ""
-        writer.writerow([run.method, budget, number_text(run.value), shown, chosen, error])
+        chosen, note = "yes" if run.name in notes else "", "; ".join(notes.get(run.name, ()))
+        row = [run.method, _budget_text(run), number_text(run.value), shown, chosen, note, error]
+        writer.writerow(row)
     return text.getvalue()
 
 
-def _conclude(progress: _Progress, num_packed: int, out: Path, program: Path) -> int:
+def _budget_text(run: PlannedRun) -> str:
+    return "" if run.budget is None else number_text(run.budget)
+
+
+def _group_text(run: PlannedRun) -> str:
+    return f"{run.method} {_budget_text(run)}".rstrip()
+
+
+def _conclude(progress: _Progress, num_packed: int, plan: Plan, out: Path, program: Path) -> int:
     num_failed = len(progress.failed)
     if num_failed == progress.num_runs:
         raise InputError(f"all runs failed, the last: {progress.failed[-1]}")
@@ -155,6 +174,9 @@ def _conclude(progress: _Progress, num_packed: int, out: Path, program: Path) ->
     if progress.others:
         others = ", ".join(progress.others)
         print(f"not of this plan, kept in {out / OTHERS}: {others}", file=sys.stderr)
+    if progress.doubtful:
+        groups = ", ".join(progress.doubtful)
+        print(f"choose.values should have more of {plan.choose.key} for: {groups}")
     script = program.with_name("scripts") / "report.py"
     print(shlex.join(["python", str(script), str(out / RUNS), "--out", str(out / "report")]))
     return 0

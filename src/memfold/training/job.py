@@ -124,7 +124,7 @@ def _run_locked(cfg: DictConfig, folder: Path, termination: Termination) -> dict
         _announce(experiment, {**facts, **built})
         result_file.add(_train(experiment, cfg, result_file, termination))
         result_file.add(_describe_built(experiment, facts))  # rounds change the counts
-        result_file.add({"samples": experiment.data.num_samples, **describe_compute(experiment)})
+        result_file.add({**experiment.data.describe(), **describe_compute(experiment)})
         result_file.add(describe_text(experiment))
         result = result_file.complete()
         completed = True
