@@ -18,6 +18,7 @@ def test_a_run_says_what_its_result_says(here):
     assert (run.ratio, run.requested_ratio, run.bits, run.seed) == (0.10001, 0.1, 32, 1)
     assert (run.test, run.stored_bytes, run.index_bytes) == (0.8, 10_025, 24)
     assert (run.epochs, run.steps, run.peak_bytes, run.fit_seconds) == (2, 40, 2_000_000, 3.5)
+    assert (run.rounds, run.operations) == (1, 26_000)
     assert run.curves == {"val/acc": Curve((19,), (0.5,))}
     assert set(run.options) == {"include", "exclude", "min_size"}
 

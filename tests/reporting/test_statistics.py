@@ -186,6 +186,13 @@ def test_operations_are_an_axis_where_runs_differ_on_it():
     assert [(p.method, p.x) for p in found] == [("dense", 1000), ("tied", 1005), ("looped", 1100)]
 
 
+def test_trainings_are_an_axis_where_a_method_needs_several():
+    once = [run("dense", rounds=1), run("mag", rounds=1)]
+    assert points(once, AXES["trainings"]) == []
+    found = points([*once, run("ltr", rounds=22), run("older")], AXES["trainings"])
+    assert [(p.method, p.x) for p in found] == [("dense", 1), ("mag", 1), ("ltr", 22)]
+
+
 def test_dense_is_at_ratio_1():
     (found,) = points([run("dense")], AXES["ratio"])
     assert found.x == 1

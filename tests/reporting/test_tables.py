@@ -51,6 +51,22 @@ def test_csv_has_plain_numbers(tmp_path):
     assert float(rows[2]["stored_bytes"]) == 10_025
 
 
+def test_what_a_method_costs_in_trainings(tmp_path):
+    training = {"rounds": 22, "epochs": 44.0, "steps": 880}
+    for seed in (1, 2):
+        contents = result("ltr", seed=seed, training=training, time__fit_seconds=70.0 + seed)
+        write_run(tmp_path / str(seed), contents)
+    write_run(tmp_path / "older", result("mag", training={}))
+    runs, _ = read([tmp_path])
+    lines = to_markdown(Comparison(tuple(runs)), "x").splitlines()
+    (heads,) = (line.split(" | ") for line in lines if "stored bytes" in line)
+    for name, costs in (("ltr", ["22", "71.5"]), ("mag", ["-", "3.5"])):
+        (row,) = (line.split(" | ") for line in lines if line.startswith(f"| {name} | 32"))
+        assert [row[heads.index(head)] for head in ("trainings", "training, s")] == costs
+    rows = csv.DictReader(io.StringIO(to_csv(Comparison(tuple(runs)))))
+    assert [(row["method"], row["trainings"]) for row in rows] == [("ltr", "22.0"), ("mag", "")]
+
+
 def test_a_ratio_that_nobody_asked_for_is_no_cell_and_says_so():
     runs = [one_run("mag", ratio=0.1), one_run("mag", ratio=0.1, requested_ratio=None, seed=2)]
     table = to_markdown(Comparison(tuple(runs)), "x")

@@ -64,7 +64,7 @@ def test_it_shows_what_a_comparison_needs(tmp_path: Path) -> None:
     shown = [(panel["viewType"], panel["config"]) for panel in panels(content)]
     planes = [c for kind, c in shown if kind == "Scatter Plot"]
     costs = ("memory/stored_bytes", "ratio", "memory/peak_bytes", "time/fit_seconds")
-    costs += ("compute/operations",)
+    costs += ("training/rounds", "compute/operations")
     metrics = ("accuracy", "bpb", "rmse")
     assert all(c["xAxisLogScale"] for c in planes)
     assert [(c["yAxis"], c["xAxis"]) for c in planes] == [

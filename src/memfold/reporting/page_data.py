@@ -38,6 +38,7 @@ _COLUMNS: dict[str, Callable[[Run], float | None]] = {
     "train_state_bytes": lambda run: run.train_state_bytes,
     "peak_bytes": lambda run: run.peak_bytes,
     "step_seconds": lambda run: run.step_seconds,
+    "trainings": lambda run: run.rounds,
     "fit_seconds": lambda run: run.fit_seconds,
 }
 

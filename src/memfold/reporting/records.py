@@ -117,6 +117,8 @@ class Run:
     epochs: Number | None = None
     steps: Count | None = None
     """Optimizer steps, over all rounds."""
+    rounds: Count | None = None
+    """How often it was trained: 1, but for strategies that train in rounds."""
     operations: Count | None = None
     """Multiply-adds of a forward pass, for each token or sample."""
     index_bytes: Count | None = None

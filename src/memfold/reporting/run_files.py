@@ -33,7 +33,7 @@ _NUMBERS = {  # what a run takes from a section as it stands
         "peak_bytes",
     ),
     "time": ("fit_seconds", "step_seconds"),
-    "training": ("epochs", "steps"),
+    "training": ("epochs", "steps", "rounds"),
     "compute": ("operations",),
 }
 _NO_OPTIONS = (

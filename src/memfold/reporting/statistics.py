@@ -136,6 +136,7 @@ AXES: dict[str, Axis] = {
         Axis("ratio", "ratio: stored learned values / weights", True, _requested_ratio),
         Axis("peak_bytes", "peak memory of training, bytes", False, lambda run: run.peak_bytes),
         Axis("fit_seconds", "time of training, seconds", False, lambda run: run.fit_seconds),
+        Axis("trainings", "number of trainings", False, lambda run: run.rounds, often_alike=True),
         Axis(
             "operations",
             "operations: multiply-adds, forward",

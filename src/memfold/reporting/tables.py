@@ -42,6 +42,7 @@ _NUMBERS: tuple[tuple[str, _Value], ...] = (
     ("fit_seconds", lambda run: run.fit_seconds),
     ("epochs", lambda run: run.epochs),
     ("steps", lambda run: run.steps),
+    ("trainings", lambda run: run.rounds),
     ("operations", lambda run: run.operations),
 )
 _ASKED = ("method", "bits", "ratio", "n")
@@ -51,6 +52,7 @@ _COSTS = (
     "train state, bytes",
     "peak, bytes",
     "step, ms",
+    "trainings",
     "training, s",
     "multiply-adds",
 )
@@ -157,7 +159,7 @@ def _tops(points: Iterable[Point]) -> list[Point]:
 def _cells(point: Point, *, is_best: bool) -> list[str]:
     values = {name: _mean(point, value) for name, value in _NUMBERS}
     step = values["step_seconds"]
-    fit, operations = values["fit_seconds"], values["operations"]
+    trainings, fit, operations = (values[n] for n in ("trainings", "fit_seconds", "operations"))
     return [
         _escape(point.method),
         str(point.bits),
@@ -169,6 +171,7 @@ def _cells(point: Point, *, is_best: bool) -> list[str]:
             for name in ("stored_bytes", "index_bytes", "train_state_bytes", "peak_bytes")
         ),
         "-" if step is None else f"{1000 * step:.3g}",
+        "-" if trainings is None else f"{trainings:g}",
         "-" if fit is None else f"{fit:.1f}",
         "-" if operations is None else f"{operations:,.0f}",
     ]

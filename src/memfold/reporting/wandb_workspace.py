@@ -34,6 +34,7 @@ _PLANES = {  # summary value -> title of the axis
     "ratio": "ratio: stored values over compressible weights",
     "memory/peak_bytes": "peak memory of training, bytes",
     "time/fit_seconds": "training time, seconds",
+    "training/rounds": "number of trainings",
     "compute/operations": "multiply-adds of a forward pass for each token or sample",
 }
 _MEMORY = {
@@ -59,6 +60,7 @@ _COLUMNS = (
     ),
     "summary:memory/train_state_bytes",
     "summary:memory/peak_bytes",
+    "summary:training/rounds",
     "summary:time/fit_seconds",
     "config:seed.value",
     "config:optimizer.lr.value",  # one key with a dot in it

@@ -54,6 +54,7 @@ def one_run(method="dense", *, ratio=None, seed=1, bits=32, accuracy=0.9, **chan
         operations=round(26_000 + 1_000 * share),
         epochs=6.0,
         steps=564,
+        rounds=12 if strategy == "ltr" else 1,
         command=f"python train.py compression={strategy} ratio={ratio} seed={seed}",
         environment={
             "git_commit": "3a504b3e11cbadbb3c9a56cc93c48740e48bd449",

@@ -36,6 +36,22 @@ def test_the_table_has_mean_spread_and_seeds_and_says_what_is_missing(open_page)
     assert "Without a value here: snip." in page.locator("#plane-note").inner_text()
 
 
+def test_trainings_have_a_column_and_an_axis_where_there_are_several(open_page):
+    dense, mag = one_run(), one_run("mag", ratio=0.1, accuracy=0.8)
+    page = open_page(Comparison((dense, mag)))
+    assert page.locator("#table th[data-key=trainings]").count() == 0
+    assert page.locator("#axis option[value=trainings]").count() == 0
+    tickets = one_run("ltr", ratio=0.1, accuracy=0.85, fit_seconds=600.0)
+    page = open_page(Comparison((dense, mag, tickets)))
+    assert column(page, "trainings") == ["1", "12", "1"]
+    page.select_option("#axis", "trainings")
+    assert set(drawn(page)) == {"dense", "mag", "ltr"}
+    hover = "() => document.getElementById('plane').data.flatMap((trace) => trace.hovertext ?? [])"
+    texts = [text for text in page.evaluate(hover) if "ltr" in text]
+    assert all("time 600 s (12 trainings)" in text for text in texts)
+    assert texts
+
+
 def test_a_click_on_a_header_sorts(small_page):
     header = small_page.locator("#table th[data-key=stored_bytes]")
     accuracy = small_page.locator("#table th[data-key=y]")

@@ -8,13 +8,16 @@ const LABEL_LENGTH = 9; // characters of a line
 
 const nameOfRun = ({ seed, fold }) => `seed ${seed}${fold === null ? "" : `, fold ${fold}`}`;
 
+const describeTime = (time, trainings) =>
+  `time ${time === null ? MISSING : `${significant(time)} s`}${trainings > 1 ? ` (${significant(trainings)} trainings)` : ""}`;
+
 function describeRun(run, lines = []) {
-  const { stored_bytes: stored, peak_bytes: peak, fit_seconds: time } = run.x;
+  const { stored_bytes: stored, peak_bytes: peak, fit_seconds: time, trainings } = run.x;
   return [
     ...lines,
     `${nameOfRun(run)}, ratio ${significant(run.ratio)}, ${run.bits} bits`,
     `stored ${integer(stored)} bytes`,
-    `peak of training ${orMissing(bytes)(peak)}, time ${time === null ? MISSING : `${significant(time)} s`}`,
+    `peak of training ${orMissing(bytes)(peak)}, ${describeTime(time, trainings)}`,
     plain(run.folder),
   ].join("<br>");
 }
@@ -26,13 +29,12 @@ function describePoint(point, { runs, metric }) {
     const known = members.map((run) => run.x[key]).filter((value) => value !== null);
     return known.length ? known.reduce((sum, value) => sum + value, 0) / known.length : null;
   };
-  const time = mean("fit_seconds");
   return [
     `<b>${plain(point.method)}</b>`,
     `ratio ${point.ratio}, ${point.bits} bits`,
     `${plain(metric.title)} ${spread(metric, point.y, point.yStd)}${percentMark(metric)} (${plural(members.length, "run")})`,
     `stored ${integer(mean("stored_bytes"))} bytes`,
-    `peak of training ${orMissing(bytes)(mean("peak_bytes"))}, time ${time === null ? MISSING : `${significant(time)} s`}`,
+    `peak of training ${orMissing(bytes)(mean("peak_bytes"))}, ${describeTime(mean("fit_seconds"), mean("trainings"))}`,
     ...members
       .slice(0, MOST_LISTED)
       .map((run) => `${nameOfRun(run)}: ${written(metric, run.y)}${percentMark(metric)}, ${plain(run.folder)}`),

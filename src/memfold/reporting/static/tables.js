@@ -11,6 +11,7 @@ const COLUMNS = [
   { key: "train_state_bytes", title: "train state", format: bytes },
   { key: "peak_bytes", title: "peak memory", format: bytes },
   { key: "step_seconds", title: "step, ms", format: (value) => significant(1e3 * value) },
+  { key: "trainings", title: "train\u00adings", format: significant, isShown: (row) => row.trainings > 1 },
   { key: "fit_seconds", title: "time, s", format: significant },
 ];
 
@@ -60,10 +61,11 @@ function tableCell(column, row, metric, swatch, isBest) {
 
 function drawTable(rows, sort, metric, swatch, onSort) {
   const focused = document.activeElement?.closest("#table th")?.getAttribute("data-key");
-  const head = COLUMNS.map((column) => sortableHeader(column, sort, metric, onSort));
+  const columns = COLUMNS.filter(({ isShown }) => !isShown || rows.some(isShown));
+  const head = columns.map((column) => sortableHeader(column, sort, metric, onSort));
   const best = bestRows(rows, metric);
   const body = sortedRows(rows, sort).map((row) =>
-    element("tr", {}, ...COLUMNS.map((column) => tableCell(column, row, metric, swatch, best.has(row)))));
+    element("tr", {}, ...columns.map((column) => tableCell(column, row, metric, swatch, best.has(row)))));
   byId("table").replaceChildren(
     element("thead", {}, element("tr", {}, ...head)),
     element("tbody", {}, ...body),
