@@ -51,7 +51,7 @@ def save(
         model: A compressed model; one that no strategy has seen is stored as dense.
         path: Usually ends in `.safetensors`.
         bits: Bits per learned value: 32, 16, or 8 to 3, in place of the strategy's own `bits`. The
-            untouched tensors keep their dtype.
+            untouched tensors keep their dtype, or have the strategy's `untouched_bits`.
         data: Batches of (input, target), all of which are read: values of 8 bits and fewer are
             then rounded so that the layers' outputs on them change little, one value making up for
             the errors of others (`memfold.compression.error_feedback`). By default each is rounded
@@ -64,7 +64,8 @@ def save(
         InputError: The folder does not exist, the model's state holds something that is not a
             tensor, or one of a kind that the format lacks, a layer was replaced after it was
             compressed, `model` is a part or a wrapper of a compressed model, `bits` is not
-            allowed, or error feedback is not for this model, its bits or these data.
+            allowed, an untouched tensor does not fit into 16 bits, or error feedback is not for
+            this model, its bits or these data.
     """
     path = Path(path)
     if not path.parent.is_dir() or path.is_dir():
@@ -88,7 +89,8 @@ def save(
         ties = {name: first for name, first in ties.items() if name not in owned} | compression.ties
     if bits is not None:
         strategy = replace(strategy, bits=bits, train_bits=None)
-    tensors = indices | state_tensors(model, leave_out=owned)
+    untouched = state_tensors(model, leave_out=owned)
+    tensors = indices | {n: _narrow(n, t, strategy) for n, t in untouched.items()}
     packing = strategy.packing
     roundings = {} if data is None else feedback_roundings(compression, packing, data)
     for name, value in values.items():
@@ -158,6 +160,16 @@ def header_bytes(path: str | os.PathLike[str]) -> int:
     """Return how many bytes of an artifact describe it: an 8-byte length and the JSON header."""
     with open(path, "rb") as file:
         return 8 + int.from_bytes(file.read(8), "little")
+
+
+def _narrow(name: str, tensor: Tensor, strategy: Strategy) -> Tensor:
+    """Give an untouched tensor the dtype that the file has it in."""
+    narrow = tensor.detach().to(strategy.untouched_dtype(tensor.dtype))
+    if not torch.equal(narrow.isfinite(), tensor.isfinite()):
+        raise InputError(
+            f"{name} has values beyond 65504, the range of 16 bits: artifact.untouched_bits=32"
+        )
+    return narrow
 
 
 def _take(

@@ -2,7 +2,7 @@
 
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
@@ -30,7 +30,7 @@ class Footprint:
     index_bytes: int
     """Masks, indices, scales and seeds."""
     untouched_bytes: int
-    """Everything else: biases, norms, buffers, excluded weights."""
+    """Everything else: biases, norms, buffers, excluded weights, in `Strategy.untouched_bits`."""
     stored_bytes: int
     """Values, indices and untouched tensors together."""
     ratio: float
@@ -58,11 +58,13 @@ def footprint(model: nn.Module) -> Footprint:
     parts = [part for _, part in compressions_in(model)]
     places = compressions_in(model, remove_duplicate=False)
     owned = {prefix + name for prefix, part in places for name in part.owned_names()}
-    untouched = tensor_bytes(state_tensors(model, leave_out=owned).values())
+    left = state_tensors(model, leave_out=owned)
+    untouched = sum(_untouched_bytes(name, tensor, places) for name, tensor in left.items())
     values = sum(part.value_bytes for part in parts)
     indices = sum(part.index_bytes for part in parts)
     stored = values + indices + untouched
-    dense = untouched + sum(part.dense_bytes + _lost_bytes(part) for part in parts)
+    dense = sum(part.dense_bytes + _lost_bytes(part) for part in parts)
+    dense += tensor_bytes(left.values())
     num_weights = sum(part.num_weights for part in parts)
     num_values = sum(part.num_values for part in parts)
     return Footprint(
@@ -76,6 +78,13 @@ def footprint(model: nn.Module) -> Footprint:
         num_weights=num_weights,
         num_values=num_values,
     )
+
+
+def _untouched_bytes(name: str, tensor: Tensor, parts: Sequence[tuple[str, Compression]]) -> int:
+    """Count a tensor in the file of the compressed part that it is in."""
+    own = (part.strategy for prefix, part in parts if name.startswith(prefix))
+    dtype = next((strategy.untouched_dtype(tensor.dtype) for strategy in own), tensor.dtype)
+    return tensor.numel() * dtype.itemsize
 
 
 def train_state_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:

@@ -25,6 +25,7 @@ _OF_A_STRATEGY = {
     "train_bits_from": "${artifact.train_bits_from}",
     "block_size": "${artifact.block_size}",
     "coding": "${artifact.coding}",
+    "untouched_bits": "${artifact.untouched_bits}",
 }
 
 

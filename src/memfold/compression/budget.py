@@ -102,7 +102,11 @@ class Budget:
         return least
 
     def _file_bytes(self, stored: Stored, strategy: "Strategy") -> int:
-        tensors = dict(self._untouched if stored.untouched is None else stored.untouched)
+        untouched = self._untouched if stored.untouched is None else stored.untouched
+        tensors = {
+            name: like(tensor.shape, strategy.untouched_dtype(tensor.dtype))
+            for name, tensor in untouched.items()
+        }
         dense = {name: list(tensor.shape) for name, tensor in self._untouched.items()}
         reshaped = {n: dense[n] for n, t in tensors.items() if list(t.shape) != dense[n]}
         tensors |= stored.indices

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import ClassVar, Literal
 from warnings import warn
 
+import torch
 from torch import Tensor, nn
 
 from memfold.compression.compressed_model import check_not_compressed, set_compression
@@ -74,6 +75,9 @@ class Strategy(ABC):
     coding: Coding = "none"
     """How packed values (8 bits and fewer) and positions are coded: as they are, or by their
     frequencies (`huffman`), where that takes fewer bytes."""
+    untouched_bits: Literal[32, 16] = 32
+    """Bits of each float32 or float64 that is left untouched (biases, norms, buffers, excluded
+    weights), in the file alone: 16: float16."""
     seed: int = 0
     """Everything random derives from it."""
     include: tuple[str, ...] = ("*",)
@@ -158,6 +162,16 @@ class Strategy(ABC):
     def packing(self) -> Packing:
         """How an artifact stores the learned values."""
         return Packing(self.bits, self.block_size, self.coding)
+
+    def untouched_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype in which the file holds an untouched tensor of this one."""
+        is_wide = dtype in (torch.float32, torch.float64)
+        return torch.float16 if self.untouched_bits == 16 and is_wide else dtype
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the artifact holds other numbers than the trained model."""
+        return self.bits != 32 or self.untouched_bits != 32
 
     def _check_train_bits(self) -> None:
         if self.train_bits is None:

@@ -118,7 +118,8 @@ def _parse(result: object, name: str) -> Run:
         for name in names
     }
     compression, metrics = sections["compression"], sections["metrics"]
-    prefix = "" if found["bits"] == 32 else "packed/"
+    is_exact = found["bits"] == compression.get("untouched_bits", 32) == 32
+    prefix = "" if is_exact else "packed/"
     is_best = not prefix and values.get("test_checkpoint") == "best"
     primary = primary_of(values)
     of_test, of_val = value_types(primary)

@@ -27,7 +27,8 @@ def print_summary(result: dict[str, Any], folder: str) -> None:
     table.add_column(style="bold")
     table.add_column(justify="right")
     compression, samples = result["compression"], result["samples"]
-    is_packed = compression["bits"] != 32
+    untouched = compression.get("untouched_bits", 32)
+    is_packed = compression["bits"] != 32 or untouched != 32
     others = [
         f"{name.removeprefix('test/')} {show_number(value)}"
         for name, value in metrics.items()
@@ -40,7 +41,8 @@ def print_summary(result: dict[str, Any], folder: str) -> None:
     rows: dict[str, str | None] = {
         "compression": f"{compression['name']}, ratio {ratio}"
         + (f" (nearest to {asked})" if asked not in (None, ratio) else "")
-        + (f", stored in {compression['bits']} bits" if is_packed else ""),
+        + (f", stored in {compression['bits']} bits" if is_packed else "")
+        + (f", untouched in {untouched}" if untouched != 32 else ""),
         "samples to train, validate, test": " / ".join(f"{n:,}" for n in samples.values()),
         f"test {primary.title} ({weights})": primary.show(metrics.get(primary.test)),
         f"test {primary.title} as stored": primary.show(primary.tested(metrics))
