@@ -142,6 +142,15 @@ def test_mlp_hidden_widths() -> None:
     assert count(MLP(1, 8, 10, hidden_widths=[])) == 64 * 10 + 10
 
 
+def test_an_mlp_of_squares_sees_their_means() -> None:
+    torch.manual_seed(0)
+    model, images = MLP(2, 7, 10, hidden_widths=[5], pooling=3), torch.randn(4, 2, 7, 7)
+    means = images[:, :, :6, :6].reshape(4, 2, 2, 3, 2, 3).mean((3, 5))
+    torch.testing.assert_close(model(images), model.head(model.hidden(means.flatten(1))))
+    with pytest.raises(InputError, match=r"backbone\.pooling=8: must be at most .* 7"):
+        MLP(2, 7, 10, pooling=8)
+
+
 @pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.parametrize("width", [0, -1, 1.5, True, "8"])
 def test_a_bad_width_names_the_key(name: str, width: object) -> None:

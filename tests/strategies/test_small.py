@@ -26,6 +26,7 @@ BACKBONES = {
 }
 TINY = {
     "mlp": lambda: MLP(2, 4, 5, hidden_widths=[12, 9, 7]),
+    "mlp_of_squares": lambda: MLP(2, 8, 5, hidden_widths=[12, 9, 7], pooling=2),
     "cnn": lambda: CNN(2, 8, 5, width=6),
     "resnet20": lambda: ResNet20(2, 8, 5, width=4, norm_init="ones"),
     "vgg11_bn": lambda: VGG11BN(2, 8, 5, width=4),

@@ -1,16 +1,19 @@
 """A multilayer perceptron, on the flattened image or on the columns of a table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from memfold.backbones.facts import named_facts
 from memfold.backbones.initialisation import check_positive, check_widths, initialise
 from memfold.backbones.tables import Columns
 from memfold.data.spec import DataSpec, Table
+from memfold.errors import InputError
 
 __all__ = ["MLP", "TableMLP", "build_mlp"]
 
@@ -22,6 +25,8 @@ class _Perceptron(nn.Module):
     """Outputs of each hidden layer."""
     _facts: tuple[Any, ...]
     """What a subclass was told of the data."""
+    _options: Mapping[str, Any] = MappingProxyType({})
+    """Of a subclass, beside the widths."""
 
     def _build(
         self,
@@ -44,7 +49,7 @@ class _Perceptron(nn.Module):
 
     def with_widths(self, widths: Sequence[int]) -> Self:
         """Build a fresh network for the same data with these hidden `widths`."""
-        return type(self)(*self._facts, hidden_widths=widths)
+        return type(self)(*self._facts, hidden_widths=widths, **self._options)
 
 
 class MLP(_Perceptron):
@@ -58,6 +63,7 @@ class MLP(_Perceptron):
         *,
         width: int = 256,
         hidden_widths: Sequence[int] | None = None,
+        pooling: int = 1,
     ) -> None:
         """Build the network.
 
@@ -67,17 +73,29 @@ class MLP(_Perceptron):
             num_classes: Outputs.
             width: Outputs of each of the two hidden layers, when `hidden_widths` is not given.
             hidden_widths: Outputs of each hidden layer instead; empty for a linear model.
+            pooling: Height and width of the squares of pixels whose means it sees, in pixels; what
+                they leave of the image at its right and lower edges is not seen.
 
         Raises:
-            InputError: A width is not an integer of at least 1.
+            InputError: A width is not an integer of at least 1, or a square does not fit into an
+                image.
         """
         super().__init__()
+        check_positive("pooling", pooling)
+        if pooling > image_size:
+            raise InputError(
+                f"backbone.pooling={pooling}: must be at most the image's size, {image_size}"
+            )
         self._facts = (in_channels, image_size, num_classes)
-        self._build(in_channels * image_size**2, num_classes, width, hidden_widths)
+        self._options = {"pooling": pooling}
+        self.pooling = pooling
+        num_features = in_channels * (image_size // pooling) ** 2
+        self._build(num_features, num_classes, width, hidden_widths)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to logits (B, num_classes)."""
-        return self.head(self.hidden(images.flatten(1)))
+        seen = images if self.pooling == 1 else F.avg_pool2d(images, self.pooling)
+        return self.head(self.hidden(seen.flatten(1)))
 
 
 class TableMLP(_Perceptron):
@@ -117,7 +135,11 @@ class TableMLP(_Perceptron):
 
 
 def build_mlp(
-    spec: DataSpec, *, width: int = 256, hidden_widths: Sequence[int] | None = None
+    spec: DataSpec,
+    *,
+    width: int = 256,
+    hidden_widths: Sequence[int] | None = None,
+    pooling: int = 1,
 ) -> nn.Module:
     """Build a perceptron for images or for a table.
 
@@ -125,10 +147,16 @@ def build_mlp(
         spec: What the data are.
         width: Outputs of each of the two hidden layers, when `hidden_widths` is not given.
         hidden_widths: Outputs of each hidden layer instead; empty for a linear model.
+        pooling: See `MLP`; 1 for a table.
 
     Raises:
-        InputError: A width is not an integer of at least 1, or the data are tokens.
+        InputError: A width is not an integer of at least 1, `pooling` does not fit the data, or
+            they are tokens.
     """
-    kind = TableMLP if isinstance(spec.inputs, Table) else MLP
-    facts: dict[str, Any] = named_facts(kind, spec, "backbone=mlp")
-    return kind(**facts, width=width, hidden_widths=hidden_widths)
+    if not isinstance(spec.inputs, Table):
+        facts: dict[str, Any] = named_facts(MLP, spec, "backbone=mlp")
+        return MLP(**facts, width=width, hidden_widths=hidden_widths, pooling=pooling)
+    if pooling != 1:
+        raise InputError(f"backbone.pooling={pooling}: a table has no pixels; it must be 1")
+    facts = named_facts(TableMLP, spec, "backbone=mlp")
+    return TableMLP(**facts, width=width, hidden_widths=hidden_widths)
