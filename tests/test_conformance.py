@@ -34,6 +34,7 @@ from memfold.tasks import TaskModule
 from memfold.training import run
 from strategies import basis, fixed_ratio
 from strategies.cases import STRATEGIES, Case, options_of
+from strategies.causal import CausalViT
 from training.jobs import PYTHONPATH, SMALL, compose_job
 from training.rank_jobs import train_in_two_ranks
 
@@ -69,9 +70,13 @@ def overrides(name: str) -> list[str]:
     case = STRATEGIES.get(name, Case())
     widths = f"backbone.hidden_widths={list(case.hidden_widths)}".replace(" ", "")
     network = [text for text in SMALL if not text.startswith("backbone=")]
-    if case.transformer_depth:
-        depth = f"backbone.depth={case.transformer_depth}"
-        network += ["backbone=vit", "backbone.patch_size=8", "backbone.width=32", depth]
+    depth = case.transformer_depth
+    if case.causal:
+        target = "backbone.target=strategies.causal.CausalViT"
+        network += ["backbone=custom", target, f"+backbone.args.depth={depth}"]
+    elif depth:
+        sizes = ["backbone.patch_size=8", "backbone.width=32", f"backbone.depth={depth}"]
+        network += ["backbone=vit", *sizes]
     else:
         network += ["backbone=mlp", widths]
     return [*network, *group, *ratio, *chosen, *case.overrides, "data.batch_size=100"]
@@ -93,6 +98,8 @@ def completed(
 
 def dense_backbone(name: str) -> nn.Module:
     case = STRATEGIES.get(name, Case())
+    if case.causal:
+        return CausalViT(1, 8, 10, depth=case.transformer_depth)
     if case.transformer_depth:
         return ViT(1, 8, 10, patch_size=8, width=32, depth=case.transformer_depth)
     return MLP(1, 8, 10, hidden_widths=case.hidden_widths)

@@ -10,6 +10,7 @@ from memfold.backbones import MLP
 from memfold.backbones.vit import ViT
 from memfold.strategies import strategy_class
 from memfold.strategies.sharing.base import SharingStrategy
+from strategies.causal import CausalViT
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Case:
     transformer_depth: int = 0
     """Blocks of a vision transformer, which takes the place of that MLP where layers have to have a
     stream or an MLP of their own."""
+    causal: bool = False
+    """Whether a patch in that transformer sees those before it alone."""
     needs_layers: bool = False
     """Whether it is for networks of equal layers, which none of `models.py` is."""
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -95,6 +98,14 @@ STRATEGIES = {
         transformer_depth=8,
         budget_bytes=100_000,
     ),
+    "mor": Case(
+        {"loops": 8},
+        overrides=ADAM,
+        needs_layers=True,
+        transformer_depth=18,
+        causal=True,
+        budget_bytes=280_000,
+    ),
 }
 
 ANY_MODULE = tuple(
@@ -114,8 +125,10 @@ def network_for(
     """Build an MLP of these widths, or the network that the strategy needs in its place."""
     case = STRATEGIES.get(name, Case())
     if case.transformer_depth:
-        options = {"patch_size": image_size, "width": 8, "depth": case.transformer_depth}
-        return ViT(in_channels, image_size, num_classes, **options, num_heads=2)
+        sizes = {"width": 8, "depth": case.transformer_depth, "num_heads": 2}
+        if case.causal:
+            return CausalViT(in_channels, image_size, num_classes, **sizes)
+        return ViT(in_channels, image_size, num_classes, patch_size=image_size, **sizes)
     if case.needs_layers:
         widths = (widths[0],) * len(case.hidden_widths)
     return MLP(in_channels, image_size, num_classes, hidden_widths=widths)

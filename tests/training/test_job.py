@@ -13,7 +13,7 @@ import memfold
 from memfold.backbones import MLP
 from memfold.data.digits import Digits
 from memfold.errors import InputError
-from memfold.training import run
+from memfold.training import compute, run
 from memfold.training.build import build
 from memfold.training.user_errors import describe_error
 from training.jobs import SMALL, compose_job
@@ -112,6 +112,23 @@ def test_completed_run_leaves_what_the_contract_names(tmp_path: Path) -> None:
         "model.safetensors",
         "result.json",
     ]
+
+
+def test_operations_are_those_for_samples_of_the_training_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    count = compute.forward_operations
+    monkeypatch.setattr(
+        compute, "forward_operations", lambda net, x: seen.append(x) or count(net, x)
+    )
+    run(compose_job(tmp_path, *SMALL, "debug=fast"))
+    data = Digits()
+    data.setup("fit")
+    (example,) = seen
+    images = torch.cat([images for images, _ in data.scoring_batches(0)])
+    assert len(example) == 8
+    assert all((images == image).flatten(1).all(1).any() for image in example)
 
 
 def test_artifact_in_plain_pytorch_has_the_tested_accuracy(tmp_path: Path) -> None:

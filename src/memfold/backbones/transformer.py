@@ -42,18 +42,18 @@ def free_widths(
 
 
 def rotary(length: int, width: int) -> Tensor:
-    """Return cosines and sines (2, length, width / 2) of rotary positions.
+    """Return cosines, then sines, of rotary positions: (1, length, width).
 
     Su et al. 2021, "RoFormer", arXiv 2104.09864, equation 15: base 10,000.
     """
     rates = 10_000.0 ** (-torch.arange(0, width, 2) / width)
     angles = torch.arange(length)[:, None] * rates
-    return torch.stack([angles.cos(), angles.sin()])
+    return torch.cat([angles.cos(), angles.sin()], dim=1)[None]
 
 
 def _rotated(x: Tensor, positions: Tensor) -> Tensor:
-    """Rotate (B, heads, length, width) by positions (2, length, width / 2)."""
-    cos, sin = positions.to(x.dtype)
+    """Rotate (B, heads, length, width) by positions (1 or B, length, width)."""
+    cos, sin = positions.to(x.dtype).unsqueeze(1).chunk(2, dim=-1)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
@@ -64,7 +64,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int, *, causal: bool, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.causal = causal
+        self.is_causal = causal
         self.dropout = dropout
         self.qkv = nn.Linear(width, 3 * width)
         self.projection = nn.Linear(width, width)
@@ -80,8 +80,8 @@ class Attention(nn.Module):
         if past is not None:
             key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
         mask = None
-        is_causal = self.causal and past is None
-        if self.causal and past is not None and x.shape[1] > 1:
+        is_causal = self.is_causal and past is None
+        if self.is_causal and past is not None and x.shape[1] > 1:
             ones = torch.ones(x.shape[1], key.shape[2], dtype=torch.bool, device=x.device)
             mask = ones.tril(key.shape[2] - x.shape[1])
         attended = F.scaled_dot_product_attention(

@@ -1,0 +1,461 @@
+"""Recursions against plain loops, against loops that are written out token by token, and caches."""
+
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import memfold
+from memfold.backbones.gpt import GPT
+from memfold.backbones.vit import ViT
+from memfold.compression import compression_of
+from memfold.operations import forward_operations
+from memfold.training.activation_checkpointing import checkpoint_activations
+
+DEPTH, WIDTH, LENGTH, LOOPS = 8, 16, 12, 3
+MAP = [0, 1, 2, 1, 2, 1, 2, 3]
+CLOSE = {"rtol": 1e-10, "atol": 1e-12}
+ROUTER = "recursion_router"
+KINDS = ("expert", "token")
+
+
+def gpt(depth=DEPTH, positions="rotary"):
+    torch.manual_seed(0)
+    return GPT(23, LENGTH, width=WIDTH, depth=depth, num_heads=2, positions=positions).double()
+
+
+def tokens(rows=3):
+    return torch.randint(0, 23, (rows, LENGTH), generator=torch.Generator().manual_seed(1))
+
+
+def loss_of(model):
+    out = model(tokens())
+    weights = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view_as(out)
+    return (weights * out).mean() + out.square().mean()
+
+
+def mor(model=None, **options):
+    """Compress, with weights and a router that tell tokens apart."""
+    model = memfold.compress(gpt() if model is None else model, "mor", **options)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and "embedding" not in name and "head" not in name:
+                parameter.mul_(3)
+        getattr(model, ROUTER).mul_(30)
+    return model
+
+
+def chosen_in(model, rows=None):
+    """Return which tokens each loop takes, (loops, B, T), as the model says."""
+    hooks, seen = compression_of(model).hooks, []
+    first = [layers[0] for layers in hooks.loops]
+    handles = [
+        layer.register_forward_pre_hook(lambda *_: seen.append(hooks.kept.tokens.chosen))
+        for layer in first
+    ]
+    with torch.no_grad():
+        model(tokens() if rows is None else rows)
+    for handle in handles:
+        handle.remove()
+    return torch.stack(seen)
+
+
+def written_out(model, row, training):
+    """Compute a row's logits, loop after loop, with attention over the tokens in it."""
+    strategy = compression_of(model).strategy
+    plain = gpt().eval()
+    state = memfold.densify(model).state_dict()
+    plain.load_state_dict({name: tensor for name, tensor in state.items() if name != ROUTER})
+    router, blocks, table = getattr(model, ROUTER), plain.blocks, plain.positions
+    x = blocks[0](plain.embedding(row)[None], table)[0][0]
+    x0, taken = x, list(range(LENGTH))
+    depths = (x0 @ router.T).argmax(1) if strategy.routing == "token" else None
+    for loop in range(LOOPS):
+        z = x @ router[loop]
+        capacity = (LOOPS - loop) / LOOPS
+        if depths is not None:
+            taken = [t for t in range(LENGTH) if depths[t] >= loop]
+        elif training:
+            best = sorted(taken, key=lambda t: -z[t].item())
+            taken = sorted(best[: max(1, int(capacity * LENGTH))])
+        elif loop:
+            taken = [t for t in taken if torch.sigmoid(z[t]) >= 0.5]
+        part = x[taken][None]
+        for place in (1 + 2 * loop, 2 + 2 * loop):
+            part = blocks[place](part, table[:, taken])[0]
+        rows = list(x)
+        for t, out in zip(taken, part[0], strict=True):
+            if strategy.gate == "none":
+                rows[t] = out
+            elif depths is None:
+                rows[t] = x[t] + strategy.gate_scale * torch.sigmoid(z[t]) * out
+            elif depths[t] == loop:
+                rows[t] = x0[t] + (x0 @ router.T).softmax(1)[t, loop] * out
+            else:
+                rows[t] = out
+        x = torch.stack(rows)
+    return plain.head(plain.norm(blocks[7](x[None], table)[0]))[0]
+
+
+def test_without_gates_and_with_all_tokens_it_is_the_plain_loop_to_the_bit():
+    model = memfold.compress(gpt(), "mor", capacity=[1.0] * LOOPS, gate="none")
+    assert list(compression_of(model).map) == MAP
+    tied = memfold.compress(gpt(), "tied", map=MAP)
+    for mode in (True, False):
+        for network in (model, tied):
+            network.train(mode).zero_grad()
+            loss_of(network).backward()
+        assert torch.equal(model(tokens()), tied(tokens()))
+        found = dict(model.named_parameters())
+        for name, parameter in tied.named_parameters():
+            assert torch.equal(found[name].grad, parameter.grad)
+
+
+def test_a_constant_gate_with_all_tokens_is_the_closed_form():
+    model = memfold.compress(gpt(), "mor", capacity=[1.0] * LOOPS, gate_scale=0.6).eval()
+    with torch.no_grad():
+        getattr(model, ROUTER).zero_()
+    plain = memfold.compress(gpt(), "tied", map=MAP).eval()
+    x = plain.blocks[0](plain.embedding(tokens()), plain.positions)[0]
+    for loop in range(LOOPS):
+        out = x
+        for place in (1 + 2 * loop, 2 + 2 * loop):
+            out = plain.blocks[place](out, plain.positions)[0]
+        x = 1.3 * x + 0.3 * (out - x)  # (1 + p) x + p f(x)
+    expected = plain.head(plain.norm(plain.blocks[7](x, plain.positions)[0]))
+    torch.testing.assert_close(model(tokens()), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("gate", ["weighted", "none"])
+@pytest.mark.parametrize("routing", KINDS)
+def test_loops_are_those_that_are_written_out(routing, gate, training):
+    model = mor(routing=routing, gate=gate).train(training)
+    expected = torch.stack([written_out(model, row, training) for row in tokens()])
+    torch.testing.assert_close(model(tokens()), expected, **CLOSE)
+    if routing == "token" or not training:  # rows differ, which padding has to hide
+        counts = chosen_in(model).sum(2)
+        assert (counts[1:] != counts[1:, :1]).any()
+
+
+@pytest.mark.parametrize(
+    ("length", "capacity", "counts"),
+    [
+        (12, None, [12, 8, 4]),
+        (11, None, [11, 7, 3]),
+        (2, None, [2, 1, 1]),
+        (10, [0.5, 0.3, 0.3], [5, 3, 3]),
+    ],
+)
+def test_loops_take_their_capacity_of_those_before(length, capacity, counts):
+    model = mor(capacity=capacity)
+    chosen = chosen_in(model, tokens()[:, :length])
+    assert (chosen.sum(2) == torch.tensor(counts)[:, None]).all()
+    assert (chosen[1:] <= chosen[:-1]).all()
+
+
+def test_each_token_goes_through_as_many_loops_as_it_chose():
+    model = mor(routing="token")
+    chosen = chosen_in(model)
+    x = model.blocks[0](model.embedding(tokens()), model.positions)[0]
+    depths = (x @ getattr(model, ROUTER).T).argmax(-1) + 1
+    assert len(depths.unique()) == LOOPS
+    assert torch.equal(chosen.sum(0), depths)
+    assert (chosen[1:] <= chosen[:-1]).all()
+
+
+@pytest.mark.parametrize("routing", KINDS)
+def test_tokens_that_are_left_out_stay_as_they_are_to_the_bit(routing):
+    model, streams = mor(routing=routing).eval(), []
+    hooks = compression_of(model).hooks
+    for layers in hooks.loops:
+        layers[0].register_forward_pre_hook(lambda *_: streams.append(hooks.kept.tokens.stream))
+    model.blocks[7].register_forward_pre_hook(lambda _, inputs: streams.append(inputs[0]))
+    chosen = chosen_in(model)
+    assert len(streams) == LOOPS + 1
+    for loop, taken in enumerate(chosen):
+        assert torch.equal(streams[loop + 1][~taken], streams[loop][~taken])
+        assert (streams[loop + 1][taken] != streams[loop][taken]).any(-1).all()
+    assert not chosen[2].all()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("routing", KINDS)
+def test_permuting_rows_permutes_the_output(routing, training):
+    model, order = mor(routing=routing).train(training), torch.tensor([2, 0, 1])
+    torch.testing.assert_close(model(tokens()[order]), model(tokens())[order], **CLOSE)
+
+
+@pytest.mark.parametrize("routing", KINDS)
+def test_in_evaluation_no_token_changes_those_before_it(routing):
+    model = mor(routing=routing).eval()
+    other = tokens()
+    other[:, 7:] = (other[:, 7:] + 5) % 23
+    found, expected = model(other), model(tokens())
+    torch.testing.assert_close(found[:, :7], expected[:, :7], **CLOSE)
+    assert (found[:, 7:] != expected[:, 7:]).any()
+
+
+def test_in_training_the_best_of_a_row_are_taken_which_looks_ahead():
+    model = mor()
+    other = tokens()
+    other[:, 7:] = (other[:, 7:] + 5) % 23
+    assert not torch.allclose(model(other)[:, :7], model(tokens())[:, :7])
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+@pytest.mark.parametrize("routing", KINDS)
+def test_tokens_one_by_one_give_the_same(routing, positions):
+    model, cache = mor(gpt(positions=positions), routing=routing).eval(), []
+    row = tokens(1)
+    with torch.no_grad():
+        expected = model(row)
+        found = [model(part, kv_cache=cache) for part in row.split([5, 1, 1, 3, 1, 1], dim=1)]
+    torch.testing.assert_close(torch.cat(found, dim=1), expected, **CLOSE)
+    kept = [key.shape[2] for key, _ in cache]
+    taken = chosen_in(model, row).sum((1, 2)).tolist()
+    assert kept == [LENGTH, *(count for count in taken for _ in range(2)), LENGTH]
+    assert taken[2] < LENGTH
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("routing", KINDS)
+@pytest.mark.parametrize("kind", ["GPT2", "Llama"])
+def test_caches_of_transformers_give_the_same(kind, routing):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    names = ("n_embd", "n_layer", "n_head", "n_inner") if kind == "GPT2" else names
+    sizes = dict(zip(names, (WIDTH, DEPTH, 2, 40), strict=True))
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=24, bos_token_id=0, eos_token_id=0, **sizes
+    )
+    plain = getattr(transformers, "GPT2LMHeadModel" if kind == "GPT2" else "LlamaForCausalLM")
+    model = mor(plain(config).double(), routing=routing).eval()
+    with torch.no_grad():
+        getattr(model, ROUTER).normal_(generator=torch.Generator().manual_seed(8))
+    asked = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "output_logits": True}
+    asked |= {"return_dict_in_generate": True}
+    rows = tokens() + 1  # 0 would be padding, and ask for a mask
+    found = [model.generate(rows[:1], use_cache=use, **asked) for use in (True, False)]
+    assert torch.equal(found[0].sequences, found[1].sequences)
+    torch.testing.assert_close(found[0].logits, found[1].logits, rtol=1e-6, atol=1e-6)
+    taken = chosen_in(model, found[0].sequences)[:, 0, -8:]
+    assert not taken.all(1).all()  # some of these were left out
+    for row, alone in zip(model(rows).logits, rows, strict=True):
+        torch.testing.assert_close(row, model(alone[None]).logits[0], **CLOSE)
+    with pytest.raises(memfold.InputError, match="mor: 3 sequences with a cache"):
+        model.generate(rows, use_cache=True, **asked)
+
+
+@pytest.mark.parametrize("split", [[6, 6], [11, 1]])
+def test_several_sequences_with_a_cache_are_refused(split):
+    model, cache = mor().eval(), []
+    first, second = tokens().split(split, dim=1)
+    model(first, kv_cache=cache)
+    with pytest.raises(memfold.InputError, match="mor: 3 sequences with a cache of keys and value"):
+        model(second, kv_cache=cache)
+
+
+def test_the_router_learns_what_was_chosen():
+    model = mor(balance=0.3)
+    hooks = compression_of(model).hooks
+    streams = []
+    for layers in hooks.loops:
+        layers[0].register_forward_pre_hook(lambda *_: streams.append(hooks.kept.tokens))
+    model(tokens())
+    expected, before = 0.0, torch.ones(3, LENGTH, dtype=torch.bool)
+    for loop, kept in enumerate(streams):
+        z = kept.stream @ getattr(model, ROUTER)[loop]
+        chance = torch.sigmoid(z)
+        terms = torch.where(kept.chosen, chance.log(), (1 - chance).log())
+        expected -= 0.3 * terms[before].mean()
+        before = kept.chosen
+    torch.testing.assert_close(memfold.extra_loss(model), expected, **CLOSE)
+    memfold.extra_loss(model).backward()
+    assert (getattr(model, ROUTER).grad != 0).any(1).all()
+    model.eval()(tokens())
+    assert memfold.extra_loss(model) == 0.0
+
+
+def test_gates_train_the_router_too():
+    for routing, rows in (("expert", LOOPS), ("token", LOOPS)):
+        model = mor(routing=routing, balance=0.0)
+        loss_of(model).backward()
+        assert memfold.extra_loss(model) == 0.0
+        assert (getattr(model, ROUTER).grad != 0).any(1).sum() == rows
+
+
+def test_the_balance_of_tokens_that_choose_is_its_weight_where_all_are_alike():
+    model = mor(routing="token", balance=0.3)
+    x = model.blocks[0](model.embedding(tokens()), model.positions)[0]
+    chances = (x @ getattr(model, ROUTER).T).softmax(-1).flatten(0, 1)
+    shares = F.one_hot(chances.argmax(1), LOOPS).double().mean(0)
+    model(tokens())
+    expected = 0.3 * LOOPS * (shares * chances.mean(0)).sum()
+    torch.testing.assert_close(memfold.extra_loss(model), expected, **CLOSE)
+    with torch.no_grad():
+        getattr(model, ROUTER).zero_()
+    model(tokens())
+    assert memfold.extra_loss(model).item() == pytest.approx(0.3, rel=1e-12)
+
+
+@pytest.mark.parametrize("routing", KINDS)
+def test_layers_compute_the_tokens_that_they_take_alone(routing):
+    model, row = mor(routing=routing).eval(), tokens(1)
+    layer = 12 * WIDTH**2
+    taken = chosen_in(model, row)[:, 0].sum(1).tolist()
+    counts = [LENGTH, *(count for count in taken for _ in range(2)), LENGTH]
+    attention = sum(2 * count**2 * WIDTH for count in counts)
+    router = LENGTH * WIDTH * LOOPS
+    expected = sum(counts) * layer + attention + router + LENGTH * WIDTH * 23
+    assert forward_operations(model, row) == expected
+    assert sum(counts) < DEPTH * LENGTH
+
+
+def test_what_is_stored_is_the_closed_form():
+    model = memfold.compress(gpt(), "mor", include=["blocks.*"])
+    compression = compression_of(model)
+    assert compression.num_values == 4 * 12 * WIDTH**2 + LOOPS * WIDTH
+    assert compression.index_bytes == 0
+    matrices = {id(p): p.numel() for p in model.blocks.parameters() if p.dim() > 1}
+    assert sum(matrices.values()) == 4 * 12 * WIDTH**2
+
+
+@pytest.mark.parametrize("routing", KINDS)
+def test_copies_artifacts_and_densified_models_compute_the_same(routing, tmp_path):
+    model = mor(routing=routing).eval()
+    memfold.save(model, tmp_path / "model.safetensors")
+    again = mor(routing=routing).eval()
+    again.load_state_dict(model.state_dict())
+    dense = memfold.densify(model)
+    for other in (
+        memfold.load(tmp_path / "model.safetensors", gpt()).eval(),
+        memfold.load(tmp_path / "model.safetensors", gpt(), form="dense").eval(),
+        *(again, copy.deepcopy(model), pickle.loads(pickle.dumps(model))),
+        *(dense, copy.deepcopy(dense), pickle.loads(pickle.dumps(dense))),
+    ):
+        assert torch.equal(other(tokens()), model(tokens()))
+    assert dense.state_dict().keys() == gpt().state_dict().keys() | {ROUTER}
+
+
+@pytest.mark.parametrize("routing", KINDS)
+def test_activations_inside_of_layers_are_computed_again(routing):
+    plain, model = mor(routing=routing), mor(routing=routing)
+    checkpoint_activations(model, "blocks.*")
+    for network in (plain, model):
+        (loss_of(network) + memfold.extra_loss(network)).backward()
+    for one, other in zip(plain.parameters(), model.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+
+
+def test_threads_have_their_own_tokens():
+    model, meeting = mor().eval(), threading.Barrier(2)
+    inputs = [tokens(), tokens().flip(0, 1)]
+    expected = [model(x) for x in inputs]
+
+    def meet(*_):
+        meeting.wait(10)
+
+    for block in model.blocks:
+        block.register_forward_hook(meet)
+    found = [None, None]
+
+    def run(number):
+        found[number] = model(inputs[number])
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.slow  # the compiler takes its time
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("routing", KINDS)
+def test_a_compiled_model_computes_the_same(routing):
+    model = mor(routing=routing)
+    compiled = torch.compile(model, backend="eager")
+    expected = model(tokens())
+    term = memfold.extra_loss(model)
+    assert torch.equal(compiled(tokens()), expected)
+    assert torch.equal(memfold.extra_loss(model), term)
+
+
+def test_the_router_is_computed_in_single_precision_under_autocast():
+    model = mor().float().eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = model(tokens())
+    assert found.isfinite().all()
+
+
+class Masked(nn.Module):
+    """A layer that is told which tokens see which."""
+
+    def __init__(self):
+        super().__init__()
+        self.is_causal = True
+        self.mix, self.up, self.down = nn.Linear(6, 6), nn.Linear(6, 9), nn.Linear(9, 6)
+
+    def forward(self, x, mask=None):
+        return x + self.down(self.up(self.mix(x)).tanh())
+
+
+class Stack(nn.Module):
+    def __init__(self, call):
+        super().__init__()
+        self.call = call
+        self.layers = nn.ModuleList(Masked() for _ in range(6))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = self.call(layer, x)
+        return x
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda layer, x: layer(x, torch.ones(5, 5)),
+        lambda layer, x: layer(x=x, mask=torch.ones(5, 5)),
+    ],
+)
+def test_masks_are_refused(call):
+    plain = memfold.compress(Stack(lambda layer, x: layer(x, None)), "mor")
+    x = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(1))
+    assert plain(x).shape == x.shape
+    with pytest.raises(memfold.InputError, match="mor: Masked is given mask, but all tokens of a"):
+        memfold.compress(Stack(call), "mor")(x)
+    with pytest.raises(memfold.InputError, match=r"mor: layers take \(5, 6\); rows of tokens"):
+        plain(x[0])
+
+
+def encoder():
+    return nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 6)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (lambda: ViT(1, 8, 10, depth=8), {}, r"mor: blocks\.0 has no causal attention"),
+        (encoder, {}, r"mor: layers\.0 has no causal attention"),
+        (lambda: gpt(4), {}, "loops=3: of 4 repeated layers"),
+        (gpt, {"capacity": [1.0, 0.5]}, r"capacity=\[1.0, 0.5\]: one number for each of 3 loops"),
+        (gpt, {"capacity": [0.5, 0.6, 0.1]}, "none larger than the one before"),
+        (gpt, {"capacity": [1.0, 0.5, 0.0]}, "compression.capacity must be"),
+        (gpt, {"routing": "both"}, "compression.routing must be"),
+        (gpt, {"gate_scale": 0.0}, "compression.gate_scale must be"),
+        (gpt, {"balance": -1.0}, "compression.balance must be"),
+        (gpt, {"balance": 0.0, "gate": "none"}, "nothing would train the router"),
+    ],
+)
+def test_what_cannot_be_is_refused(model, options, message):
+    with pytest.raises(memfold.InputError, match=message):
+        memfold.compress(model(), "mor", **options)
