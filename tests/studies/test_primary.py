@@ -35,7 +35,7 @@ def test_the_best_is_chosen_by_the_direction(
     found = outcomes(primary, name)
     chosen = _best(RUNS, found)
     assert chosen.name == best
-    rows = list(csv.DictReader(io.StringIO(_table("ratio", [RUNS], [chosen], found))))
+    rows = list(csv.DictReader(io.StringIO(_table("ratio", [RUNS], {chosen.name: []}, found))))
     assert [row[name] for row in rows] == ["2.5000", "2.2500", "2.7500"]
     assert [row["value"] for row in rows if row["chosen"]] == [best.removeprefix("lr")]
 
