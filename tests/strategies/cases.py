@@ -66,6 +66,13 @@ STRATEGIES = {
     "low_rank": Case(ratio=0.6),
     "subspace": Case(),
     "tied": Case(needs_layers=True, hidden_widths=(256,) * 6, budget_bytes=400_000),
+    "tied_rps": Case(
+        {"map": "albert", "loops": 4},
+        ratio=0.3,
+        needs_layers=True,
+        hidden_widths=(256,) * 8,
+        budget_bytes=60_000,
+    ),
     "recursive_lora": Case(
         {"loops": 7},
         overrides=ADAM,
@@ -116,7 +123,8 @@ ANY_MODULE = tuple(
 INITIALISING = tuple(name for name in STRATEGIES if strategy_class(name).initialises)
 """Strategies whose weights are drawn anew, and for models without values, too."""
 
-SHARING = tuple(name for name in STRATEGIES if issubclass(strategy_class(name), SharingStrategy))
+SHARING = tuple(name for name in ANY_MODULE if issubclass(strategy_class(name), SharingStrategy))
+"""Of these, those with one vector."""
 
 
 def network_for(

@@ -33,7 +33,7 @@ STAYING = sorted(
     if not (strategy_class(name).moves_weights or case.needs_widths or case.transformer_depth)
 )
 LINEAR = {"dense", "stable_rps", "hashednet", "roast", "mag", "rand", "snip", "grasp", "synflow"}
-LINEAR |= {"tied"}
+LINEAR |= {"tied", "tied_rps"}
 """Strategies whose weights are a linear function of what is trained."""
 State = dict[str, Tensor]
 

@@ -6,12 +6,13 @@ Reid et al., "Subformer" (2021, arXiv 2101.00234): sandwich. Bae et al., "Mixtur
 (2025, arXiv 2507.10524): middle-cycle, middle-sequence.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
 from memfold.errors import InputError
 
-__all__ = ["LayerMap", "check_map", "depths_of", "layer_map"]
+__all__ = ["LayerMap", "check_map", "depths_of", "layer_map", "looped_map"]
 
 LayerMap = Literal[
     "cycle", "sequence", "cycle_rev", "middle_cycle", "middle_sequence", "albert", "sandwich"
@@ -61,6 +62,24 @@ def layer_map(name: LayerMap, num_layers: int, num_own: int) -> tuple[int, ...]:
             rule: LayerMap = "cycle" if name == "middle_cycle" else "sequence"
             inner = layer_map(rule, num_layers - 2, num_own - 2)
             return (0, *(1 + number for number in inner), num_own - 1)
+
+
+def looped_map(name: LayerMap, num_layers: int, loops: int) -> tuple[int, ...]:
+    """Return the map of that name in which `loops` layers, at most, use the same weights.
+
+    Raises:
+        InputError: There is none.
+    """
+    found = {}
+    for own in depths_of(name, num_layers):
+        entries = layer_map(name, num_layers, own)
+        found[max(Counter(entries).values())] = entries
+    if loops not in found:
+        raise InputError(
+            f"compression.loops={loops}: {num_layers} layers in compression.map={name} can share "
+            f"in loops of {', '.join(map(str, sorted(found))) or 'no number'}"
+        )
+    return found[loops]
 
 
 def check_map(entries: Sequence[int], num_layers: int) -> tuple[int, ...]:

@@ -22,7 +22,6 @@ from memfold.compression.part_values import PartValues
 from memfold.compression.parts import Level
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context, Ratios
-from memfold.errors import InputError
 from memfold.options import Count
 from memfold.seeding import derive_seed
 from memfold.strategies.factoring.matrices import (
@@ -31,7 +30,7 @@ from memfold.strategies.factoring.matrices import (
     spectral_factors,
     weight_of,
 )
-from memfold.strategies.layers.maps import check_map, depths_of, layer_map
+from memfold.strategies.layers.maps import check_map, looped_map
 from memfold.strategies.layers.repeated import Stack
 from memfold.strategies.layers.tied import Tied, TiedWeights
 
@@ -90,16 +89,7 @@ class RecursiveLora(Tied, name="recursive_lora"):
     def _entries(self, stack: Stack) -> tuple[int, ...]:
         if isinstance(self.map, tuple):
             return check_map(self.map, len(stack))
-        found = {}
-        for own in depths_of(self.map, len(stack)):
-            entries = layer_map(self.map, len(stack), own)
-            found[max(Counter(entries).values())] = entries
-        if self.loops not in found:
-            raise InputError(
-                f"compression.loops={self.loops}: {len(stack)} layers in compression.map={self.map}"
-                f" can share in loops of {', '.join(map(str, sorted(found))) or 'no number'}"
-            )
-        return found[self.loops]
+        return looped_map(self.map, len(stack), self.loops)
 
 
 class RecursiveLoraWeights(TiedWeights):

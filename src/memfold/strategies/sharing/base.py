@@ -64,6 +64,11 @@ class SharingStrategy(Strategy):
             InputError: There are too few values for this mapping.
         """
 
+    def spans(self, model: nn.Module, weights: tuple[CompressibleWeight, ...]) -> tuple[Span, ...]:
+        """Say where each weight lies; several may lie in one place."""
+        del model
+        return spans_of(weights)
+
     def least_values(self, weights: Sequence[CompressibleWeight]) -> int:
         """Return how few values the mapping takes; a budget cannot be smaller."""
         return 1
@@ -77,10 +82,12 @@ class SharingStrategy(Strategy):
     ) -> SharedVector:
         """See `Strategy.build`."""
         check_replaceable(model, weights, initialises=True)
-        mapping = self._mapping(weights, self._num_values(model, weights))
-        if self.initial_values == "random" and not mapping.is_bijection:
+        mapping = self._mapping(model, weights, self._num_values(model, weights))
+        places = zip(weights, mapping.spans, strict=True)
+        lost = [w for w, span in places if not mapping.is_bijection or span.name != w.name]
+        if self.initial_values == "random" and lost:
             report_loss(
-                weights,
+                lost,
                 context,
                 f"{self.name} keeps none of their values at this ratio, and draws new ones; "
                 "compression.initial_values=least_squares starts from what comes nearest to them",
@@ -106,15 +113,17 @@ class SharingStrategy(Strategy):
         """See `Strategy.rebuild`."""
         check_replaceable(model, weights, initialises=True)
         device, dtype = device_of(model, weights), weights[0].tensor.dtype
-        mapping = self._mapping(weights, num_values)
+        mapping = self._mapping(model, weights, num_values)
         shared = self._shared(model, weights, mapping, [1.0] * len(weights))
         shared.share(shared.accept(tensors).to(device=device, dtype=dtype))
         return shared
 
-    def _mapping(self, weights: tuple[CompressibleWeight, ...], num_values: int) -> SlotMapping:
+    def _mapping(
+        self, model: nn.Module, weights: tuple[CompressibleWeight, ...], num_values: int
+    ) -> SlotMapping:
         if not 0 < num_values < HASH_RANGE:
             raise InputError(f"{num_values} shared values: at most {HASH_RANGE - 1} are possible")
-        return self.mapping(spans_of(weights), num_values)
+        return self.mapping(self.spans(model, weights), num_values)
 
     def _shared(
         self,
@@ -136,10 +145,11 @@ class SharingStrategy(Strategy):
         )
 
     def _num_values(self, model: nn.Module, weights: tuple[CompressibleWeight, ...]) -> int:
+        most = max(span.stop for span in self.spans(model, weights))
         if self.budget_bytes is None:
-            return self.target_values(weights)
+            return min(most, self.target_values(weights))
         dtype, num_tensors = weights[0].tensor.dtype, len(weights)
-        least, most = self.least_values(weights), sum(weight.numel for weight in weights)
+        least = self.least_values(weights)
 
         def choose(count: int) -> Stored:
             return stored_like(count, num_tensors, dtype)

@@ -44,7 +44,8 @@ class InitialWeights:
             weights: In the order of the mapping's spans.
             mapping: Of the weights onto m slots.
             device: Of the values, and of the weights as they pass.
-            values: What phi is to be; at ratio 1 it is the dense weights.
+            values: What phi is to be; where nothing is shared, it is the dense weights. Of several
+                that lie in one place, the first is meant, or with `least_squares` their mean.
         """
         self._weights = weights
         self._mapping = mapping
@@ -53,7 +54,9 @@ class InitialWeights:
         self.scales = [0.0] * len(weights)
         """The lambdas, once all weights have passed."""
         dtype = working_dtype(self._dtype)
-        self._folds = mapping.is_bijection or values == "least_squares"
+        self._firsts = {weight.name: index for index, weight in enumerate(weights)}
+        self._copies = mapping.is_bijection and (values == "random" or not mapping.has_copies)
+        self._folds = self._copies or values == "least_squares"
         size = mapping.num_slots if self._folds else 0
         self._folded = torch.zeros(size, dtype=dtype, device=device)
 
@@ -63,15 +66,16 @@ class InitialWeights:
         Raises:
             InputError: A weight is not finite.
         """
-        weight = self._weights[index]
-        scale = self.scales[index] = initial_scale_of(weight)
-        if not self._folds:
-            return
-        mapping, dense = self._mapping, weight.tensor.detach()
+        weight, mapping = self._weights[index], self._mapping
         span = mapping.spans[index]
-        if mapping.is_bijection:  # exactly: no sum of squares
-            mapping.scatter(dense.reshape(-1), span, 1 / scale, self._folded)
-        else:
+        first = self._firsts[span.name]
+        scale = initial_scale_of(weight) if index == first else self.scales[first]
+        self.scales[index] = scale
+        dense = weight.tensor.detach()
+        if self._copies:  # exactly: no sum of squares
+            if index == first:
+                mapping.scatter(dense.reshape(-1), span, 1 / scale, self._folded)
+        elif self._folds:
             mapping.add_weight(dense, span, scale, self._folded, padding_row_of(weight))
 
     def values(self, shared: SharedVector, seed: int) -> Tensor:
@@ -82,7 +86,7 @@ class InitialWeights:
         """
         forward, _ = shared.slot_factors(self._device, self._folded.dtype)
         nu = torch.where(forward > 0, 1 / forward, 0)
-        if self._mapping.is_bijection:
+        if self._copies:
             return self._mapping.scale(self._folded, nu).to(self._dtype)
         if self._folds:
             _, solve = slot_factors(

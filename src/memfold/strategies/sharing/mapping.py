@@ -1,7 +1,7 @@
 """What a mapping from weights to shared slots must offer, without storing an index."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from weakref import ref
@@ -45,12 +45,25 @@ class Span:
         return self.numel // self.shape[0]
 
 
-def spans_of(weights: Sequence[CompressibleWeight]) -> tuple[Span, ...]:
-    """Lay the weights end to end."""
+def spans_of(
+    weights: Sequence[CompressibleWeight], firsts: Mapping[int, int] | None = None
+) -> tuple[Span, ...]:
+    """Lay the weights end to end.
+
+    Args:
+        weights: Of the model.
+        firsts: Number of a weight -> that of an earlier one, whose span it has; of those that do
+            not lie in one of their own.
+    """
     spans: list[Span] = []
-    for weight in weights:
-        start = spans[-1].stop if spans else 0
-        spans.append(Span(weight.name, weight.shape, start, start + weight.numel))
+    start = 0
+    for index, weight in enumerate(weights):
+        first = (firsts or {}).get(index, index)
+        if first == index:
+            spans.append(Span(weight.name, weight.shape, start, start + weight.numel))
+            start += weight.numel
+        else:
+            spans.append(spans[first])
     return tuple(spans)
 
 
@@ -73,14 +86,14 @@ class SlotMapping(ABC):
         """Keep what follows from the options.
 
         Args:
-            spans: All weights, end to end.
+            spans: Of each weight; end to end, but for weights that have the span of an earlier one.
             num_slots: The m of the papers.
             seed: Of every hash.
             sign: See `Sign`.
         """
         self.spans = tuple(spans)
         self.num_slots = num_slots
-        self.num_weights = self.spans[-1].stop
+        self.num_weights = max(span.stop for span in self.spans)
         self.seed = seed
         self.sign: Sign = sign
         self._signs: dict[tuple[str, torch.device], OuterSigns] = {}
@@ -132,8 +145,13 @@ class SlotMapping(ABC):
 
     @property
     def is_bijection(self) -> bool:
-        """Whether every slot holds exactly one weight."""
+        """Whether every slot holds exactly one weight, whichever layers use it."""
         return False
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether weights have the span of an earlier one."""
+        return len(set(self.spans)) < len(self.spans)
 
     def hashes(self) -> Hashes:
         """Compute what one pass needs several times; found again while something holds it."""

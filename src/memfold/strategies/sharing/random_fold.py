@@ -91,7 +91,7 @@ class RandomFold(SlotMapping):
         self._units = {span.name: self._unit(span, align_rows) for span in self.spans}
         self._places: dict[str, _Place] = {}
         place = _Place(0, 0)
-        for span in self.spans:
+        for span in dict.fromkeys(self.spans):
             self._places[span.name] = place
             for pieces in self._pieces(span):
                 place = _Place(pieces.partitions[-1], pieces.begin + pieces.length)
@@ -168,7 +168,8 @@ class RandomFold(SlotMapping):
         slot_factors: tuple[Tensor, Tensor],
     ) -> WholeModel:
         """See `SlotMapping.whole`; all at once where partitions are consecutive weights."""
-        if self.sign == "run" or any(unit > 1 for unit in self._units.values()):
+        is_cut = any(unit > 1 for unit in self._units.values())
+        if self.sign == "run" or is_cut or self.has_copies:
             return super().whole(factors, zero_rows, slot_factors)
         device, partitions = slot_factors[0].device, -(-self.num_weights // self.num_slots)
         return WholeFold(

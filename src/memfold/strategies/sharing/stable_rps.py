@@ -18,7 +18,7 @@ from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context
 from memfold.errors import InputError
 from memfold.strategies.sharing.base import SharingStrategy
-from memfold.strategies.sharing.mapping import Span, spans_of
+from memfold.strategies.sharing.mapping import Span
 from memfold.strategies.sharing.products import Choice
 from memfold.strategies.sharing.random_fold import RandomFold
 from memfold.strategies.sharing.shared_vector import SharedVector
@@ -74,7 +74,8 @@ class StableRPS(SharingStrategy, name="stable_rps"):
         if self.align_rows is None:
             # What an artifact says of its options is counted in a budget: those that are built.
             unaligned = replace(self, align_rows=False)
-            aligns = self._aligns(spans_of(weights), unaligned._num_values(model, weights))
+            spans = tuple(dict.fromkeys(self.spans(model, weights)))
+            aligns = self._aligns(spans, unaligned._num_values(model, weights))
             return replace(self, align_rows=aligns).build(model, weights, context)
         return super().build(model, weights, context)
 
