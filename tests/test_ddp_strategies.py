@@ -17,7 +17,10 @@ from strategies.cases import STRATEGIES, network_for, options_of
 from training.rank_jobs import run_two_ranks
 
 NUM_STEPS = 12  # two changes of structure every five steps
-KNOWN_BITS = ("dense at 4", "stable_rps at 3", "rigl at 4")
+KNOWN_BITS = (
+    *("dense at 4", "stable_rps at 3", "rigl at 4", "tied at 8", "masa at 4", "basis at 4"),
+    *("recursive_lora at 8", "hyperloop at 4", "widenet at 4", "subspace at 4"),
+)
 """Strategies whose training knows the bits of the artifact, from the middle on."""
 NAMES = (*STRATEGIES, *KNOWN_BITS)
 Batch = tuple[Tensor, Tensor]

@@ -73,7 +73,7 @@ class TyingStrategy(LayerStrategy):
             report_loss([weights[i] for i in dropped], context, message)
         tied = []
         for first in made.firsts:
-            sources = made.sources(first, self.block if fits else "lower")
+            sources = made.starts_as(first, self.block if fits else "lower")
             tied.append(torch.stack([values[i] for i in sources]).mean(0))
         like = values[0]
         scales = [like.new_ones(tuple(made.part_shape(i, "scale"))) for i in made.computed]
@@ -194,7 +194,7 @@ class TiedWeights(LayerWeights):
         rows, *others = self.shapes[index]
         return (rows, *(1 for _ in others)) if name == "scale" else self.shapes[index]
 
-    def sources(self, first: int, block: str) -> list[int]:
+    def starts_as(self, first: int, block: str) -> list[int]:
         """Return the weights of which a shared one, known by its first use, starts as the mean."""
         uses = self.uses[first]
         if block != "stepwise":
