@@ -19,6 +19,7 @@ __all__ = [
     "Owner",
     "check_memory",
     "check_state_names",
+    "is_bias",
     "is_named",
     "named_weights",
     "padding_row_of",
@@ -202,8 +203,13 @@ def _weights(model: nn.Module) -> Iterator[CompressibleWeight]:
 
 
 def _is_bias_or_norm(owner: Owner) -> bool:
-    is_bias = owner.attribute.startswith("bias") or owner.attribute.endswith("bias")
-    return is_bias or isinstance(owner.module, _NORMS) or _is_magnitude(owner)
+    bias = is_bias(owner.attribute)
+    return bias or isinstance(owner.module, _NORMS) or _is_magnitude(owner)
+
+
+def is_bias(attribute: str) -> bool:
+    """Whether a parameter is a bias by its name."""
+    return attribute.startswith("bias") or attribute.endswith("bias")
 
 
 def _is_magnitude(owner: Owner) -> bool:

@@ -147,6 +147,31 @@ def test_shared_norms_are_stored_once_and_dense_models_have_their_own():
     gpt().load_state_dict(dense.state_dict())
 
 
+@pytest.mark.parametrize("kind", ["norms", "biases"])
+def test_norms_and_biases_are_tied_each_by_its_own_option(kind, tmp_path):
+    other = {"norms": "biases", "biases": "norms"}[kind]
+    options = {"ratio": 1 / 3, kind: "shared", other: "own"}
+    model = tied(**options)
+    for name, parameter in model.blocks[0].named_parameters():
+        if parameter.dim() == 1:
+            is_shared = name.endswith("bias") == (kind == "biases")
+            assert (model.blocks[4].get_parameter(name) is parameter) == is_shared, name
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            parameter.add_(0.01 * number)
+    memfold.save(model, tmp_path / "model.safetensors")
+    loaded = memfold.load(tmp_path / "model.safetensors", gpt()).eval()
+    for network in (loaded, memfold.densify(model)):
+        assert torch.equal(network.eval()(tokens()), model.eval()(tokens()))
+    loss_of(model.train()).backward()
+    dense = memfold.densify(model)
+    loss_of(dense).backward()
+    name = "norm1.weight" if kind == "norms" else "up.bias"
+    total = sum(dense.blocks[i].get_parameter(name).grad for i in (0, 2, 4))
+    found = model.blocks[0].get_parameter(name).grad
+    torch.testing.assert_close(found, total, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("loop_scale", [False, True])
 def test_clipping_measures_the_step_of_the_weights(loop_scale):
     def flat(network):

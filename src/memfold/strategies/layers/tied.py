@@ -32,12 +32,17 @@ from memfold.strategies.layers.repeated import Stack
 __all__ = ["Tied", "TiedWeights", "TyingStrategy"]
 
 
+Whose = Literal["own", "shared"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TyingStrategy(LayerStrategy):
     """Repeated layers share their weights, in the order of a map that the strategy makes."""
 
-    norms: Literal["own", "shared"] = "own"
+    norms: Whose = "own"
     """Whose norms and biases each position has."""
+    biases: Whose | None = None
+    """Whose biases each position has, if not as `norms` says; those of norms, too."""
     loop_scale: bool = False
     """Multiply the outputs of every tied weight by a trained number each, own for each position."""
     gradient_scale: GradientScale = "length"
@@ -53,7 +58,7 @@ class TyingStrategy(LayerStrategy):
     @property
     def ties_untouched(self) -> bool:
         """See `Strategy.ties_untouched`: norms."""
-        return self.norms == "shared"
+        return "shared" in (self.norms, self.biases)
 
     def start(
         self,
@@ -157,7 +162,9 @@ class TiedWeights(LayerWeights):
     def attach(self, parts: Mapping[str, Iterable[Tensor]]) -> None:
         """See `ComputedWeights.attach`."""
         if self.strategy.ties_untouched:
-            self._others = tie_others(self.model, self.stack, self.map)
+            norms, biases = self.strategy.norms, self.strategy.biases or self.strategy.norms
+            kinds = norms == "shared", biases == "shared"
+            self._others = tie_others(self.model, self.stack, self.map, *kinds)
         super().attach(parts)
 
     def restore_dense(self) -> None:
