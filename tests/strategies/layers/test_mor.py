@@ -6,62 +6,32 @@ import threading
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 import memfold
-from memfold.backbones.gpt import GPT
-from memfold.backbones.vit import ViT
 from memfold.compression import compression_of
 from memfold.operations import forward_operations
 from memfold.training.activation_checkpointing import checkpoint_activations
-
-DEPTH, WIDTH, LENGTH, LOOPS = 8, 16, 12, 3
-MAP = [0, 1, 2, 1, 2, 1, 2, 3]
-CLOSE = {"rtol": 1e-10, "atol": 1e-12}
-ROUTER = "recursion_router"
-KINDS = ("expert", "token")
-
-
-def gpt(depth=DEPTH, positions="rotary"):
-    torch.manual_seed(0)
-    return GPT(23, LENGTH, width=WIDTH, depth=depth, num_heads=2, positions=positions).double()
-
-
-def tokens(rows=3):
-    return torch.randint(0, 23, (rows, LENGTH), generator=torch.Generator().manual_seed(1))
+from strategies.recursive_models import (
+    CLOSE,
+    DEPTH,
+    KINDS,
+    LENGTH,
+    LOOPS,
+    MAP,
+    ROUTER,
+    WIDTH,
+    chosen_in,
+    gpt,
+    mor,
+    tokens,
+)
 
 
 def loss_of(model):
     out = model(tokens())
     weights = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view_as(out)
     return (weights * out).mean() + out.square().mean()
-
-
-def mor(model=None, **options):
-    """Compress, with weights and a router that tell tokens apart."""
-    model = memfold.compress(gpt() if model is None else model, "mor", **options)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and "embedding" not in name and "head" not in name:
-                parameter.mul_(3)
-        getattr(model, ROUTER).mul_(30)
-    return model
-
-
-def chosen_in(model, rows=None):
-    """Return which tokens each loop takes, (loops, B, T), as the model says."""
-    hooks, seen = compression_of(model).hooks, []
-    first = [layers[0] for layers in hooks.loops]
-    handles = [
-        layer.register_forward_pre_hook(lambda *_: seen.append(hooks.kept.tokens.chosen))
-        for layer in first
-    ]
-    with torch.no_grad():
-        model(tokens() if rows is None else rows)
-    for handle in handles:
-        handle.remove()
-    return torch.stack(seen)
 
 
 def written_out(model, row, training):
@@ -222,46 +192,6 @@ def test_tokens_one_by_one_give_the_same(routing, positions):
     assert taken[2] < LENGTH
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("routing", KINDS)
-@pytest.mark.parametrize("kind", ["GPT2", "Llama"])
-def test_caches_of_transformers_give_the_same(kind, routing):
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    names = ("n_embd", "n_layer", "n_head", "n_inner") if kind == "GPT2" else names
-    sizes = dict(zip(names, (WIDTH, DEPTH, 2, 40), strict=True))
-    config = getattr(transformers, f"{kind}Config")(
-        vocab_size=24, bos_token_id=0, eos_token_id=0, **sizes
-    )
-    plain = getattr(transformers, "GPT2LMHeadModel" if kind == "GPT2" else "LlamaForCausalLM")
-    model = mor(plain(config).double(), routing=routing).eval()
-    with torch.no_grad():
-        getattr(model, ROUTER).normal_(generator=torch.Generator().manual_seed(8))
-    asked = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "output_logits": True}
-    asked |= {"return_dict_in_generate": True}
-    rows = tokens() + 1  # 0 would be padding, and ask for a mask
-    found = [model.generate(rows[:1], use_cache=use, **asked) for use in (True, False)]
-    assert torch.equal(found[0].sequences, found[1].sequences)
-    torch.testing.assert_close(found[0].logits, found[1].logits, rtol=1e-6, atol=1e-6)
-    taken = chosen_in(model, found[0].sequences)[:, 0, -8:]
-    assert not taken.all(1).all()  # some of these were left out
-    for row, alone in zip(model(rows).logits, rows, strict=True):
-        torch.testing.assert_close(row, model(alone[None]).logits[0], **CLOSE)
-    with pytest.raises(memfold.InputError, match="mor: 3 sequences with a cache"):
-        model.generate(rows, use_cache=True, **asked)
-
-
-@pytest.mark.parametrize("split", [[6, 6], [11, 1]])
-def test_several_sequences_with_a_cache_are_refused(split):
-    model, cache = mor().eval(), []
-    first, second = tokens().split(split, dim=1)
-    model(first, kv_cache=cache)
-    with pytest.raises(memfold.InputError, match="mor: 3 sequences with a cache of keys and value"):
-        model(second, kv_cache=cache)
-
-
 def test_the_router_learns_what_was_chosen():
     model = mor(balance=0.3)
     hooks = compression_of(model).hooks
@@ -394,68 +324,3 @@ def test_the_router_is_computed_in_single_precision_under_autocast():
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         found = model(tokens())
     assert found.isfinite().all()
-
-
-class Masked(nn.Module):
-    """A layer that is told which tokens see which."""
-
-    def __init__(self):
-        super().__init__()
-        self.is_causal = True
-        self.mix, self.up, self.down = nn.Linear(6, 6), nn.Linear(6, 9), nn.Linear(9, 6)
-
-    def forward(self, x, mask=None):
-        return x + self.down(self.up(self.mix(x)).tanh())
-
-
-class Stack(nn.Module):
-    def __init__(self, call):
-        super().__init__()
-        self.call = call
-        self.layers = nn.ModuleList(Masked() for _ in range(6))
-
-    def forward(self, x):
-        for layer in self.layers:
-            x = self.call(layer, x)
-        return x
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda layer, x: layer(x, torch.ones(5, 5)),
-        lambda layer, x: layer(x=x, mask=torch.ones(5, 5)),
-    ],
-)
-def test_masks_are_refused(call):
-    plain = memfold.compress(Stack(lambda layer, x: layer(x, None)), "mor")
-    x = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(1))
-    assert plain(x).shape == x.shape
-    with pytest.raises(memfold.InputError, match="mor: Masked is given mask, but all tokens of a"):
-        memfold.compress(Stack(call), "mor")(x)
-    with pytest.raises(memfold.InputError, match=r"mor: layers take \(5, 6\); rows of tokens"):
-        plain(x[0])
-
-
-def encoder():
-    return nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 6)
-
-
-@pytest.mark.parametrize(
-    ("model", "options", "message"),
-    [
-        (lambda: ViT(1, 8, 10, depth=8), {}, r"mor: blocks\.0 has no causal attention"),
-        (encoder, {}, r"mor: layers\.0 has no causal attention"),
-        (lambda: gpt(4), {}, "loops=3: of 4 repeated layers"),
-        (gpt, {"capacity": [1.0, 0.5]}, r"capacity=\[1.0, 0.5\]: one number for each of 3 loops"),
-        (gpt, {"capacity": [0.5, 0.6, 0.1]}, "none larger than the one before"),
-        (gpt, {"capacity": [1.0, 0.5, 0.0]}, "compression.capacity must be"),
-        (gpt, {"routing": "both"}, "compression.routing must be"),
-        (gpt, {"gate_scale": 0.0}, "compression.gate_scale must be"),
-        (gpt, {"balance": -1.0}, "compression.balance must be"),
-        (gpt, {"balance": 0.0, "gate": "none"}, "nothing would train the router"),
-    ],
-)
-def test_what_cannot_be_is_refused(model, options, message):
-    with pytest.raises(memfold.InputError, match=message):
-        memfold.compress(model(), "mor", **options)

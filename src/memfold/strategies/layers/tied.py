@@ -51,9 +51,19 @@ class TyingStrategy(LayerStrategy):
     initial_values: Literal["random", "least_squares"] = "random"
     """Whether shared weights start as those of the first layer that uses each; or as `block` says,
     which is for trained ones."""
-    block: Literal["average", "stepwise", "lower"] = "average"
-    """The mean of the layers that share; layers at equal steps from the first to the last; or the
-    first ones."""
+    block: Literal["average", "stepwise", "lower", "named"] = "average"
+    """The mean of the layers that share; layers at equal steps from the first to the last; the
+    first ones; or those that a list as `map` names."""
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            InputError: `block` wants a list, and there is none.
+        """
+        super().__post_init__()
+        if self.block == "named" and not isinstance(getattr(self, "map", None), tuple):
+            raise InputError("compression.block=named needs a list of layers as compression.map")
 
     @property
     def ties_untouched(self) -> bool:
@@ -204,9 +214,13 @@ class TiedWeights(LayerWeights):
     def starts_as(self, first: int, block: str) -> list[int]:
         """Return the weights of which a shared one, known by its first use, starts as the mean."""
         uses = self.uses[first]
-        if block != "stepwise":
+        if block in ("average", "lower"):
             return list(uses) if block == "average" else [first]
         (numbers,) = (found for found in self.stack.weights.values() if first in found)
+        if block == "named":
+            assert isinstance(self.strategy, Tied)
+            assert isinstance(self.strategy.map, tuple)
+            return [numbers[self.strategy.map[numbers.index(first)]]]
         own = self.map[numbers.index(first)]
         last = max(1, max(self.map))
         return [numbers[round(own * (len(numbers) - 1) / last)]]
