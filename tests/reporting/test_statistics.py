@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from memfold.reporting.records import Curve, Run, Setting
 from memfold.reporting.statistics import (
@@ -244,6 +245,31 @@ def test_who_ties_with_the_best_wins_too():
     (matrix,) = win_matrix(runs)
     assert matrix.cells[0].winners == ("a", "b")
     assert not matrix.cells[0].is_one_seed
+
+
+def test_what_pairs_of_seeds_tell_apart_does_not_tie():
+    # The seeds differ more than the methods do, but always in the same way.
+    runs = [*seeds(0.80, 0.85, 0.90, 0.95, method="a")]
+    runs += seeds(0.790, 0.841, 0.889, 0.941, method="b")
+    runs += seeds(0.70, 0.95, 0.80, 0.90, method="c")
+    (matrix,) = win_matrix(runs)
+    (cell,) = matrix.cells
+    a, b, _ = cell.points
+    assert is_tie(a, b)
+    assert (cell.winners, cell.separated) == (("a", "c"), ("b",))
+    of_b, of_c = (
+        stats.ttest_rel([run.test for run in a.runs], [run.test for run in point.runs]).pvalue
+        for point in cell.points[1:]
+    )
+    assert cell.p_values == (None, pytest.approx(2 * of_b), pytest.approx(of_c))
+
+
+def test_with_three_seeds_a_difference_may_be_neither_a_tie_nor_told_apart():
+    runs = [*seeds(0.80, 0.82, 0.84, method="a"), *seeds(0.70, 0.79, 0.78, method="b")]
+    (matrix,) = win_matrix(runs)
+    assert matrix.cells[0].winners == ("a",)
+    assert matrix.cells[0].separated == ()
+    assert matrix.cells[0].points[0].y_half == pytest.approx(4.302653 * 0.02 / math.sqrt(3))
 
 
 def test_with_one_seed_each_only_equal_accuracies_tie_and_the_cell_says_so():

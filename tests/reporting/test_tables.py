@@ -26,11 +26,15 @@ def test_markdown_has_means_spreads_winners_and_problems(tmp_path):
     assert lines[0] == r"# A \| B"
     assert lines[2].startswith("5 runs. ")  # what was packed was trained once
     dense, rps, mag, rps_8 = (line for line in lines if " | 2,000,000 |" in line or "dense" in line)
-    assert dense.startswith("| dense | 32 | 1 | 1 | 90.00 | 100,000 | 0 | 300,000 | - |")
-    assert mag.startswith("| mag | 32 | 0.1 | 2 | 51.00 \u00b1 1.41 | 10,025 | 24 |")
+    assert dense.startswith("| dense | 32 | 1 | 1 | 90.00 | - | 100,000 | 0 | 300,000 | - |")
+    assert mag.startswith(
+        "| mag | 32 | 0.1 | 2 | 51.00 \u00b1 1.41 | 38.29 to 63.71 | 10,025 | 24 |"
+    )
     assert rps.startswith("| stable_rps | 32 | 0.1 | 2 | **81.00 \u00b1 1.41** |")
-    assert rps_8.startswith("| stable_rps | 8 | 0.1 | 2 | 71.00 \u00b1 1.41 | 2,506 |")
-    assert "| 0.1 | stable_rps: 81.00 \u00b1 1.41 % | - |" in lines
+    assert rps_8.startswith(
+        "| stable_rps | 8 | 0.1 | 2 | 71.00 \u00b1 1.41 | 58.29 to 83.71 | 2,506 |"
+    )
+    assert "| 0.1 | stable_rps: 81.00 \u00b1 1.41 % | - | 0 of 1 |" in lines
     assert "| stable_rps | 1-0-0 | - |" in lines
     assert "| mag | - | 0-0-1 |" in lines
     assert "## 1 problem" in lines

@@ -164,6 +164,7 @@ def _point(point: Point, numbers: Mapping[int, int]) -> dict[str, object]:
         "xStd": point.x_std,
         "y": point.y,
         "yStd": point.y_std,
+        "yHalf": point.y_half,
         "runs": [numbers[id(run)] for run in point.runs],
     }
 
@@ -224,6 +225,7 @@ def _wins(matrix: WinMatrix) -> dict[str, object]:
                 "asked": _label(cell.points[0]),
                 "winners": cell.winners,
                 "isOneSeed": cell.is_one_seed,
+                "separated": cell.separated,
                 "points": [
                     {"method": p.method, "y": p.y, "yStd": p.y_std, "seeds": len(p.runs)}
                     for p in cell.points

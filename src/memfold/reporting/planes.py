@@ -57,7 +57,11 @@ def draw_plane(
     if is_split:
         top, width = best(points).y, setting.primary.sign * near(points)
         shown = [p for p in points if abs(p.y - top) <= near(points)]
-        ends = [end for p in shown for end in (p.y - _bar(p)[0], p.y + _bar(p)[1])]
+        room = near(points) / 2  # intervals of few seeds may reach beyond all
+        bars = [[min(bar, room) for bar in _bar(p)] for p in shown]
+        ends = [
+            e for p, (down, up) in zip(shown, bars, strict=True) for e in (p.y - down, p.y + up)
+        ]
         ends += [top - width, top]
         edge = (max(ends) - min(ends)) / 20
         panels[0].set_ylim(min(ends) - edge, max(ends) + edge)
@@ -127,10 +131,10 @@ def _draw_line(axes: Axes, points: Sequence[Point], axis: Axis, style: Style) ->
 
 
 def _bar(point: Point) -> tuple[float, float]:
-    """Return how far its spread reaches down and up; a share ends at nothing and at all."""
-    spread = point.y_std or 0.0
+    """Return how far its interval reaches down and up; a share ends at nothing and at all."""
+    half = point.y_half or 0.0
     is_cut = is_share(point.setting.primary)
-    return (min(spread, point.y), min(spread, 1 - point.y)) if is_cut else (spread, spread)
+    return (min(half, point.y), min(half, 1 - point.y)) if is_cut else (half, half)
 
 
 def _draw_references(

@@ -1,7 +1,8 @@
 """Means over seeds, the Pareto front, and who wins where.
 
 A tie: two means differ by no more than `TIE_ERRORS` standard errors of their difference, where the
-spread over seeds is pooled over both (see `is_tie`).
+spread over seeds is pooled over both (see `is_tie`), and no test over pairs of seeds tells them
+apart (see `Cell.p_values`).
 """
 
 import math
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from memfold.reporting.inference import CONFIDENCE, half_width, holm, paired_p_value
 from memfold.reporting.metrics import is_share
 from memfold.reporting.records import Curve, Run, Setting
 
@@ -85,6 +87,11 @@ class Point:
         """Its mean, or that with a minus where less is better: more is always better."""
         return self.setting.primary.sign * self.y
 
+    @property
+    def y_half(self) -> float | None:
+        """Half of the interval of the mean (`half_width`); `None` for one seed."""
+        return half_width(self.y_std, len(self.runs))
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -96,6 +103,15 @@ class Cell:
     """One of each method that was run, best mean first; on the axis of stored bytes."""
     winners: tuple[str, ...]
     """The method with the best mean, and those that tie with it."""
+    p_values: tuple[float | None, ...]
+    """Of each point: of the paired test against the best over the seeds that both have, after
+    Holm's correction for all tests of the cell; `None` for the best and where there is no test."""
+
+    @property
+    def separated(self) -> tuple[str, ...]:
+        """The methods whose mean the tests tell from the best one."""
+        pairs = zip(self.points, self.p_values, strict=True)
+        return tuple(point.method for point, p in pairs if _is_small(p))
 
     @property
     def is_one_seed(self) -> bool:
@@ -351,9 +367,16 @@ def _beats(one: Point, other: Point) -> bool:
 
 
 def _cell(group: list[Point]) -> Cell:
-    ranked = sorted(group, key=lambda p: (-p.quality, p.method))
-    winners = tuple(p.method for p in ranked if p is ranked[0] or is_tie(ranked[0], p))
-    return Cell(ranked[0].requested_ratio, ranked[0].budget_bytes, tuple(ranked), winners)
+    top, *others = ranked = sorted(group, key=lambda p: (-p.quality, p.method))
+    values = [{(run.seed, run.fold): run.test for run in point.runs} for point in ranked]
+    p_values = holm([paired_p_value(values[0], own) for own in values[1:]])
+    ties = [p for p, q in zip(others, p_values, strict=True) if is_tie(top, p) and not _is_small(q)]
+    winners = tuple(point.method for point in (top, *ties))
+    return Cell(top.requested_ratio, top.budget_bytes, tuple(ranked), winners, (None, *p_values))
+
+
+def _is_small(p_value: float | None) -> bool:
+    return p_value is not None and p_value <= 1 - CONFIDENCE
 
 
 def _duels(cells: Iterable[Cell]) -> dict[tuple[str, str], Duel]:

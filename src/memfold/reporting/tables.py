@@ -26,10 +26,18 @@ __all__ = ["to_csv", "to_markdown"]
 _PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 _TIE = """\
 A tie: two means differ by at most two standard errors of their difference, from the spread over
-seeds pooled over both. With three seeds, one of about eight cells between equally good methods is
-not a tie by this rule. With one seed each, nothing is known of the spread, and only equal
-{values} tie. Equal ratios are equal numbers of learned values, not equal bytes: sparse methods
-store indices besides."""
+seeds pooled over both, and the test does not tell them apart. With three seeds, one of about eight
+cells between equally good methods is not a tie by this rule. With one seed each, nothing is known
+of the spread, and only equal {values} tie.
+
+Told apart: by paired t-tests of the best against each other method over the seeds that both have,
+at 5 % after Holm's correction for all tests of the cell. With three seeds these tests see little: a
+single one takes a difference of 4.3 standard errors, the first of twelve 15.4, so that what they do
+not tell apart is not shown to be equal. The best was chosen by the same runs, which makes its
+p-values somewhat too small.
+
+Equal ratios are equal numbers of learned values, not equal bytes: sparse methods store indices
+besides."""
 
 _Value = Callable[[Run], float | None]
 _NUMBERS: tuple[tuple[str, _Value], ...] = (
@@ -67,7 +75,7 @@ def to_csv(comparison: Comparison) -> str:
     heads = ["data", "backbone", "method", "strategy", "bits", "requested_ratio", "budget_bytes"]
     heads += ["num_seeds", "seeds"]
     heads += ["folds"] if any(run.fold is not None for run in comparison.runs) else []
-    heads += [name for test, _ in metrics for name in (test, f"{test}_std")]
+    heads += [name for test, _ in metrics for name in (test, f"{test}_std", f"{test}_half_width")]
     heads += ["ratio", *(val for _, val in metrics), *(name for name, _ in _NUMBERS)]
     text = io.StringIO()
     writer = csv.DictWriter(text, heads, extrasaction="ignore", lineterminator="\n")
@@ -87,6 +95,7 @@ def to_csv(comparison: Comparison) -> str:
             "folds": _list(run.fold for run in point.runs if run.fold is not None),
             test: point.y,
             f"{test}_std": point.y_std,
+            f"{test}_half_width": point.y_half,
             "ratio": _mean(point, lambda run: run.ratio),
             val: _mean(point, lambda run: run.val),
         }
@@ -105,7 +114,8 @@ def to_markdown(comparison: Comparison, title: str) -> str:
         f"# {_escape(title)}",
         "",
         f"{_count(num_trainings(comparison.runs), 'run')}. Means over seeds; {_PLUS_MINUS} is "
-        "their sample standard deviation; bold: the best of a ratio and bits.",
+        "their sample standard deviation, 95 % Student's interval of the mean; bold: the best of "
+        "a ratio and bits.",
     ]
     matrices = win_matrix(comparison.runs)
     for setting in sorted({run.setting for run in comparison.runs}):
@@ -115,7 +125,7 @@ def to_markdown(comparison: Comparison, title: str) -> str:
         lines += ["", f"## {_escape(', '.join(setting.parts))}", ""]
         training = short_recipe([run for run in comparison.runs if run.setting == setting])
         lines += [f"Training: {_escape(training)}.", ""] if training else []
-        heads = (*_ASKED, _escape(axis_title(setting.primary)), *_COSTS)
+        heads = (*_ASKED, _escape(axis_title(setting.primary)), "95 %", *_COSTS)
         lines += _table(heads, (_cells(row, is_best=row in tops) for row in rows))
         for matrix in matrices:
             if matrix.setting == setting:
@@ -166,6 +176,7 @@ def _cells(point: Point, *, is_best: bool) -> list[str]:
         _request(point),
         str(len(point.runs)),
         f"**{_mean_and_spread(point)}**" if is_best else _mean_and_spread(point),
+        _interval(point),
         *(
             "-" if values[name] is None else f"{values[name]:,.0f}"
             for name in ("stored_bytes", "index_bytes", "train_state_bytes", "peak_bytes")
@@ -180,7 +191,9 @@ def _cells(point: Point, *, is_best: bool) -> list[str]:
 def _matrix(matrix: WinMatrix) -> list[str]:
     """List who is best where, then every method against every other one."""
     lines = ["", f"### Who wins, at {matrix.bits} bits", ""]
-    lines += _table(("asked for", "best", "ties with it"), map(_outcome, matrix.cells))
+    lines += _table(
+        ("asked for", "best", "ties with it", "told apart"), map(_outcome, matrix.cells)
+    )
     lines += ["", "Wins, ties and losses of the row against the column:", ""]
     body = []
     for one in matrix.methods:
@@ -197,7 +210,8 @@ def _outcome(cell: Cell) -> list[str]:
     ties = ", ".join(_escape(method) for method in cell.winners[1:])
     note = " (one seed each)" if cell.is_one_seed else ""
     value = f"{_mean_and_spread(top)}{unit_mark(top.setting.primary)}"
-    return [_request(top), f"{_escape(top.method)}: {value}{note}", ties or "-"]
+    apart = f"{len(cell.separated)} of {len(cell.points) - 1}"
+    return [_request(top), f"{_escape(top.method)}: {value}{note}", ties or "-", apart]
 
 
 def _published(references: Sequence[Reference]) -> list[str]:
@@ -238,6 +252,13 @@ def _mean_and_spread(point: Point) -> str:
     if point.y_std is None:
         return mean
     return f"{mean} {_PLUS_MINUS} {write(point.y_std, primary, mean=point.y)}"
+
+
+def _interval(point: Point) -> str:
+    if point.y_half is None:
+        return "-"
+    ends = (point.y - point.y_half, point.y + point.y_half)
+    return " to ".join(write(end, point.setting.primary, mean=point.y) for end in ends)
 
 
 def _mean(point: Point, value: _Value) -> float | None:

@@ -51,6 +51,9 @@ function spread(metric, mean, std) {
   return std === null ? text : `${text} ${PLUS_MINUS} ${written(metric, std, mean)}`;
 }
 
+/** Student's interval of a mean. */
+const interval = (metric, { y, yHalf }) => [y - yHalf, y + yHalf].map((end) => written(metric, end, y)).join(" to ");
+
 /** 20000 as 20 kB: on axes and in texts, as in the figures. */
 const bytesTo = (digits) => (value) => {
   const [size, unit] = [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"]].find(([one]) => value >= one) ?? [1, "B"];

@@ -93,7 +93,7 @@ function drawMethods() {
     ...references.map((reference) => methodButton(reference.name, true)),
   );
   byId("key").textContent =
-    "Lines join means over seeds, bars are \u00b1 one standard deviation, faint points single runs. " +
+    "Lines join means over seeds, bars are 95 % intervals of the mean (Student's), faint points single runs. " +
     `A ring marks the Pareto front: no method that is shown has ${metric.sign > 0 ? "more" : "lower"} ${metric.title} for less (up to 1 % counts as equal).` +
     (references.length ? " Published curves are dashed, with open markers." : "");
 }

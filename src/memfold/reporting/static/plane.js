@@ -33,6 +33,7 @@ function describePoint(point, { runs, metric }) {
     `<b>${plain(point.method)}</b>`,
     `ratio ${point.ratio}, ${point.bits} bits`,
     `${plain(metric.title)} ${spread(metric, point.y, point.yStd)}${percentMark(metric)} (${plural(members.length, "run")})`,
+    ...(point.yHalf === null ? [] : [`95 %: ${interval(metric, point)}`]),
     `stored ${integer(mean("stored_bytes"))} bytes`,
     `peak of training ${orMissing(bytes)(mean("peak_bytes"))}, ${describeTime(mean("fit_seconds"), mean("trainings"))}`,
     ...members
@@ -66,8 +67,8 @@ function methodTrace(method, points, setting) {
     y: points.map((point) => ofMetric(point.y)),
     error_y: {
       type: "data",
-      array: points.map((point) => ofMetric(point.yStd ?? 0)),
-      visible: points.some((point) => point.yStd !== null),
+      array: points.map((point) => ofMetric(point.yHalf ?? 0)),
+      visible: points.some((point) => point.yHalf !== null),
       color: method.colour,
       thickness: 1.2,
       width: 3,
@@ -214,7 +215,7 @@ function metricAxis(points, isNear, metric) {
     const range = nearRange(points, metric).map((value) => scaled(metric, value));
     return { ...style, range: range.sort((a, b) => a - b) };
   }
-  // The spread over seeds may reach beyond all and nothing; shares do not.
+  // An interval may reach beyond all and nothing; shares do not.
   return metric.isShare ? { ...style, autorangeoptions: { clipmin: -2, clipmax: 102 } } : style;
 }
 
