@@ -283,3 +283,12 @@ def test_without_pandas_the_line_installs_the_extra_as_the_readme_does(
     data = TableFile(file=str(tmp_path / "flats.csv"), target="price")
     with pytest.raises(InputError, match=r"pip install -c constraints\.txt -e '\.\[tables\]'"):
         data.setup()
+
+
+def test_a_result_knows_the_most_frequent_class_of_a_file(tmp_path: Path) -> None:
+    rows = [f"{number},{'yes' if number % 4 else 'no'}" for number in range(200)]
+    (tmp_path / "t.csv").write_text("\n".join(["x,bought", *rows]))
+    table = TableFile(file=str(tmp_path / "t.csv"), target="bought")
+    table.setup("fit")
+    classes = torch.cat([targets for _, targets in table.val_dataloader()])
+    assert table.describe()["chance"] == int(classes.bincount().max()) / len(classes)

@@ -225,7 +225,7 @@ class _OfModule(_Foreign):
         changed = self._module.on_after_batch_transfer(batch, dataloader_idx)
         return super().on_after_batch_transfer(changed, dataloader_idx)
 
-    def _targets(self, batch: Any) -> Tensor:
+    def _targets_of(self, batch: Any) -> Tensor:
         return self.on_after_batch_transfer(batch)[1]
 
     def _of_loader(self, name: str) -> _Items:

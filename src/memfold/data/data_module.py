@@ -128,10 +128,10 @@ class DataModule(pl.LightningDataModule, ABC):
             return None
         counts = torch.zeros(target.num_classes, dtype=torch.int64)
         for positions in torch.arange(len(self._val)).split(_SCORING_BATCH_SIZE):
-            counts += self._targets(self._val[positions]).bincount(minlength=len(counts))
+            counts += self._targets_of(self._val[positions]).bincount(minlength=len(counts))
         return int(counts.max()) / len(self._val)
 
-    def _targets(self, batch: Any) -> Tensor:
+    def _targets_of(self, batch: Any) -> Tensor:
         """Return the targets (B, ...) of a batch of samples that is still on the CPU."""
         return batch[1]
 
