@@ -2,12 +2,14 @@
 
 import math
 import statistics
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from scipy.special import stdtr, stdtrit
 
 __all__ = ["CONFIDENCE", "half_width", "holm", "paired_p_value"]
 
+_K = TypeVar("_K")
 CONFIDENCE = 0.95
 _ROUNDING = 1e-9  # relative, of values that were computed in another order
 
@@ -24,7 +26,7 @@ def half_width(std: float | None, count: int) -> float | None:
     return float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * std / math.sqrt(count)
 
 
-def paired_p_value(one: Mapping[Hashable, float], other: Mapping[Hashable, float]) -> float | None:
+def paired_p_value(one: Mapping[_K, float], other: Mapping[_K, float]) -> float | None:
     """Return the two-sided p-value of Student's paired test that two means are equal.
 
     Args:
