@@ -57,7 +57,8 @@ def test_the_best_comes_first_and_wins(tasks_page):
     head = tasks_page.locator("#table th[data-key=y]")
     assert head.get_attribute("aria-sort") == "ascending"
     winner = rows(tasks_page, "#wins .best")[0]
-    assert [cell.strip() for cell in winner] == ["0.1", "win", "0 of 2", "stable_rps 2.400 \u00b1 0.006"]
+    best = "stable_rps 2.400 \u00b1 0.006"
+    assert [cell.strip() for cell in winner] == ["0.1", "win", "0 of 2", best]
     assert rows(tasks_page, "#wins .duels")[0][2:] == ["2 / 0 / 0", "0 / 0 / 2"]
     head.get_by_role("button").click()
     assert column(tasks_page, "y") == sorted(values, reverse=True)
