@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every method on Tiny Shakespeare, an 8-layer GPT in files of 920,000 to 35,000 bytes with three seeds,
+# Sixteen methods on Tiny Shakespeare, an 8-layer GPT in files of 920,000 to 35,000 bytes with three seeds,
 # then the report. Started again after an interruption, it goes on. The first argument is the folder for
 # it all; further ones are pieces to run: half, sixth, fifteenth, fiftieth (all of them by default).
 #     bash scripts/compare_language.sh

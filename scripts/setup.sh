@@ -57,6 +57,9 @@ prepare_environment() {
             "$extra $state" | "dev $state") return ;;
         esac
     fi
+    if [[ -L .venv && -f $stamp ]] && ! grep -qF "$repository" "$stamp"; then
+        fail "$repository/.venv is a link to the environment of another folder; delete it"
+    fi
     if [[ $extra != base ]]; then
         target=".[$extra]"
     fi

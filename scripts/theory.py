@@ -213,12 +213,10 @@ def eigenvalues() -> Iterator[Row]:
     The loss is t'Ht / 2 of two layers with unlike scales lambda, 16 x 16 weights each.
     """
     generator = torch.Generator().manual_seed(0)
-    root = torch.randn(512, 512, generator=generator, dtype=torch.float64)
-    hessian = root @ root.T * torch.logspace(0, -3, 512, dtype=torch.float64)
-    hessian = (hessian + hessian.T) / 2
-    hessian -= min(0.0, float(torch.linalg.eigvalsh(hessian)[0])) * torch.eye(512)
+    basis = torch.linalg.qr(torch.randn(512, 512, generator=generator, dtype=torch.float64)).Q
+    hessian = basis * torch.logspace(0, -3, 512, dtype=torch.float64) @ basis.T
     scales = [0.05, 0.2]
-    weight_scales = torch.tensor(scales).double().repeat_interleave(256)
+    weight_scales = torch.tensor(scales, dtype=torch.float64).repeat_interleave(256)
     top = float(torch.linalg.eigvalsh(hessian)[-1])
     ways: list[tuple[GradientScale, float | None]] = [
         ("projection", None),

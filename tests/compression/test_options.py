@@ -181,7 +181,8 @@ def test_every_strategy_has_its_files_and_they_agree(name):
     assert list(plain) == [field.name for field in fields(cls)]
     top_level = {key: plain.pop(key) for key in ("ratio", "budget_bytes", "seed")}
     assert top_level == {key: f"${{{key}}}" for key in top_level}
-    for key in ("bits", "train_bits", "train_bits_from", "block_size", "coding"):
+    of_the_file = ("bits", "train_bits", "train_bits_from", "block_size", "coding")
+    for key in (*of_the_file, "untouched_bits"):
         assert plain.pop(key) == f"${{artifact.{key}}}"
     assert Strategy.from_dict({"name": name, **plain}) == cls()
     assert cls.__module__.rsplit(".", 1)[1] == name

@@ -30,7 +30,7 @@ def stable_rate(mapping, scales, hessian, gradient_scale, initial_scale=None):
     factors = slot_factors(mapping, scales, initial_scale, gradient_scale, torch.float64)
     ones = torch.ones(mapping.num_slots, dtype=torch.float64)
     forward, backward = (mapping.scale(ones, factor) for factor in factors)
-    layers = torch.tensor(scales).double().repeat_interleave(ROWS**2)
+    layers = torch.tensor(scales, dtype=torch.float64).repeat_interleave(ROWS**2)
     read = layers[:, None] * explicit_map(mapping) * forward
     taught = layers[:, None] * explicit_map(mapping) * backward
     largest = torch.linalg.eigvals(taught.T @ hessian @ read).real.max()
