@@ -62,6 +62,24 @@ def test_more_layers_to_a_basis_allow_a_larger_rank():
     assert ranks[0] < ranks[2] <= largest_rank((50, 12))
 
 
+@pytest.mark.parametrize(
+    ("depth", "group_size", "rows", "columns"), [(9, 8, 8, 64), (3, 2, 16, 16), (5, 3, 6, 30)]
+)
+def test_a_short_last_group_is_smaller_than_its_dense_weights(depth, group_size, rows, columns):
+    def layers():
+        torch.manual_seed(0)
+        return nn.ModuleList(nn.Linear(columns, rows, bias=False) for _ in range(depth))
+
+    compression = compression_of(
+        memfold.compress(layers(), "basis", group_size=group_size, ratio=1.0)
+    )
+    assert len(compression.groups[-1]) == depth % group_size
+    for group in compression.groups:
+        stacked = len(group) * rows, columns
+        assert compression.ranks[group[0]] == largest_rank(stacked)
+    assert compression.num_values < depth * rows * columns
+
+
 class Row(nn.Module):
     """Layers one after the other: each sees other inputs."""
 

@@ -56,7 +56,8 @@ class Basis(LayerStrategy, name="basis"):
 
     def sizes(self, stack: Stack) -> Sequence[int]:
         """Return the ranks there may be, of the matrix that allows the largest."""
-        return range(1, 1 + max(self._largest(stack, name) for name in stack.weights))
+        num = min(self.group_size, len(stack))
+        return range(1, 1 + max(_largest(shape, num) for shape in stack.shapes.values()))
 
     def make(
         self,
@@ -71,7 +72,7 @@ class Basis(LayerStrategy, name="basis"):
             for first in range(0, len(numbers), self.group_size):
                 group = numbers[first : first + self.group_size]
                 groups.append(group)
-                ranks |= dict.fromkeys(group, min(size, self._largest(stack, name)))
+                ranks |= dict.fromkeys(group, min(size, _largest(stack.shapes[name], len(group))))
         return BasisWeights(self, model, weights, groups, ranks)
 
     def start(
@@ -110,10 +111,6 @@ class Basis(LayerStrategy, name="basis"):
             parts = left.to(like).split([len(matrix) for matrix in matrices])
             mixes |= {index: part.clone() for index, part in zip(group, parts, strict=True)}
         return {"basis": bases, "mix": [mixes[index] for index in made.computed]}
-
-    def _largest(self, stack: Stack, name: str) -> int:
-        rows, columns = matrix_shape(stack.shapes[name])
-        return max(1, largest_rank((rows * min(self.group_size, len(stack)), columns)))
 
 
 class BasisWeights(LayerWeights):
@@ -154,3 +151,9 @@ def root_of(moment: Tensor) -> Tensor:
     least = 1e-10 * (values[-1] if values[-1] > 0 else 1.0)
     raised = (least - values[0]).clamp_min(0.0)
     return torch.linalg.cholesky(moment + raised * torch.eye(len(moment), dtype=moment.dtype))
+
+
+def _largest(shape: Sequence[int], num_layers: int) -> int:
+    """Return the largest rank at which so many weights are fewer numbers than dense, or 1."""
+    rows, columns = matrix_shape(shape)
+    return max(1, largest_rank((rows * num_layers, columns)))
