@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memfold.errors import InputError
-from memfold.strategies.layers.maps import LayerMap, check_map, depths_of, layer_map
+from memfold.strategies.layers.maps import LayerMap, check_map, depths_of, layer_map, looped_map
 
 NAMES = LayerMap.__args__
 
@@ -40,6 +40,20 @@ def test_every_layer_is_used_and_the_deepest_map_is_the_plain_model(name, num_la
         assert layer_map(name, num_layers, depths[-1]) == tuple(range(num_layers))
         uses = [layer_map(name, num_layers, depths[0]).count(i) for i in range(depths[0])]
         assert sum(uses) == num_layers
+
+
+@pytest.mark.parametrize(
+    ("name", "num_layers", "loops", "expected"),
+    [
+        ("albert", 8, 2, "00112233"),
+        ("albert", 7, 2, "0011223"),
+        ("albert", 7, 3, "0001122"),
+        ("cycle", 6, 2, "012012"),
+        ("middle_sequence", 8, 3, "01112223"),
+    ],
+)
+def test_loops_make_as_few_layers_as_they_allow(name, num_layers, loops, expected):
+    assert looped_map(name, num_layers, loops) == tuple(map(int, expected))
 
 
 def test_a_list_names_layers_in_any_order():

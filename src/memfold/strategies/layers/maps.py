@@ -67,13 +67,15 @@ def layer_map(name: LayerMap, num_layers: int, num_own: int) -> tuple[int, ...]:
 def looped_map(name: LayerMap, num_layers: int, loops: int) -> tuple[int, ...]:
     """Return the map of that name in which `loops` layers, at most, use the same weights.
 
+    Of several (`albert`), it is the one with the fewest weights.
+
     Raises:
         InputError: There is none.
     """
     found = {}
     for own in depths_of(name, num_layers):
         entries = layer_map(name, num_layers, own)
-        found[max(Counter(entries).values())] = entries
+        found.setdefault(max(Counter(entries).values()), entries)
     if loops not in found:
         raise InputError(
             f"compression.loops={loops}: {num_layers} layers in compression.map={name} can share "
