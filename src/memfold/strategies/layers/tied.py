@@ -167,14 +167,14 @@ class TiedWeights(LayerWeights):
             index: factor_of(strategy.gradient_scale, len(group))
             for index, group in self.uses.items()
         }
+        shared = strategy.norms, strategy.biases or strategy.norms
+        self._kinds = shared[0] == "shared", shared[1] == "shared"
         self._others: list[tuple[nn.Module, str]] = []
 
     def attach(self, parts: Mapping[str, Iterable[Tensor]]) -> None:
         """See `ComputedWeights.attach`."""
-        if self.strategy.ties_untouched:
-            norms, biases = self.strategy.norms, self.strategy.biases or self.strategy.norms
-            kinds = norms == "shared", biases == "shared"
-            self._others = tie_others(self.model, self.stack, self.map, *kinds)
+        if any(self._kinds):
+            self._others = tie_others(self.model, self.stack, self.map, *self._kinds)
         super().attach(parts)
 
     def restore_dense(self) -> None:
