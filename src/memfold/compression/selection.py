@@ -20,6 +20,7 @@ __all__ = [
     "check_memory",
     "check_state_names",
     "is_bias",
+    "is_bias_or_norm",
     "is_named",
     "named_weights",
     "padding_row_of",
@@ -196,13 +197,14 @@ def _weights(model: nn.Module) -> Iterator[CompressibleWeight]:
             if tensor.dim() >= 2 and tensor.is_floating_point() and tensor.numel() > 0:
                 owners.setdefault(storage_key(tensor), []).append(owner)
     for places in owners.values():
-        if not any(_is_bias_or_norm(owner) for owner in places):
+        if not any(is_bias_or_norm(owner) for owner in places):
             first = places[0].module._parameters[places[0].attribute]
             assert first is not None
             yield CompressibleWeight(tuple(places), first.shape)
 
 
-def _is_bias_or_norm(owner: Owner) -> bool:
+def is_bias_or_norm(owner: Owner) -> bool:
+    """Whether a parameter is a bias by its name, or belongs to a norm: then it is no weight."""
     bias = is_bias(owner.attribute)
     return bias or isinstance(owner.module, _NORMS) or _is_magnitude(owner)
 

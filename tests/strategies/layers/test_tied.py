@@ -172,6 +172,35 @@ def test_norms_and_biases_are_tied_each_by_its_own_option(kind, tmp_path):
     torch.testing.assert_close(found, total, rtol=1e-10, atol=1e-12)
 
 
+def test_excluded_matrices_stay_each_layers_own():
+    model = tied(ratio=0.01, exclude=["*.up"], norms="shared")
+    one, other = model.blocks[0], model.blocks[3]
+    assert other.norm1.weight is one.norm1.weight
+    assert other.up.bias is one.up.bias
+    assert torch.equal(other.up.weight, gpt().blocks[3].up.weight)
+
+
+@pytest.mark.parametrize(
+    ("block", "found"),
+    [(None, [0, 1]), ("average", [2, 3]), ("stepwise", [0, 5]), ("lower", [0, 1])],
+)
+@pytest.mark.parametrize("name", ["cycle", "sequence"])
+def test_shared_norms_start_as_the_weights_do(name, block, found):
+    options = {} if block is None else {"initial_values": "least_squares", "block": block}
+    model = gpt()
+    for number, layer in enumerate(model.blocks):
+        for parameter in (layer.norm1.weight, layer.norm2.bias, layer.up.weight):
+            nn.init.constant_(parameter, number)
+    options |= {"structured": "share", "norms": "shared"}
+    memfold.compress(model, "tied", map=name, ratio=1 / 3, **options)
+    if name == "sequence":
+        found = {None: [0, 3], "average": [1, 4]}.get(block, found)
+    for place, own in enumerate(compression_of(model).map):
+        layer = model.blocks[place]
+        for parameter in (layer.norm1.weight, layer.norm2.bias, layer.up.weight):
+            assert torch.equal(parameter, torch.full_like(parameter, found[own]))
+
+
 @pytest.mark.parametrize("loop_scale", [False, True])
 def test_clipping_measures_the_step_of_the_weights(loop_scale):
     def flat(network):

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
-from memfold.compression.selection import is_bias
+from memfold.compression.selection import Owner, is_bias, is_bias_or_norm
 from memfold.strategies.layers.repeated import Stack
 
 __all__ = ["tie_others", "untie"]
@@ -13,34 +14,51 @@ _Places = list[tuple[nn.Module, str]]
 
 
 def tie_others(
-    model: nn.Module, stack: Stack, entries: Sequence[int], norms: bool, biases: bool
+    model: nn.Module,
+    stack: Stack,
+    entries: Sequence[int],
+    starts: Sequence[Sequence[int]],
+    norms: bool,
+    biases: bool,
 ) -> _Places:
-    """Let layers with the same entry hold the parameters of the first one, but for the weights.
+    """Let layers with the same entry hold the norms and biases of the first one.
+
+    Matrices that are neither, such as excluded ones, stay each layer's own.
 
     Args:
-        model: The root module, with its dense weights.
+        model: The root module.
         stack: The layers.
         entries: Of the map, one for each.
+        starts: For each entry, the positions of whose layers the values start as the mean.
         norms: Whether those that are no biases by their names are tied.
         biases: Whether the others are.
 
     Returns:
         Where another layer's parameter is now.
     """
+    layers = [model.get_submodule(path) for path in stack.paths]
+    names = [
+        name
+        for name, parameter in layers[0].named_parameters()
+        if _is_tied(layers[0], name, parameter.dim(), norms, biases)
+    ]
+    values = [{name: layer.get_parameter(name).detach() for name in names} for layer in layers]
+    means = [
+        {name: torch.stack([values[place][name] for place in places]).mean(0) for name in names}
+        for places in starts
+    ]
     firsts: dict[int, nn.Module] = {}
     places: _Places = []
-    for path, entry in zip(stack.paths, entries, strict=True):
-        layer = model.get_submodule(path)
+    for layer, entry in zip(layers, entries, strict=True):
         first = firsts.setdefault(entry, layer)
         if first is layer:
             continue
-        for name, _ in list(layer.named_parameters()):
+        for name in names:
             parent, _, attribute = name.rpartition(".")
-            is_tied = biases if is_bias(attribute) else norms
-            if name not in stack.weights and is_tied:
-                module = layer.get_submodule(parent)
-                module._parameters[attribute] = first.get_parameter(name)
-                places.append((module, attribute))
+            module, shared = layer.get_submodule(parent), first.get_parameter(name)
+            shared.detach().copy_(means[entry][name])
+            module._parameters[attribute] = shared
+            places.append((module, attribute))
     return places
 
 
@@ -51,3 +69,11 @@ def untie(places: _Places) -> None:
         assert shared is not None
         own = nn.Parameter(shared.detach().clone(), requires_grad=shared.requires_grad)
         module._parameters[attribute] = own
+
+
+def _is_tied(layer: nn.Module, name: str, dim: int, norms: bool, biases: bool) -> bool:
+    path, _, attribute = name.rpartition(".")
+    owner = Owner(layer.get_submodule(path), attribute, path)
+    if dim > 1 and not is_bias_or_norm(owner):
+        return False
+    return biases if is_bias(attribute) else norms

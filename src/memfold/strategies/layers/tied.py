@@ -49,11 +49,11 @@ class TyingStrategy(LayerStrategy):
     """Of a weight that is used B times: 1/sqrt(B), which keeps the length of the dense model's
     step, 1/B, or none. Adam does not see it."""
     initial_values: Literal["random", "least_squares"] = "random"
-    """Whether shared weights start as those of the first layer that uses each; or as `block` says,
-    which is for trained ones."""
+    """Whether what is shared starts as in the first layer that uses it; or as `block` says, which
+    is for trained values."""
     block: Literal["average", "stepwise", "lower", "named"] = "average"
     """The mean of the layers that share; layers at equal steps from the first to the last; the
-    first ones; or those that a list as `map` names."""
+    lowest ones, whatever the map; or those that a list as `map` names."""
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -80,6 +80,7 @@ class TyingStrategy(LayerStrategy):
         """Begin with the values of layers, or with means of them."""
         assert isinstance(made, TiedWeights)
         fits = self.initial_values == "least_squares"
+        made.block = self.block if fits else None
         values = [weight.tensor.detach() for weight in weights]
         dropped = [index for index in made.computed if index != made.first(index)]
         if dropped and not fits:
@@ -88,8 +89,9 @@ class TyingStrategy(LayerStrategy):
             report_loss([weights[i] for i in dropped], context, message)
         tied = []
         for first in made.firsts:
-            sources = made.starts_as(first, self.block if fits else "lower")
-            tied.append(torch.stack([values[i] for i in sources]).mean(0))
+            (numbers,) = (found for found in stack.weights.values() if first in found)
+            places = made.starts_as(made.map[numbers.index(first)])
+            tied.append(torch.stack([values[numbers[place]] for place in places]).mean(0))
         like = values[0]
         scales = [like.new_ones(tuple(made.part_shape(i, "scale"))) for i in made.computed]
         return {"tied": tied, "scale": scales}
@@ -169,13 +171,16 @@ class TiedWeights(LayerWeights):
         }
         shared = strategy.norms, strategy.biases or strategy.norms
         self._kinds = shared[0] == "shared", shared[1] == "shared"
+        self.block: str | None = None
+        """What shared values start as; `None`: those of the first layer that uses them."""
         self._others: list[tuple[nn.Module, str]] = []
 
     def attach(self, parts: Mapping[str, Iterable[Tensor]]) -> None:
         """See `ComputedWeights.attach`."""
-        if any(self._kinds):
-            self._others = tie_others(self.model, self.stack, self.map, *self._kinds)
         super().attach(parts)
+        if any(self._kinds):
+            starts = [self.starts_as(own) for own in range(1 + max(self.map))]
+            self._others = tie_others(self.model, self.stack, self.map, starts, *self._kinds)
 
     def restore_dense(self) -> None:
         """See `Compression.restore_dense`."""
@@ -211,16 +216,18 @@ class TiedWeights(LayerWeights):
         rows, *others = self.shapes[index]
         return (rows, *(1 for _ in others)) if name == "scale" else self.shapes[index]
 
-    def starts_as(self, first: int, block: str) -> list[int]:
-        """Return the weights of which a shared one, known by its first use, starts as the mean."""
-        uses = self.uses[first]
-        if block in ("average", "lower"):
-            return list(uses) if block == "average" else [first]
-        (numbers,) = (found for found in self.stack.weights.values() if first in found)
-        if block == "named":
-            assert isinstance(self.strategy, Tied)
-            assert isinstance(self.strategy.map, tuple)
-            return [numbers[self.strategy.map[numbers.index(first)]]]
-        own = self.map[numbers.index(first)]
-        last = max(1, max(self.map))
-        return [numbers[round(own * (len(numbers) - 1) / last)]]
+    def starts_as(self, own: int) -> list[int]:
+        """Return the positions of whose layers the one with that entry starts as the mean."""
+        uses = [place for place, entry in enumerate(self.map) if entry == own]
+        match self.block:
+            case "average":
+                return uses
+            case "stepwise":
+                return [round(own * (len(self.map) - 1) / max(1, max(self.map)))]
+            case "lower":
+                return [own]
+            case "named":
+                assert isinstance(self.strategy, Tied)
+                assert isinstance(self.strategy.map, tuple)
+                return [self.strategy.map[uses[0]]]
+        return uses[:1]
