@@ -109,6 +109,40 @@ def test_what_an_expert_has_no_room_for_leaves_it_out():
     assert (added[:9] != 0).any(-1).all()
 
 
+def test_an_expert_has_room_for_a_token():
+    model = widenet(2, experts_per_token=1, capacity=1e-4).eval()
+    with torch.no_grad():
+        getattr(model, ROUTER).zero_()
+    seen = []
+    model.blocks[1].down.register_forward_hook(lambda _, __, out: seen.append(out))
+    model(tokens())
+    assert (seen[0].flatten(0, 1) != 0).any(-1).nonzero().flatten().tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("block", "starts", "attention"),
+    [
+        (None, [[0], [1], [3]], 0),
+        ("average", [[0], [1, 2], [3, 4]], 2),
+        ("stepwise", [[0], [2], [4]], 0),
+        ("lower", [[0], [1], [2]], 0),
+    ],
+)
+def test_experts_start_as_layers_or_means_of_neighbours(block, starts, attention):
+    options = {} if block is None else {"initial_values": "least_squares", "block": block}
+    before, model = gpt(5), gpt(5)
+    for number, layer in enumerate(model.blocks):
+        nn.init.constant_(layer.attention.qkv.weight, number)
+    options |= {"structured": "share", "include": ["blocks.*"]}
+    memfold.compress(model, "widenet", ratio=0.47, **options)
+    assert compression_of(model).size == 3
+    for name in ("up", "down"):
+        for expert, places in zip(part(model, name), starts, strict=True):
+            layers = [before.blocks[place].get_submodule(name).weight for place in places]
+            torch.testing.assert_close(expert, sum(layers) / len(layers), **CLOSE)
+    assert (part(model, "attention.qkv") == attention).all()
+
+
 def test_what_is_stored_does_not_depend_on_depth():
     sizes = []
     for depth in (4, 8):

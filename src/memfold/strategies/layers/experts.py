@@ -64,7 +64,7 @@ class Routes:
     renormalise: bool
     """Whether the K probabilities are made to sum to 1."""
     capacity: float | None
-    """Times K/E of the tokens, what an expert takes at most; the others leave it out."""
+    """Times K/E of the tokens, what an expert takes at most, or 1; the others leave it out."""
 
 
 class _Routing(NamedTuple):
@@ -189,7 +189,7 @@ class Experts:
             self._running.balance[layer] = balance
         slots = experts.argsort(stable=True)
         if self.routes.capacity is not None:
-            most = int(self.routes.capacity * len(experts) / num_experts)
+            most = max(1, int(self.routes.capacity * len(experts) / num_experts))
             starts = counts.cumsum(0) - counts
             places = torch.arange(len(slots), device=slots.device) - starts[experts[slots]]
             slots, counts = slots[places < most], counts.clamp(max=most)

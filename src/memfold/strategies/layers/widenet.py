@@ -4,8 +4,9 @@ Xue, Shi, Wei, Lou, Liu and You, "Go wider instead of deeper", AAAI 2022, arXiv 
 
     MLP(x) = sum over the K likeliest experts e of p_e(x) MLP_e(x),    p = softmax(x R)
 
-Norms and biases are each layer's own. What shrinks: parameters, gradients, optimizer state, what
-DDP reduces. What does not: activations and operations; those of the MLP are K times as many.
+Norms and biases are each layer's own, unless `norms=shared`. What shrinks: parameters, gradients,
+optimizer state, what DDP reduces. What does not: activations and operations; those of the MLP are
+K times as many.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,7 +48,7 @@ class WideNet(TyingStrategy, name="widenet"):
     renormalise: bool = False
     """Whether the probabilities of a token's experts are made to sum to 1."""
     capacity: Positive | None = None
-    """Times K/E of the tokens of a batch, how many an expert takes at most; null takes all."""
+    """Times K/E of the tokens of a batch, what an expert takes at most, or 1; null takes all."""
     balance: NonNegative = 0.01
     """Weight of a term of the loss that is least where experts get equally many tokens: see
     `memfold.extra_loss`. It is of each layer, and of the batch of a process."""
@@ -73,14 +74,14 @@ class WideNet(TyingStrategy, name="widenet"):
         stack: Stack,
         context: Context,
     ) -> Mapping[str, list[Tensor]]:
-        """Begin with experts that are the MLPs of evenly spaced layers."""
+        """Begin with experts that are the MLPs of evenly spaced layers, or as `block` says."""
         assert isinstance(made, WideNetWeights)
         parts = dict(super().start(made, weights, stack, context))
         for place, first in enumerate(made.firsts):
             if first in made.of_experts:
-                uses = made.uses[first]
-                chosen = [uses[e * len(uses) // made.size] for e in range(made.size)]
-                parts["tied"][place] = torch.stack([weights[i].tensor.detach() for i in chosen])
+                values = [weights[i].tensor.detach() for i in made.uses[first]]
+                experts = [[values[p] for p in places] for places in made.experts_start_as()]
+                parts["tied"][place] = torch.stack([torch.stack(e).mean(0) for e in experts])
         generator = torch.Generator("cpu").manual_seed(derive_seed(self.seed, ROUTER))
         drawn = torch.randn(made.part_shape(made.firsts[0], ROUTER), generator=generator)
         return {**parts, ROUTER: [(drawn * _ROUTER_SCALE).to(weights[0].tensor.detach())]}
@@ -147,6 +148,19 @@ class WideNetWeights(TiedWeights):
         router = getattr(self.model, ROUTER)
         super().restore_dense()
         self.model.register_parameter(ROUTER, router)
+
+    def experts_start_as(self) -> list[Sequence[int]]:
+        """Return for each expert the positions of whose MLPs it starts as the mean."""
+        depth, size = len(self.map), self.size
+        runs = [range(e * depth // size, (e + 1) * depth // size) for e in range(size)]
+        match self.block:
+            case "average":
+                return [*runs]
+            case "stepwise":
+                return [[round(e * (depth - 1) / max(1, size - 1))] for e in range(size)]
+            case "lower":
+                return [[e] for e in range(size)]
+        return [run[:1] for run in runs]
 
     def extra_loss(self) -> Tensor | None:
         """See `Compression.extra_loss`."""
