@@ -371,6 +371,11 @@ class Across(Layer):
             {},
             "which have 3, 4 in common; one is needed",
         ),
+        (
+            gpt,
+            {"layers": "blocks.*.attention"},
+            r"hyperloop: blocks.0.attention is a part of blocks.0, which computes more: loops",
+        ),
     ],
 )
 def test_what_has_no_middle_is_refused(model, options, message):
@@ -383,6 +388,12 @@ def test_layers_that_are_left_out_are_refused(left_out):
     model = hyperloop(Stack())
     del model.layers[left_out]
     with pytest.raises(memfold.InputError, match="not called one after the other"):
+        model(rows())
+
+
+def test_loops_that_do_not_begin_with_what_the_one_before_gave_are_refused():
+    model = hyperloop(Stack(lambda layer, x: x + layer(x)))
+    with pytest.raises(memfold.InputError, match="each with what the one before gave"):
         model(rows())
 
 

@@ -113,6 +113,7 @@ def encoder():
         (gpt, {"capacity": [1.0, 0.5]}, r"capacity=\[1.0, 0.5\]: one number for each of 3 loops"),
         (gpt, {"capacity": [0.5, 0.6, 0.1]}, "none larger than the one before"),
         (gpt, {"capacity": [1.0, 0.5, 0.0]}, "compression.capacity must be"),
+        (gpt, {"layers": "blocks.*.attention"}, "blocks.0.attention is a part of blocks.0"),
         (gpt, {"routing": "both"}, "compression.routing must be"),
         (gpt, {"gate_scale": 0.0}, "compression.gate_scale must be"),
         (gpt, {"balance": -1.0}, "compression.balance must be"),

@@ -26,6 +26,8 @@ class _Running(local):
     """The loop that a thread's pass is in, and what is kept until its end. A copy is in none."""
 
     loop: tuple[int, Any] | None = None
+    stream: Any = None
+    """What the next loop has to begin with, that very object."""
 
     def __reduce__(self) -> tuple[type["_Running"], tuple[()]]:
         return _Running, ()
@@ -70,6 +72,8 @@ class LoopHooks(ABC, Generic[Streams]):
     def connect(self) -> None:
         """Change what the model computes, from now on, in copies and pickles too."""
         self.loops[0][0].register_forward_pre_hook(self._begin, with_kwargs=True)
+        for layers in self.loops[1:]:
+            layers[0].register_forward_pre_hook(self._follow, with_kwargs=True)
         for layers in self.loops:
             layers[-1].register_forward_hook(self._end)
         self.root.register_forward_hook(self._leave, always_call=True)
@@ -88,6 +92,14 @@ class LoopHooks(ABC, Generic[Streams]):
         return (self._enter(0, self.begin(self._checked(layer, stream))), *inputs), options
 
     @_disable_dynamo
+    def _follow(self, layer: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        """Check that a loop begins with what the one before gave."""
+        self._check_first_time()
+        stream, _, _ = split_stream(layer, inputs, options)
+        if self._running.loop is None or stream is not self._running.stream:
+            raise self._not_looped()
+
+    @_disable_dynamo
     def _end(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         self._check_first_time()
         loop, self._running.loop = self._running.loop, None
@@ -103,13 +115,13 @@ class LoopHooks(ABC, Generic[Streams]):
     @_disable_dynamo
     def _leave(self, root: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Let go of what is kept of a pass that has failed: then there is no output."""
-        loop, self._running.loop = self._running.loop, None
+        loop, self._running.loop, self._running.stream = self._running.loop, None, None
         if loop is not None and output is not None:
             raise self._not_looped()
 
     def _enter(self, number: int, streams: Streams) -> Tensor:
         stream, kept = self.enter(number, streams)
-        self._running.loop = number, kept
+        self._running.loop, self._running.stream = (number, kept), stream
         return stream
 
     def _checked(self, layer: nn.Module, stream: Any) -> Tensor:
@@ -131,8 +143,8 @@ class LoopHooks(ABC, Generic[Streams]):
 
     def _not_looped(self) -> InputError:
         return InputError(
-            f"{self.name}: the repeated layers were not called one after the other, all of them: "
-            "a model that leaves some out cannot be looped"
+            f"{self.name}: the repeated layers were not called one after the other, all of them, "
+            "each with what the one before gave: such a model cannot be looped"
         )
 
 

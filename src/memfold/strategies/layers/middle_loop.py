@@ -64,6 +64,7 @@ class LoopedWeights(TiedWeights):
         end = range(begin + size, len(stack) - looped + size)
         entries = (*range(begin), *(begin + i % size for i in range(looped)), *end)
         super().__init__(strategy, model, weights, stack, entries, dict.fromkeys(more, "model"))
+        _check_whole(strategy.name, model, stack.paths)
         layers = [model.get_submodule(path) for path in stack.paths]
         loops = [layers[i : i + size] for i in range(begin, begin + looped, size)]
         self._more = more
@@ -91,6 +92,26 @@ class LoopedWeights(TiedWeights):
     def current_weight(self, index: int) -> Tensor:
         """See `ComputedWeights.current_weight`: no weight depends on what the root has."""
         return self.weight(index)
+
+
+def _check_whole(name: str, model: nn.Module, paths: Sequence[str]) -> None:
+    """Check that no layer is a part of a module that computes more before the next layer.
+
+    Raises:
+        InputError: One is.
+    """
+    for path in paths:
+        whole = path
+        while (around := whole.rpartition(".")[0]) and not any(
+            other != path and other.startswith(f"{around}.") for other in paths
+        ):
+            whole = around
+        own = set(model.get_submodule(path).parameters())
+        if not own.issuperset(model.get_submodule(whole).parameters()):
+            raise InputError(
+                f"{name}: {path} is a part of {whole}, which computes more: loops are of whole "
+                "layers, each of which takes what the one before gave"
+            )
 
 
 def _width(name: str, layer: nn.Module, path: str) -> int:
