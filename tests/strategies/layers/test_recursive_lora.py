@@ -36,8 +36,9 @@ def weights_of(model):
     return torch.stack([layer.weight.detach() for layer in memfold.densify(model).layers])
 
 
-def test_rank_nothing_is_tied():
-    model = lora(0)
+def test_rank_nothing_is_tied_which_a_warning_says():
+    with pytest.warns(UserWarning, match=r"ratio=0.5 leaves nothing for differences, layers are t"):
+        model = lora(0)
     tied = memfold.compress(network(), "tied", ratio=0.5)
     assert compression_of(model).rank == 0
     assert torch.equal(weights_of(model), weights_of(tied))
@@ -69,6 +70,18 @@ def test_full_rank_gives_the_layers_back():
     model = memfold.compress(network(), "recursive_lora", budget_bytes=budget, **options)
     assert compression_of(model).rank == 10
     torch.testing.assert_close(weights_of(model), weights_of(network()), rtol=1e-10, atol=1e-12)
+
+
+def test_by_default_there_are_differences():
+    assert compression_of(memfold.compress(network(), "recursive_lora")).rank > 0
+
+
+def test_block_means_nothing_where_values_are_random():
+    states = [lora(2, block=block).state_dict() for block in ("average", "stepwise", "lower")]
+    for state in states[1:]:
+        assert state.keys() == states[0].keys()
+        values = {key for key in state if key != "compression_marks"}
+        assert all(torch.equal(state[key], states[0][key]) for key in values)
 
 
 def test_two_around_their_mean_have_one_difference():

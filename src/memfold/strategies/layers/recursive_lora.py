@@ -5,15 +5,17 @@ Bae et al., "Relaxed recursive transformers: effective parameter sharing with la
 
     W_l = D[m(l)] + U_l V_l              U_l: rows x r,  V_l: r x columns
 
-At rank 0, tied layers; at full rank, any layers. Two layers around their mean differ from it by
-opposite amounts: W = D + U V and D - U V, one difference for both. What shrinks: parameters,
-gradients, optimizer state, what DDP reduces. What does not: activations and operations.
+At rank 0, tied layers; at full rank, any layers. Two layers that start as one, or around their
+mean, differ from it by opposite amounts: W = D + U V and D - U V, one difference for both.
+What shrinks: parameters, gradients, optimizer state, what DDP reduces. What does not: activations
+and operations.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
+from warnings import warn
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +44,8 @@ class RecursiveLora(Tied, name="recursive_lora"):
     """Tied layers with differences, whose rank is what `ratio` allows."""
 
     ratios: ClassVar[Ratios] = "steps"
+    default_ratio: ClassVar[float] = 0.6
+    """Half is what two layers share."""
 
     loops: Count = 2
     """Layers that share one weight, where `map` is a rule."""
@@ -70,6 +74,10 @@ class RecursiveLora(Tied, name="recursive_lora"):
     ) -> Mapping[str, list[Tensor]]:
         """Fit the differences to what the shared weights leave, or begin with none."""
         assert isinstance(made, RecursiveLoraWeights)
+        if not made.rank:
+            asked = f"ratio={self.asked_ratio}" if self.budget_bytes is None else "budget_bytes"
+            message = f"compression={self.name}: {asked} leaves nothing for differences, "
+            warn(message + "layers are tied as with compression=tied", stacklevel=2)
         parts = dict(super().start(made, weights, stack, context))
         shared = dict(zip(made.firsts, parts["tied"], strict=True))
         fits = self.initial_values == "least_squares"
@@ -107,7 +115,8 @@ class RecursiveLoraWeights(TiedWeights):
         rank: int,
     ) -> None:
         """Take note of the layers, the map and the rank, which no matrix exceeds."""
-        opposite = strategy.block == "average" and set(Counter(entries).values()) <= {1, 2}
+        around_mean = strategy.initial_values == "random" or strategy.block == "average"
+        opposite = around_mean and set(Counter(entries).values()) <= {1, 2}
         level: Level = "group" if opposite else "weight"
         more: dict[str, Level] = {"down": level, "up": level} if rank else {}
         super().__init__(strategy, model, weights, stack, entries, more)
