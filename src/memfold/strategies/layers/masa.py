@@ -1,6 +1,7 @@
 """MASA: the matrices of all layers are sums of the same few, the atoms.
 
-"Matrix atoms across depth", 2025, arXiv 2508.04581.
+"Share your attention: transformer weight sharing via matrix-based dictionary learning", AAAI 2026,
+arXiv 2508.04581.
 
     W_l = sum_s c_ls D_s                a dictionary for each projection, S atoms in it
     W_l = sum_s c_ls diag(g_ls) D_s     with `gains`, a number for each atom, layer and row
