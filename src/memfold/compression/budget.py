@@ -93,7 +93,8 @@ class Budget:
                 needed += 1
             raise InputError(
                 f"budget_bytes={limit} is too small: the smallest file, with its header, the "
-                f"untouched tensors (biases, norms, buffers) and {needs}, takes {needed} bytes"
+                f"untouched tensors (biases, norms, buffers, excluded weights) and {needs}, takes "
+                f"{needed} bytes"
             )
         while most - least > 1:
             middle = (least + most) // 2

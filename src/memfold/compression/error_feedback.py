@@ -38,7 +38,10 @@ from memfold.compression.state import Compression
 from memfold.errors import InputError
 from memfold.quantisation import Packing, Rounding, nearest
 
-__all__ = ["check_feedback", "feedback_roundings"]
+__all__ = ["SETTING", "check_feedback", "feedback_roundings"]
+
+SETTING = "error feedback (artifact.feedback_samples, or data= of memfold.save)"
+"""What asks for it, for messages."""
 
 _AT_ONCE = 2048
 _DAMPING = 0.01
@@ -63,16 +66,15 @@ def check_feedback(compression: Compression | None, packing: Packing) -> Compres
     Raises:
         InputError: It cannot, or the training has rounded them already.
     """
-    what = "error feedback (artifact.feedback_samples, or data= of memfold.save)"
     if not 3 <= packing.bits <= 8:
-        raise InputError(f"{what} needs artifact.bits from 8 to 3, got {packing.bits}")
+        raise InputError(f"{SETTING} needs artifact.bits from 8 to 3, got {packing.bits}")
     if compression is None:
-        raise InputError(f"{what} needs a compressed model: nothing of this one is rounded")
+        raise InputError(f"{SETTING} needs a compressed model: nothing of this one is rounded")
     if compression.strategy.train_bits is not None:
-        raise InputError(f"{what} is not for artifact.train_bits: the training knows its bits")
+        raise InputError(f"{SETTING} is not for artifact.train_bits: the training knows its bits")
     if not compression.names or compression.sources(0) is None:
         raise InputError(
-            f"{what} is not for compression={compression.strategy.name}, whose weights are no "
+            f"{SETTING} is not for compression={compression.strategy.name}, whose weights are no "
             "single stored values times numbers"
         )
     return compression
@@ -99,7 +101,7 @@ def feedback_roundings(
             not finite; every value is one of those that are rounded to the nearest.
     """
     compression = check_feedback(compression, packing)
-    samples = take_batches(compression.strategy.name, data, num_samples=sys.maxsize)
+    samples = take_batches(SETTING, data, num_samples=sys.maxsize)
     tensors = compression.value_tensors()
     uses, rounds_to_nearest = _look(compression, samples)
     if bool(rounds_to_nearest.all()):

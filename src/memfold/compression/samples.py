@@ -32,16 +32,16 @@ def take_samples(
             f"compression={strategy} needs batches of data and a loss: "
             "memfold.compress(..., data=..., loss=...)"
         )
-    return take_batches(strategy, data, num_samples=num_samples), loss
+    return take_batches(f"compression={strategy}", data, num_samples=num_samples), loss
 
 
-def take_batches(strategy: str, data: Iterable[Batch] | None, *, num_samples: int) -> list[Batch]:
+def take_batches(asker: str, data: Iterable[Batch] | None, *, num_samples: int) -> list[Batch]:
     """Return the first `num_samples` samples as batches, fewer when there are no more.
 
     A single sample at the end joins the batch before: BatchNorm has no statistics of one.
 
     Args:
-        strategy: Name of the one that asks.
+        asker: What needs them, for messages: `compression=basis`, or another setting.
         data: Batches of (input, target); read once, no further than needed.
         num_samples: The last batch is cut to fit.
 
@@ -49,21 +49,19 @@ def take_batches(strategy: str, data: Iterable[Batch] | None, *, num_samples: in
         InputError: The data are missing, empty or of another form.
     """
     if data is None:
-        raise InputError(
-            f"compression={strategy} needs batches of data: memfold.compress(..., data=...)"
-        )
+        raise InputError(f"{asker} needs batches of data: memfold.compress(..., data=...)")
     batches: list[Batch] = []
     missing = num_samples
     if missing > 0:
         with torch.random.fork_rng(devices=[]):  # a loader draws its order
             for batch in data:
-                inputs, targets = _checked(strategy, batch)
+                inputs, targets = _checked(asker, batch)
                 batches.append((inputs[:missing], targets[:missing]))
                 missing -= len(batches[-1][0])
                 if missing <= 0:
                     break
     if missing == num_samples:
-        raise InputError(f"compression={strategy}: data= holds no samples")
+        raise InputError(f"{asker}: data= holds no samples")
     last = batches[-2:]
     if len(last) == 2 and len(last[1][0]) == 1 and last[0][0].shape[1:] == last[1][0].shape[1:]:
         inputs, targets = zip(*last, strict=True)
@@ -84,18 +82,18 @@ def first_input(strategy: str, data: Iterable[Batch] | None) -> Tensor:
         )
     with torch.random.fork_rng(devices=[]):  # a loader draws its order
         for batch in data:
-            inputs, _ = _checked(strategy, batch)
+            inputs, _ = _checked(f"compression={strategy}", batch)
             if len(inputs):
                 return inputs[:1]
     raise InputError(f"compression={strategy}: data= holds no samples")
 
 
-def _checked(strategy: str, batch: object) -> Batch:
+def _checked(asker: str, batch: object) -> Batch:
     if isinstance(batch, list | tuple) and len(batch) == 2:
         inputs, targets = batch
         if isinstance(inputs, Tensor) and isinstance(targets, Tensor) and inputs.dim() > 0:
             return inputs, targets
     raise InputError(
-        f"compression={strategy}: data= must give batches (input, target) of two tensors, "
+        f"{asker}: data= must give batches (input, target) of two tensors, "
         f"got {type(batch).__name__}"
     )

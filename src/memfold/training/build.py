@@ -21,7 +21,7 @@ from torch import nn
 
 import memfold
 from memfold.compression import Strategy, compression_of
-from memfold.compression.error_feedback import check_feedback
+from memfold.compression.error_feedback import SETTING, check_feedback
 from memfold.compression.rounds import rounds_of
 from memfold.compression.samples import Batch, take_batches
 from memfold.data.data_module import DataModule
@@ -120,7 +120,7 @@ class Experiment:
         """Samples for the error feedback of the artifact, `None` without it."""
         count = self.config["artifact"]["feedback_samples"]
         batches = self.data.scoring_batches(self.config["seed"])
-        return take_batches(self.strategy.name, batches, num_samples=count) if count else None
+        return take_batches(SETTING, batches, num_samples=count) if count else None
 
 
 def build(cfg: DictConfig, folder: Path) -> Experiment:

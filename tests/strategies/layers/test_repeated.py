@@ -75,6 +75,19 @@ def unequal():
     return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 5), nn.Linear(5, 4))
 
 
+def test_equal_layers_that_lie_apart_are_found_by_the_name_that_the_message_gives():
+    def model():
+        parts = {"encoder": nn.Linear(4, 4), "head": nn.Linear(4, 2)}
+        return nn.ModuleDict(
+            {"one": nn.ModuleDict(parts), "two": nn.ModuleDict({"encoder": nn.Linear(4, 4)})}
+        )
+
+    with pytest.raises(memfold.InputError, match="has no repeated layers") as refused:
+        memfold.compress(model(), "tied", ratio=0.5)
+    pattern = str(refused.value).split("compression.layers='")[1].split("'")[0]
+    assert list(repeated_layers(model(), pattern)) == ["one.encoder", "two.encoder"]
+
+
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [

@@ -86,7 +86,8 @@ class Basis(LayerStrategy, name="basis"):
         assert isinstance(made, BasisWeights)
         roots = {}
         if self.nearest == "outputs":
-            samples = take_batches(self.name, context.data, num_samples=self.num_samples)
+            asker = f"compression={self.name}"
+            samples = take_batches(asker, context.data, num_samples=self.num_samples)
             inside = [index for group in made.groups for index in group]
             found = input_moments(made.model, [weights[i] for i in inside], samples)
             moments = dict(zip(inside, found, strict=True))

@@ -14,7 +14,6 @@ from memfold.errors import InputError
 __all__ = ["Stack", "repeated_layers", "stack_of"]
 
 _Shapes = tuple[tuple[str, tuple[int, ...]], ...]
-_HINT = "name them with compression.layers, for example compression.layers='model.layers.*'"
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,8 @@ def repeated_layers(model: nn.Module, pattern: str | None) -> dict[str, nn.Modul
     if not found:
         raise InputError(
             f"{type(model).__name__} has no repeated layers, no two modules side by side with "
-            f"parameters of the same shapes; {_HINT}"
+            "parameters of the same shapes; equal ones that lie apart can be named: "
+            "compression.layers='*.encoder'"
         )
     return max(found, key=lambda layers: (len(layers), _size(next(iter(layers.values())))))
 

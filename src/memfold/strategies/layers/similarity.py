@@ -110,7 +110,7 @@ def layer_features(
         Of each layer (N, d): float64, on the CPU.
     """
     found: dict[str, list[Tensor]] = {path: [] for path in repeated_layers(model, layers)}
-    batches = take_batches("tied", data, num_samples=num_samples)
+    batches = take_batches("layer_features", data, num_samples=num_samples)
     modes = [(module, module.training) for module in model.modules()]
     handles = [
         model.get_submodule(path).register_forward_hook(partial(_note, seen))
