@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import memfold
-from memfold.compression import strategy
+from memfold.compression import Context, strategy
 from memfold.strategies.sharing.mapping import Span
 
 CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
@@ -59,6 +59,10 @@ def test_the_layer_strategy_turns_rows_and_comes_back(names, tmp_path):
     memfold.save(net, tmp_path / "net.safetensors")
     loaded = memfold.load(tmp_path / "net.safetensors", network())
     assert all(torch.equal(a.weight, b.weight) for a, b in zip(loaded, net, strict=True))
+    start = Context(start=lambda model: None)
+    with pytest.raises(memfold.InputError, match="init_from gives weights, and rotated keeps"):
+        names["Rotated"](ratio=0.5).compress(network(), start)
+    names["Rotated"](ratio=1.0).compress(network(), start)
 
 
 def test_the_backbone_adapts_to_its_images(names):
