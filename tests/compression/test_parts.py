@@ -105,6 +105,19 @@ def test_copies_states_and_artifacts_carry_the_parts(tmp_path) -> None:
         memfold.compress(network(), "three_levels", seed=4).load_state_dict(model.state_dict())
 
 
+@pytest.mark.parametrize("change", [lambda given: given[1:], lambda given: [*given, given[0]]])
+def test_parts_in_another_number_are_refused_before_anything_changes(monkeypatch, change) -> None:
+    attach, model = basis.BasisWeights.attach, network()
+
+    def changed(self, parts) -> None:
+        attach(self, {**parts, "mix": change(parts["mix"])})
+
+    monkeypatch.setattr(basis.BasisWeights, "attach", changed)
+    with pytest.raises(ValueError, match=r"[35] tensors of mix are given, not 4"):
+        memfold.compress(model, "three_levels")
+    assert [name for name, _ in model.named_parameters()] == list(network().state_dict())
+
+
 @pytest.mark.parametrize(
     ("layer", "name", "message"),
     [

@@ -7,6 +7,7 @@ owner, a group at its first weight. A part of the model lies on the root, under 
 """
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from math import prod
@@ -160,21 +161,27 @@ class ComputedWeights(Compression):
     def attach(self, parts: Mapping[str, Iterable[Tensor]]) -> None:
         """Register the parts and turn the dense parameters into computed attributes.
 
-        Nothing here fails.
-
         Args:
             parts: Name -> one tensor for each weight, each group in the order of their first
-                weights, or the model.
+                weights, or the model. Those that are in no `parts` are left out.
+
+        Raises:
+            ValueError: Of some there are more or fewer; the model is unchanged.
         """
+        given = {name: list(parts[name]) for name in self.parts}
+        needed = Counter(name for name, _, _ in self._homes())
+        for name, tensors in given.items():
+            if len(tensors) != needed[name]:
+                raise ValueError(f"{len(tensors)} tensors of {name} are given, not {needed[name]}")
         sources: dict[nn.Module, dict[str, WeightSource]] = {}
         for index in self.computed:
             for module, attribute in self.places[index]:
                 sources.setdefault(module, {})[attribute] = self.source(index, module)
         for module, computed in sources.items():
             compute_parameters(module, computed)
-        tensors = {name: iter(given) for name, given in parts.items()}
+        left = {name: iter(tensors) for name, tensors in given.items()}
         for name, module, attribute in self._homes():
-            module.register_parameter(attribute, nn.Parameter(next(tensors[name])))
+            module.register_parameter(attribute, nn.Parameter(next(left[name])))
         self._handles = (
             # PyTorch marks this hook with an attribute, which a bound method cannot take.
             self.model.register_state_dict_post_hook(partial(self._save_structure)),
