@@ -1,6 +1,6 @@
 import math
 import statistics
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 from hypothesis import given
@@ -257,6 +257,8 @@ def test_what_pairs_of_seeds_tell_apart_does_not_tie():
     a, b, _ = cell.points
     assert is_tie(a, b)
     assert (cell.winners, cell.separated) == (("a", "c"), ("b",))
+    assert astuple(matrix.duels["a", "b"]) == (1, 0, 0)
+    assert astuple(matrix.duels["c", "b"]) == (0, 1, 0)
     of_b, of_c = (
         stats.ttest_rel([run.test for run in a.runs], [run.test for run in point.runs]).pvalue
         for point in cell.points[1:]
