@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import memfold
 from memfold.compression import compression_of
+from memfold.errors import InputError
 from memfold.operations import forward_operations
 from memfold.training.activation_checkpointing import checkpoint_activations
 from strategies.recursive_models import (
@@ -324,3 +325,11 @@ def test_the_router_is_computed_in_single_precision_under_autocast():
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         found = model(tokens())
     assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("routing", ["expert", "token"])
+@pytest.mark.parametrize("shape", [(2, 0), (0, 5)])
+def test_a_batch_without_tokens_is_refused_in_one_line(routing, shape):
+    model = mor(routing=routing)
+    with pytest.raises(InputError, match=r"rows of . tokens; one is needed"):
+        model(torch.zeros(shape, dtype=torch.long))

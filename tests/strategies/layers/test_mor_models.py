@@ -55,7 +55,7 @@ def test_several_sequences_with_a_cache_are_refused(split):
     model, cache = mor().eval(), []
     first, second = tokens().split(split, dim=1)
     model(first, kv_cache=cache)
-    with pytest.raises(memfold.InputError, match="mor: 3 sequences with a cache of keys and value"):
+    with pytest.raises(memfold.InputError, match="mor: 3 sequences of one token, as with a cache"):
         model(second, kv_cache=cache)
 
 

@@ -11,6 +11,7 @@ import memfold
 from memfold.backbones.gpt import GPT
 from memfold.compression import compression_of
 from memfold.compression.strategy import Context
+from memfold.errors import InputError
 from memfold.strategies.layers.tied import Tied
 
 DEPTH = 6
@@ -297,3 +298,14 @@ def test_weights_to_start_from_are_averaged_or_refused():
     with pytest.raises(memfold.InputError, match="init_from gives weights, and tied keeps those"):
         Tied(ratio=0.4).compress(gpt(), context)
     Tied(ratio=0.4, initial_values="least_squares").compress(gpt(), context)
+
+
+def test_a_frozen_norm_is_not_shared_with_trained_ones():
+    torch.manual_seed(0)
+    model = GPT(11, 8, width=8, depth=6, num_heads=2)
+    model.blocks[1].norm1.requires_grad_(False)
+    before = {name: id(parameter) for name, parameter in model.named_parameters()}
+    with pytest.raises(InputError, match=r"^norm1.weight is frozen in some repeated layers"):
+        memfold.compress(model, "tied", ratio=1 / 3, norms="shared")
+    assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
+    memfold.compress(model, "tied", ratio=1 / 3, norms="own")

@@ -6,35 +6,27 @@ import torch
 from torch import nn
 
 from memfold.compression.selection import Owner, is_bias, is_bias_or_norm
+from memfold.errors import InputError
 from memfold.strategies.layers.repeated import Stack
 
-__all__ = ["tie_others", "untie"]
+__all__ = ["shared_names", "tie_others", "untie"]
 
 _Places = list[tuple[nn.Module, str]]
 
 
-def tie_others(
-    model: nn.Module,
-    stack: Stack,
-    entries: Sequence[int],
-    starts: Sequence[Sequence[int]],
-    norms: bool,
-    biases: bool,
-) -> _Places:
-    """Let layers with the same entry hold the norms and biases of the first one.
+def shared_names(model: nn.Module, stack: Stack, norms: bool, biases: bool) -> list[str]:
+    """Name what repeated layers are to share beside their weights.
 
-    Matrices that are neither, such as excluded ones, stay each layer's own.
+    Matrices that are neither norms nor biases, such as excluded ones, stay each layer's own.
 
     Args:
         model: The root module.
         stack: The layers.
-        entries: Of the map, one for each.
-        starts: For each entry, the positions of whose layers the values start as the mean.
-        norms: Whether those that are no biases by their names are tied.
+        norms: Whether those that are no biases by their names are shared.
         biases: Whether the others are.
 
-    Returns:
-        Where another layer's parameter is now.
+    Raises:
+        InputError: One is frozen in some layers alone.
     """
     layers = [model.get_submodule(path) for path in stack.paths]
     names = [
@@ -42,6 +34,35 @@ def tie_others(
         for name, parameter in layers[0].named_parameters()
         if _is_tied(layers[0], name, parameter.dim(), norms, biases)
     ]
+    for name in names:
+        if len({layer.get_parameter(name).requires_grad for layer in layers}) > 1:
+            raise InputError(
+                f"{name} is frozen in some repeated layers and trained in others, which would "
+                "share it: compression.norms=own compression.biases=own"
+            )
+    return names
+
+
+def tie_others(
+    model: nn.Module,
+    stack: Stack,
+    entries: Sequence[int],
+    starts: Sequence[Sequence[int]],
+    names: Sequence[str],
+) -> _Places:
+    """Let layers with the same entry hold the norms and biases of the first one.
+
+    Args:
+        model: The root module.
+        stack: The layers.
+        entries: Of the map, one for each.
+        starts: For each entry, the positions of whose layers the values start as the mean.
+        names: `shared_names`.
+
+    Returns:
+        Where another layer's parameter is now.
+    """
+    layers = [model.get_submodule(path) for path in stack.paths]
     values = [{name: layer.get_parameter(name).detach() for name in names} for layer in layers]
     means = [
         {name: torch.stack([values[place][name] for place in places]).mean(0) for name in names}

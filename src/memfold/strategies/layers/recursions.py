@@ -128,6 +128,8 @@ class Recursions(LoopHooks[_Tokens]):
                 f"(rows, tokens, {self.width})"
             )
         rows, length, _ = stream.shape
+        if rows * length == 0:
+            raise InputError(f"mor: layers take {rows} rows of {length} tokens; one is needed")
         if length == 1 < rows and not self._is_training:
             raise _one_by_one(rows)
         self._terms.found = {}
@@ -266,6 +268,6 @@ def _is_cached(value: Any) -> bool:
 
 def _one_by_one(rows: int) -> InputError:
     return InputError(
-        f"mor: {rows} sequences with a cache of keys and values, whose tokens are in it or not; "
-        "only one sequence at a time can be generated with a cache"
+        f"mor: {rows} sequences of one token, as with a cache of keys and values, in which each "
+        "has tokens of its own: only one sequence at a time can be generated with a cache"
     )

@@ -26,7 +26,7 @@ from memfold.errors import InputError
 from memfold.strategies.layers.base import LayerStrategy, LayerWeights
 from memfold.strategies.layers.gradients import GradientScale, factor_of, scale_gradient
 from memfold.strategies.layers.maps import LayerMap, check_map, depths_of, layer_map
-from memfold.strategies.layers.others import tie_others, untie
+from memfold.strategies.layers.others import shared_names, tie_others, untie
 from memfold.strategies.layers.repeated import Stack
 
 __all__ = ["Tied", "TiedWeights", "TyingStrategy"]
@@ -63,7 +63,10 @@ class TyingStrategy(LayerStrategy):
         """
         super().__post_init__()
         if self.block == "named" and not isinstance(getattr(self, "map", None), tuple):
-            raise InputError("compression.block=named needs a list of layers as compression.map")
+            raise InputError(
+                "compression.block=named needs a list of layers as compression.map, which tied and "
+                "recursive_lora take"
+            )
 
     @property
     def ties_untouched(self) -> bool:
@@ -169,8 +172,8 @@ class TiedWeights(LayerWeights):
             index: factor_of(strategy.gradient_scale, len(group))
             for index, group in self.uses.items()
         }
-        shared = strategy.norms, strategy.biases or strategy.norms
-        self._kinds = shared[0] == "shared", shared[1] == "shared"
+        kinds = strategy.norms == "shared", (strategy.biases or strategy.norms) == "shared"
+        self._shared = shared_names(model, stack, *kinds)
         self.block: str | None = None
         """What shared values start as; `None`: those of the first layer that uses them."""
         self._others: list[tuple[nn.Module, str]] = []
@@ -178,9 +181,9 @@ class TiedWeights(LayerWeights):
     def attach(self, parts: Mapping[str, Iterable[Tensor]]) -> None:
         """See `ComputedWeights.attach`."""
         super().attach(parts)
-        if any(self._kinds):
+        if self._shared:
             starts = [self.starts_as(own) for own in range(1 + max(self.map))]
-            self._others = tie_others(self.model, self.stack, self.map, starts, *self._kinds)
+            self._others = tie_others(self.model, self.stack, self.map, starts, self._shared)
 
     def restore_dense(self) -> None:
         """See `Compression.restore_dense`."""
