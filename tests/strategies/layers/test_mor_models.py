@@ -112,6 +112,7 @@ def encoder():
         (lambda: gpt(4), {}, "loops=3: of 4 repeated layers"),
         (gpt, {"capacity": [1.0, 0.5]}, r"capacity=\[1.0, 0.5\]: one number for each of 3 loops"),
         (gpt, {"capacity": [0.5, 0.6, 0.1]}, "none larger than the one before"),
+        (gpt, {"capacity": [1.0, 0.5, 0.2], "routing": "token"}, "loops have no capacity"),
         (gpt, {"capacity": [1.0, 0.5, 0.0]}, "compression.capacity must be"),
         (gpt, {"layers": "blocks.*.attention"}, "blocks.0.attention is a part of blocks.0"),
         (gpt, {"routing": "both"}, "compression.routing must be"),

@@ -55,9 +55,14 @@ class MixtureOfRecursions(MiddleLoop, name="mor"):
 
         Raises:
             InputError: There is not one capacity for each loop, or a loop takes more than the one
-                before; or nothing trains the router.
+                before; or tokens choose, who know no capacity; or nothing trains the router.
         """
         super().__post_init__()
+        if self.routing == "token" and self.capacity is not None:
+            raise InputError(
+                f"compression.capacity={list(self.capacity)}: with compression.routing=token tokens "
+                "choose their loops, and loops have no capacity; leave it out"
+            )
         if len(self.capacities) != self.loops or list(self.capacities) != sorted(
             self.capacities, reverse=True
         ):
