@@ -60,8 +60,8 @@ class MixtureOfRecursions(MiddleLoop, name="mor"):
         super().__post_init__()
         if self.routing == "token" and self.capacity is not None:
             raise InputError(
-                f"compression.capacity={list(self.capacity)}: with compression.routing=token tokens "
-                "choose their loops, and loops have no capacity; leave it out"
+                f"compression.capacity={list(self.capacity)}: with compression.routing=token, "
+                "tokens choose their loops, and loops have no capacity; leave it out"
             )
         if len(self.capacities) != self.loops or list(self.capacities) != sorted(
             self.capacities, reverse=True
