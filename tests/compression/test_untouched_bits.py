@@ -113,3 +113,10 @@ def test_a_run_measures_what_is_stored(tmp_path):
         result["metrics"]["test/acc"], abs=0.02
     )
     assert "packed/val/acc" in result["metrics"]
+
+
+@pytest.mark.parametrize("strategy", ["snip", "stable_rps"])
+def test_what_is_stored_as_it_was_trained_is_measured_once(strategy, tmp_path):
+    run(compose_job(tmp_path, *SMALL, f"compression={strategy}", "ratio=0.3"))
+    metrics = json.loads((tmp_path / "result.json").read_text())["metrics"]
+    assert not [name for name in metrics if name.startswith("packed/")]

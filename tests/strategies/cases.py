@@ -75,6 +75,7 @@ STRATEGIES = {
     ),
     "recursive_lora": Case(
         {"loops": 7},
+        ratio=0.7,
         overrides=ADAM,
         needs_layers=True,
         hidden_widths=(256,) * 8,

@@ -169,7 +169,7 @@ class Strategy(ABC):
         return torch.float16 if self.untouched_bits == 16 and is_wide else dtype
 
     @property
-    def rounds(self) -> bool:
+    def is_lossy(self) -> bool:
         """Whether the artifact holds other numbers than the trained model."""
         return self.bits != 32 or self.untouched_bits != 32
 

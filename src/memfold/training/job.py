@@ -273,7 +273,7 @@ def _finish(experiment: Experiment) -> dict[str, Any]:
             logger.log_metrics(named, trainer.global_step)
     trainer.test(module, datamodule=data, verbose=False)
     metrics |= _metrics(trainer)
-    if experiment.strategy.rounds:
+    if experiment.strategy.is_lossy:
         metrics |= _evaluate_artifact(experiment)
     rounds, counts = experiment.rounds, memfold.footprint(experiment.net)
     first_step = 0 if rounds is None else rounds.first_step
