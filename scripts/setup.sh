@@ -57,7 +57,7 @@ prepare_environment() {
             "$extra $state" | "dev $state") return ;;
         esac
     fi
-    if [[ -L .venv && -f $stamp ]] && ! grep -qF "$repository" "$stamp"; then
+    if [[ -L .venv && -f $stamp && $(<"$stamp") != *" $repository" ]]; then
         fail "$repository/.venv is a link to the environment of another folder; delete it"
     fi
     if [[ $extra != base ]]; then
