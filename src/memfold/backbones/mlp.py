@@ -1,8 +1,7 @@
 """A multilayer perceptron, on the flattened image or on the columns of a table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from types import MappingProxyType
 from typing import Any, Self
 
 import torch
@@ -25,7 +24,7 @@ class _Perceptron(nn.Module):
     """Outputs of each hidden layer."""
     _facts: tuple[Any, ...]
     """What a subclass was told of the data."""
-    _options: Mapping[str, Any] = MappingProxyType({})
+    _options: dict[str, Any]
     """Of a subclass, beside the widths."""
 
     def _build(
@@ -124,6 +123,7 @@ class TableMLP(_Perceptron):
         """
         super().__init__()
         self._facts = (num_numeric, tuple(cardinalities), num_outputs)
+        self._options = {}
         self.columns = Columns(num_numeric, cardinalities, None)
         self._build(self.columns.width, num_outputs, width, hidden_widths)
 

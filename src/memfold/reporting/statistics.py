@@ -10,6 +10,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 
@@ -383,13 +384,11 @@ def _duels(cells: Iterable[Cell]) -> dict[tuple[str, str], Duel]:
     counts: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
     for cell in cells:
         top, losers = cell.points[0], {p.method for p in cell.points} - set(cell.winners)
-        for one in cell.points:
-            for other in cell.points:
-                if one is not other:
-                    is_told = top in (one, other) and {one.method, other.method} & losers
-                    is_even = is_tie(one, other) and not is_told
-                    outcome = 1 if is_even else 0 if one.quality > other.quality else 2
-                    counts[one.method, other.method][outcome] += 1
+        for one, other in permutations(cell.points, 2):
+            is_told = top in (one, other) and {one.method, other.method} & losers
+            is_even = is_tie(one, other) and not is_told
+            outcome = 1 if is_even else 0 if one.quality > other.quality else 2
+            counts[one.method, other.method][outcome] += 1
     return {pair: Duel(*numbers) for pair, numbers in sorted(counts.items())}
 
 

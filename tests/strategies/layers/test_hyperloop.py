@@ -3,7 +3,6 @@
 import copy
 import math
 import pickle
-import threading
 import weakref
 
 import pytest
@@ -15,6 +14,7 @@ import memfold
 from memfold.backbones.gpt import GPT
 from memfold.compression import compression_of
 from memfold.training.activation_checkpointing import checkpoint_activations
+from strategies.threads import check_threads_keep_apart
 
 DEPTH, WIDTH, LOOPS = 8, 16, 3
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
@@ -258,26 +258,8 @@ def test_layers_are_called_in_any_way(call):
 
 
 def test_threads_have_their_own_copies():
-    model, meeting = shaken(), threading.Barrier(2)
-    inputs = [tokens(), tokens().flip(0, 1)]
-    expected = [model(x) for x in inputs]
-
-    def meet(*_):
-        meeting.wait(10)
-
-    for block in model.blocks:
-        block.register_forward_hook(meet)
-    found = [None, None]
-
-    def run(number):
-        found[number] = model(inputs[number])
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    model = shaken()
+    check_threads_keep_apart(model, model.blocks, [tokens(), tokens().flip(0, 1)])
 
 
 @pytest.mark.parametrize("fails", [False, True])

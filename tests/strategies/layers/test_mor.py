@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import threading
 
 import pytest
 import torch
@@ -27,6 +26,7 @@ from strategies.recursive_models import (
     mor,
     tokens,
 )
+from strategies.threads import check_threads_keep_apart
 
 
 def loss_of(model):
@@ -286,26 +286,8 @@ def test_activations_inside_of_layers_are_computed_again(routing):
 
 
 def test_threads_have_their_own_tokens():
-    model, meeting = mor().eval(), threading.Barrier(2)
-    inputs = [tokens(), tokens().flip(0, 1)]
-    expected = [model(x) for x in inputs]
-
-    def meet(*_):
-        meeting.wait(10)
-
-    for block in model.blocks:
-        block.register_forward_hook(meet)
-    found = [None, None]
-
-    def run(number):
-        found[number] = model(inputs[number])
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    model = mor().eval()
+    check_threads_keep_apart(model, model.blocks, [tokens(), tokens().flip(0, 1)])
 
 
 @pytest.mark.slow  # the compiler takes its time
