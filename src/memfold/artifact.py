@@ -299,8 +299,10 @@ def _check_backbone(
             raise InputError(f"{other}: this one has no {name}")
         if name in ties:
             raise InputError(f"{other}: this one has no {name} of its own{_tied(ties, name)}")
-    if record.ties is not None and record.ties != ties | made:
-        name, first = sorted(record.ties.items() ^ (ties | made).items())[0]
+    # What has further names of its own has them for the tensor that it is tied to.
+    wanted = {name: made.get(first, first) for name, first in ties.items()} | made
+    if record.ties is not None and record.ties != wanted:
+        name, first = sorted(record.ties.items() ^ wanted.items())[0]
         owner = "its" if name in record.ties else "this one's"
         raise InputError(f"{other}: {owner} {name} is the same tensor as {first} (tied)")
 

@@ -173,6 +173,20 @@ def test_norms_and_biases_are_tied_each_by_its_own_option(kind, tmp_path):
     torch.testing.assert_close(found, total, rtol=1e-10, atol=1e-12)
 
 
+def test_shared_norms_of_layers_with_two_paths_are_loaded(tmp_path):
+    def twice():
+        model = gpt()
+        model.layers = model.blocks
+        return model
+
+    model = memfold.compress(twice(), "tied", ratio=1 / 3, norms="shared").eval()
+    memfold.save(model, tmp_path / "model.safetensors")
+    loaded = memfold.load(tmp_path / "model.safetensors", twice().double()).eval()
+    assert torch.equal(loaded(tokens()), model(tokens()))
+    with pytest.raises(memfold.InputError, match="is of another backbone"):
+        memfold.load(tmp_path / "model.safetensors", gpt())
+
+
 def test_excluded_matrices_stay_each_layers_own():
     model = tied(ratio=0.01, exclude=["*.up"], norms="shared")
     one, other = model.blocks[0], model.blocks[3]
