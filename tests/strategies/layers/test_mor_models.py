@@ -67,7 +67,7 @@ class Masked(nn.Module):
         self.is_causal = True
         self.mix, self.up, self.down = nn.Linear(6, 6), nn.Linear(6, 9), nn.Linear(9, 6)
 
-    def forward(self, x, mask=None):
+    def forward(self, x, mask=None) -> torch.Tensor:
         return x + self.down(self.up(self.mix(x)).tanh())
 
 
@@ -98,6 +98,20 @@ def test_masks_are_refused(call):
         memfold.compress(Stack(call), "mor")(x)
     with pytest.raises(memfold.InputError, match=r"mor: layers take \(5, 6\); rows of tokens"):
         plain(x[0])
+
+
+def test_layers_that_no_token_reaches_give_every_parameter_a_gradient():
+    """Otherwise the processes of DDP wait for each other."""
+    model = memfold.compress(Stack(lambda layer, x: layer(x)), "mor", routing="token")
+    x = torch.rand(2, 5, 6, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        getattr(model, ROUTER).copy_(torch.tensor([[1.0], [-1.0], [-1.0]]).expand(3, 6))
+    assert not chosen_in(model, x)[1:].any()
+    model(x).sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    assert [name for name, gradient in gradients.items() if gradient is None] == []
+    assert not gradients["layers.3.up.bias"].any()
+    assert gradients["layers.1.up.bias"].any()
 
 
 def encoder():

@@ -251,8 +251,9 @@ def check_causal(layers: Sequence[nn.Module], path: str) -> None:
 
 
 def _skipped_without_tokens(layer: Any, stream: Tensor, *inputs: Any, **options: Any) -> Any:
-    if stream.shape[1] == 0:
-        return stream
+    if stream.shape[1] == 0:  # parameters get gradients of 0: those of DDP wait for one each
+        used = [parameter.sum() for parameter in layer.parameters() if parameter.requires_grad]
+        return stream + 0 * torch.stack(used).sum() if used else stream
     return type(layer).forward(layer, stream, *inputs, **options)
 
 
