@@ -1,5 +1,6 @@
 """Maps by what layers compute, against clusters that are joined one after the other."""
 
+import copy
 import subprocess
 import sys
 
@@ -106,17 +107,24 @@ def test_equal_layers_are_joined():
     assert crash_map(model, batches(), 3) == (1, 1, 1, 4, 4, 5)
 
 
-def test_tied_layers_start_from_those_that_the_map_names():
+@pytest.mark.parametrize(
+    ("entries", "found"),
+    [([2, 2, 2, 2, 4, 4], (0, 0, 0, 0, 1, 1)), ([5, 0, 0, 0, 0, 3], (0, 1, 1, 1, 1, 2))],
+)
+def test_tied_layers_start_from_those_that_the_map_names(entries, found, tmp_path):
     model = gpt()
-    entries = [2, 2, 2, 2, 4, 4]
+    for number, layer in enumerate(model.blocks):
+        torch.nn.init.constant_(layer.norm1.weight, 1 + number)
     options = {"initial_values": "least_squares", "block": "named", "map": entries}
-    tied = memfold.compress(gpt(), "tied", **options)
-    assert compression_of(tied).map == (0, 0, 0, 0, 1, 1)
-    found = memfold.densify(tied)
-    for place, entry in enumerate(entries):
-        for name in ("attention.qkv", "attention.projection", "up", "down"):
-            weight = found.blocks[place].get_submodule(name).weight
-            assert torch.equal(weight, model.blocks[entry].get_submodule(name).weight)
+    tied = memfold.compress(copy.deepcopy(model), "tied", norms="shared", **options)
+    assert compression_of(tied).map == found
+    memfold.save(tied, tmp_path / "model.safetensors")
+    for network in (tied, memfold.load(tmp_path / "model.safetensors", gpt())):
+        dense = memfold.densify(network)
+        for place, entry in enumerate(entries):
+            for name in ("attention.qkv", "attention.projection", "up", "down", "norm1"):
+                weight = dense.blocks[place].get_submodule(name).weight
+                assert torch.equal(weight, model.blocks[entry].get_submodule(name).weight)
 
 
 def test_a_map_of_all_layers_changes_nothing():

@@ -1,13 +1,13 @@
 """The gradient of a tensor that B layers use, which is the sum of B gradients, scaled."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["GradientScale", "factor_of", "scale_gradient"]
+from memfold.strategies.sharing.gradient_scale import GradientScale
 
-GradientScale = Literal["length", "projection", "none"]
+__all__ = ["factor_of", "scale_gradient"]
 
 
 def factor_of(scale: GradientScale, uses: int) -> float:

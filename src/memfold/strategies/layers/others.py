@@ -72,14 +72,13 @@ def tie_others(
     places: _Places = []
     for layer, entry in zip(layers, entries, strict=True):
         first = firsts.setdefault(entry, layer)
-        if first is layer:
-            continue
         for name in names:
             parent, _, attribute = name.rpartition(".")
             module, shared = layer.get_submodule(parent), first.get_parameter(name)
             shared.detach().copy_(means[entry][name])
-            module._parameters[attribute] = shared
-            places.append((module, attribute))
+            if first is not layer:
+                module._parameters[attribute] = shared
+                places.append((module, attribute))
     return places
 
 

@@ -24,10 +24,11 @@ from memfold.compression.strategy import Context
 from memfold.compression.trained_values import report_loss
 from memfold.errors import InputError
 from memfold.strategies.layers.base import LayerStrategy, LayerWeights
-from memfold.strategies.layers.gradients import GradientScale, factor_of, scale_gradient
+from memfold.strategies.layers.gradients import factor_of, scale_gradient
 from memfold.strategies.layers.maps import LayerMap, check_map, depths_of, layer_map
 from memfold.strategies.layers.others import shared_names, tie_others, untie
 from memfold.strategies.layers.repeated import Stack
+from memfold.strategies.sharing.gradient_scale import GradientScale
 
 __all__ = ["Tied", "TiedWeights", "TyingStrategy"]
 
@@ -67,6 +68,11 @@ class TyingStrategy(LayerStrategy):
                 "compression.block=named needs a list of layers as compression.map, which tied and "
                 "recursive_lora take"
             )
+
+    @property
+    def starts_as_named(self) -> bool:
+        """Whether every position starts as the layer that its entry of `map` names."""
+        return self.block == "named" and self.initial_values == "least_squares"
 
     @property
     def ties_untouched(self) -> bool:
@@ -138,7 +144,7 @@ class Tied(TyingStrategy, name="tied"):
 class TiedWeights(LayerWeights):
     """`<weight>_tied` at the first layer that uses it; `<weight>_scale` (rows, 1, ...) at each.
 
-    A weight that one layer uses is that layer's, and stays whole.
+    A weight that one layer uses is that layer's, and stays whole, unless it starts as another's.
     """
 
     values_name: ClassVar[str] = "layer_values"
@@ -154,11 +160,13 @@ class TiedWeights(LayerWeights):
         more: Mapping[str, Level] | None = None,
     ) -> None:
         """Take note of the layers and of the map; `more` names parts of a subclass."""
+        # A position alone with its weights may still start as a layer that the map names.
+        least = 1 if strategy.starts_as_named else 2
         groups = [
             group
             for numbers in stack.weights.values()
             for own in sorted(set(entries))
-            if len(group := [n for n, e in zip(numbers, entries, strict=True) if e == own]) > 1
+            if len(group := [n for n, e in zip(numbers, entries, strict=True) if e == own]) >= least
         ]
         parts: dict[str, Level] = {"tied": "group"}
         if strategy.loop_scale:
