@@ -46,7 +46,7 @@ def test_caches_of_transformers_give_the_same(kind, routing):
     assert not taken.all(1).all()  # some of these were left out
     for row, alone in zip(model(rows).logits, rows, strict=True):
         torch.testing.assert_close(row, model(alone[None]).logits[0], **CLOSE)
-    with pytest.raises(memfold.InputError, match="mor: 3 sequences with a cache"):
+    with pytest.raises(memfold.InputError, match="mor: 3 sequences of one token, as with a cache"):
         model.generate(rows, use_cache=True, **asked)
 
 
