@@ -57,3 +57,10 @@ def test_a_backbone_is_named_as_far_as_it_goes(
     overrides: tuple[str, ...], name: str, tmp_path: Path
 ) -> None:
     assert describe_job(compose_job(tmp_path, *overrides))["backbone"] == name
+
+
+def test_the_recipe_says_which_of_the_backbones_of_a_name_it_is(tmp_path: Path) -> None:
+    job = compose_job(tmp_path, "backbone=mlp", "backbone.hidden_widths=[]", "backbone.pooling=2")
+    recipe = describe_job(job)["recipe"]
+    found = {key: value for key, value in recipe.items() if key.startswith("backbone.")}
+    assert found == {"backbone.width": 256, "backbone.hidden_widths": [], "backbone.pooling": 2}

@@ -184,7 +184,10 @@ def _at_request(runs: Sequence[Run], request: Request | None) -> tuple[dict[str,
     if request is None:
         return methods, ""
     kind, value = request
-    return methods, f" ({value:,.0f} bytes)" if kind == "budget_bytes" else f" (ratio {value:g})"
+    if kind == "budget_bytes":
+        return methods, f" ({value:,.0f} bytes)"
+    _, space, of_network = kind.partition(" ")
+    return methods, f" (ratio {value:g}{space}{of_network})"
 
 
 def _draw_marked(

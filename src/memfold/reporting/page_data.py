@@ -99,7 +99,7 @@ def _setting(
         "numRuns": num_trainings(runs),
         "training": short_recipe(runs),
         "recipe": list(recipe(runs).items()),
-        "opensAt": next((_label(p) for p in rows if p.runs[0].request == common), None),
+        "opensAt": next((p.runs[0].asked for p in rows if p.runs[0].request == common), None),
         "opensNear": _is_crowded([point for point in rows if point.bits == widest]),
         "methods": _methods(runs, looks),
         "bits": sorted({run.bits for run in runs}, reverse=True),
@@ -122,16 +122,17 @@ def _is_crowded(found: Sequence[Point]) -> bool:
 
 def _methods(runs: Iterable[Run], looks: Mapping[str, Style]) -> list[dict[str, object]]:
     """List the methods, dense first: every other one is read against it."""
-    strategies = {run.method: run.strategy for run in runs}
+    examples = {run.method: run for run in runs}
     return [
         {
             "name": method,
-            "isDense": strategies[method] == "dense",
+            "isDense": examples[method].is_dense,
+            "isOfSetting": examples[method].network is None,
             "colour": looks[method].colour,
             "dash": looks[method].dash,
             "symbol": looks[method].symbol,
         }
-        for method in sorted(strategies, key=lambda m: (strategies[m] != "dense", m))
+        for method in sorted(examples, key=lambda m: (not examples[m].is_dense, m))
     ]
 
 
@@ -159,7 +160,7 @@ def _point(point: Point, numbers: Mapping[int, int]) -> dict[str, object]:
     return {
         "method": point.method,
         "bits": point.bits,
-        "ratio": _label(point),
+        "ratio": point.runs[0].asked,
         "x": point.x,
         "xStd": point.x_std,
         "y": point.y,
@@ -176,14 +177,6 @@ def _row(point: Point, numbers: Mapping[int, int]) -> dict[str, object]:
     return _point(point, numbers) | columns | {"order": order if asked is None else asked}
 
 
-def _label(point: Point) -> str:
-    """Say what was asked of the runs; seeds and bits of one line agree in it."""
-    kind, value = point.runs[0].request
-    if kind == "budget_bytes":
-        return f"{value:,.0f} bytes"
-    return f"~{value:g}" if kind == "found" and point.strategy != "dense" else f"{value:g}"
-
-
 def _curves(point: Point) -> list[dict[str, object]]:
     metrics = sorted({metric for run in point.runs for metric in run.curves})
     curves = []
@@ -192,7 +185,7 @@ def _curves(point: Point) -> list[dict[str, object]]:
         curves.append(
             {
                 "method": point.method,
-                "ratio": _label(point),
+                "ratio": point.runs[0].asked,
                 "metric": metric,
                 "seeds": sum(metric in run.curves for run in point.runs),
                 "steps": mean.steps,
@@ -209,7 +202,7 @@ def _densities(point: Point) -> dict[str, object]:
     tensors = list(dict.fromkeys(tensor for densities in runs for tensor in densities))
     return {
         "method": point.method,
-        "ratio": _label(point),
+        "ratio": point.runs[0].asked,
         "seeds": len(runs),
         "tensors": tensors,
         "values": [_mean(densities.get(tensor) for densities in runs) for tensor in tensors],
@@ -222,7 +215,7 @@ def _wins(matrix: WinMatrix) -> dict[str, object]:
         "methods": matrix.methods,
         "cells": [
             {
-                "asked": _label(cell.points[0]),
+                "asked": cell.points[0].runs[0].asked,
                 "winners": cell.winners,
                 "isOneSeed": cell.is_one_seed,
                 "separated": cell.separated,

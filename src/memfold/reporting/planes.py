@@ -107,7 +107,7 @@ def _draw_line(axes: Axes, points: Sequence[Point], axis: Axis, style: Style) ->
     if not is_cost_of_storing:
         points = sorted(points, key=lambda point: (-point.bits, point.runs[0].request))
     is_dense = points[0].strategy == "dense"
-    if is_dense:
+    if is_dense and points[0].runs[0].network is None:
         height = max(points, key=lambda point: point.bits).y
         axes.axhline(height, color=GREY, linewidth=1, linestyle="--", zorder=1)
     xs, ys = [point.x for point in points], [point.y for point in points]

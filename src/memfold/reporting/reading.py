@@ -6,7 +6,7 @@ from pathlib import Path
 
 from memfold.errors import InputError
 from memfold.files import open_regular
-from memfold.reporting.labels import label_methods, label_settings
+from memfold.reporting.labels import join_backbones, label_methods, label_settings
 from memfold.reporting.records import Problem, Run
 from memfold.reporting.run_files import read_run_folder
 from memfold.reporting.run_lines import read_run_lines
@@ -37,7 +37,9 @@ _MAX_PRINTED = 2**24
 _TRIALS = "trials"
 
 
-def read(paths: Iterable[Path | str]) -> tuple[list[Run], list[Problem]]:
+def read(
+    paths: Iterable[Path | str], *, is_joined: bool = False
+) -> tuple[list[Run], list[Problem]]:
     """Read every run that is found.
 
     Args:
@@ -45,6 +47,7 @@ def read(paths: Iterable[Path | str]) -> tuple[list[Run], list[Problem]]:
             `runs.jsonl` of earlier reports. Of a tuning study, the runs of its test are read, not
             those of its trials; of `scripts/compare.py`, neither those that were tried for a choice
             nor those that it has put aside.
+        is_joined: Whether backbones on the same data share a setting (`join_backbones`).
 
     Returns:
         The runs, with their methods named; and what is wrong: runs that are left out (without a
@@ -66,6 +69,7 @@ def read(paths: Iterable[Path | str]) -> tuple[list[Run], list[Problem]]:
         problems += wrong
     labelled = label_methods(label_settings(sorted(runs.values(), key=_by_folder)))
     kept, repeated = keep_first(labelled)
+    kept = join_backbones(kept) if is_joined else kept
     problems += [*repeated, *warn_of_unequal_training(kept)]
     return sorted(kept, key=_by_method), sort_problems(problems)
 

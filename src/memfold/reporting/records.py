@@ -15,6 +15,7 @@ __all__ = [
     "SMALLEST_RATIO",
     "Comparison",
     "Curve",
+    "Network",
     "Problem",
     "Reference",
     "Run",
@@ -72,6 +73,18 @@ class Setting:
         return self.data, self.backbone, *metric
 
 
+@dataclass(frozen=True)
+class Network:
+    """That of a run in a setting of another one."""
+
+    backbone: Text
+    """As `backbone=` has it."""
+    name: Text
+    """The same, with what tells it from the others of the setting."""
+    dense_bytes: Bytes
+    """Stored bytes of its uncompressed model."""
+
+
 def value_types(primary: Primary) -> tuple[Any, Any]:
     """Return what test and validation values must be, for `memfold.file_models.check`."""
     kind = cast("Any", Share if is_share(primary) else Value)
@@ -85,17 +98,20 @@ class Run:
     folder: Text
     """The run folder."""
     setting: Setting
+    network: Network | None = None
+    """Its own, where backbones are joined and it is not the one that the setting is named after."""
     source: Mapping[str, object] = field(default_factory=dict)
     """Of data that their kind does not name: `data`, the kind, and what tells which they are."""
     strategy: Text
     """Name of the strategy, such as `stable_rps`."""
     method: Text
-    """The strategy, followed by those of its options in which compared runs differ: one line."""
+    """The strategy, followed by those of its options in which compared runs differ, and by its
+    network where it has one: one line."""
     seed: Count
     fold: Count | None = None
     """Of a cross-validation: the part of the data that is the test split."""
     ratio: Ratio
-    """Stored learned values over compressible weights, as it came out."""
+    """Stored learned values over compressible weights of its own network, as it came out."""
     requested_ratio: Annotated[Ratio, Field(le=1)] | None = None
     """The same as it was asked for; `None` for dense, and where bytes were asked for instead."""
     bits: Literal[32, 16, 8, 7, 6, 5, 4, 3]
@@ -107,7 +123,7 @@ class Run:
     """The same on the validation split."""
     stored_bytes: Bytes
     dense_bytes: Bytes
-    """Stored bytes of the uncompressed model."""
+    """Stored bytes of the uncompressed model of the setting."""
     train_state_bytes: Count | None = None
     peak_bytes: Count | None = None
     """Highest memory of training above its start."""
@@ -147,16 +163,32 @@ class Run:
 
     @property
     def request(self) -> tuple[str, float]:
-        """What was asked for: seeds and folds that share it, and the rest, are averaged."""
+        """What was asked for: seeds and folds that share it, and the rest, are averaged.
+
+        Ratios of two networks are no more alike than their weights are many; bytes are.
+        """
         if self.requested_ratio is not None:
-            return "ratio", self.requested_ratio
+            return f"ratio{self._of_network}", self.requested_ratio
         if self.budget_bytes is not None:
             return "budget_bytes", self.budget_bytes
-        return "found", float(f"{self.ratio:.2g}")
+        return f"found{self._of_network}", float(f"{self.ratio:.2g}")
+
+    @property
+    def asked(self) -> str:
+        """The same in words; a ratio that nobody asked for is marked, as `~0.12`."""
+        kind, value = self.request
+        if kind == "budget_bytes":
+            return f"{value:,.0f} bytes"
+        mark = "" if self.is_dense or self.requested_ratio is not None else "~"
+        return f"{mark}{value:g}{self._of_network}"
+
+    @property
+    def _of_network(self) -> str:
+        return f" of {self.network.name}" if self.network else ""
 
     @property
     def stored_ratio(self) -> float:
-        """Stored bytes over those of the dense model."""
+        """Stored bytes over those of the dense model of the setting."""
         return self.stored_bytes / self.dense_bytes
 
 

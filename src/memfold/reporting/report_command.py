@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        comparison = _compare(options.runs, options.reference)
+        comparison = _compare(options.runs, options.reference, is_joined=options.join_backbones)
         plots = write_report(comparison, options.out, title=options.title)
     except InputError as error:
         _print(f"error: {error}", file=sys.stderr)
@@ -83,13 +83,15 @@ def write_report(comparison: Comparison, folder: Path, *, title: str) -> int:
     return len(plots) // 2
 
 
-def _compare(paths: Sequence[Path], reference_files: Sequence[Path]) -> Comparison:
+def _compare(
+    paths: Sequence[Path], reference_files: Sequence[Path], *, is_joined: bool
+) -> Comparison:
     """Read everything, and print what is wrong with it.
 
     Raises:
         InputError: There is nothing to draw, or published curves cannot be read.
     """
-    runs, problems = read(paths)
+    runs, problems = read(paths, is_joined=is_joined)
     references, unknown = read_references(reference_files, {run.setting for run in runs})
     problems = sort_problems([*problems, *unknown])
     for problem in problems:
@@ -120,6 +122,11 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="FILE",
         help="published curves: a CSV of method,dataset,model,ratio,accuracy; may be repeated",
+    )
+    parser.add_argument(
+        "--join-backbones",
+        action="store_true",
+        help="show networks of all backbones on the same data together, for comparisons by bytes",
     )
     parser.add_argument("--title", default="Comparison of runs", help="of the page")
     return parser

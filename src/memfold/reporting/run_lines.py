@@ -62,7 +62,7 @@ def _named(run: Run) -> dict[str, Any]:
     content = dataclasses.asdict(run)
     if run.setting.primary == ACCURACY:  # as before there were others
         del content["setting"]["primary"]
-    for key, nothing in (("source", {}), ("fold", None)):  # of few
+    for key, nothing in (("network", None), ("source", {}), ("fold", None)):  # of few
         if content[key] == nothing:
             del content[key]
     test, val = columns(run.setting.primary)

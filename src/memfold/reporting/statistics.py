@@ -143,7 +143,7 @@ class WinMatrix:
 
 
 def _requested_ratio(run: Run) -> float | None:
-    return run.ratio if run.requested_ratio is None else run.requested_ratio
+    return None if run.network else run.requested_ratio or run.ratio
 
 
 AXES: dict[str, Axis] = {
@@ -249,14 +249,14 @@ def at_most_bits(runs: Iterable[Run]) -> list[Run]:
 
 
 def common_request(runs: Iterable[Run]) -> tuple[str, float] | None:
-    """Return the request that most methods of a setting can be shown at; dense has none.
+    """Return the request that most methods of a setting's network have; dense has none.
 
     Of several, the one in the middle: at the largest, methods hardly differ, at the smallest most
     have collapsed.
     """
     methods: dict[tuple[str, float], set[str]] = defaultdict(set)
     for run in runs:
-        if not run.is_dense:
+        if not (run.is_dense or run.network):
             methods[run.request].add(run.method)
     most = max(map(len, methods.values()), default=0)
     common = sorted(request for request, names in methods.items() if len(names) == most)
@@ -320,9 +320,9 @@ def win_matrix(runs: Iterable[Run]) -> list[WinMatrix]:
     for point in points(runs, AXES["stored_bytes"]):
         if point.requested_ratio is not None or point.budget_bytes is not None:
             cells = by_cell.setdefault((point.setting, point.bits), defaultdict(list))
-            cells[point.requested_ratio, point.budget_bytes].append(point)
+            cells[point.runs[0].request].append(point)
     matrices = []
-    for (setting, bits), cells in sorted(by_cell.items(), key=lambda item: _by_bits(*item[0])):
+    for (setting, bits), cells in sorted(by_cell.items(), key=lambda i: (i[0][0], -i[0][1])):
         shared = sorted((_cell(group) for group in cells.values()), key=_ratios_first)
         shared = [cell for cell in shared if len(cell.points) > 1]
         if shared:
@@ -392,9 +392,6 @@ def _duels(cells: Iterable[Cell]) -> dict[tuple[str, str], Duel]:
     return {pair: Duel(*numbers) for pair, numbers in sorted(counts.items())}
 
 
-def _by_bits(setting: Setting, bits: int) -> tuple[Setting, int]:
-    return setting, -bits
-
-
-def _ratios_first(cell: Cell) -> tuple[bool, float, int]:
-    return cell.requested_ratio is None, -(cell.requested_ratio or 0), -(cell.budget_bytes or 0)
+def _ratios_first(cell: Cell) -> tuple[bool, float, str]:
+    kind, value = cell.points[0].runs[0].request
+    return kind == "budget_bytes", -value, kind

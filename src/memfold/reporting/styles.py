@@ -7,6 +7,7 @@ reference lines.
 """
 
 import colorsys
+import re
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable
@@ -85,7 +86,8 @@ def styles(methods: Iterable[str]) -> dict[str, Style]:
     """Choose a style for each method.
 
     Args:
-        methods: A strategy, or one followed by options: `stable_rps (gradient_scale=projection)`.
+        methods: A strategy, or one followed by options or its network: `stable_rps
+            (gradient_scale=projection)`, `small, cnn`.
 
     Returns:
         The colour depends on the strategy alone, also for one that is not memfold's. Variants of
@@ -93,7 +95,7 @@ def styles(methods: Iterable[str]) -> dict[str, Style]:
     """
     variants: dict[str, list[str]] = defaultdict(list)
     for method in sorted(set(methods)):
-        variants[method.partition(" (")[0]].append(method)
+        variants[re.split(r" \(|, ", method)[0]].append(method)
     return {
         method: _style(strategy, number)
         for strategy, names in variants.items()

@@ -84,7 +84,7 @@ def to_csv(comparison: Comparison) -> str:
         test, val = columns(point.setting.primary)
         row = {
             "data": point.setting.data,
-            "backbone": point.setting.backbone,
+            "backbone": (own.name if (own := point.runs[0].network) else point.setting.backbone),
             "method": point.method,
             "strategy": point.strategy,
             "bits": point.bits,
@@ -173,7 +173,7 @@ def _cells(point: Point, *, is_best: bool) -> list[str]:
     return [
         _escape(point.method),
         str(point.bits),
-        _request(point),
+        _escape(point.runs[0].asked),
         str(len(point.runs)),
         f"**{_mean_and_spread(point)}**" if is_best else _mean_and_spread(point),
         _interval(point),
@@ -211,7 +211,7 @@ def _outcome(cell: Cell) -> list[str]:
     note = " (one seed each)" if cell.is_one_seed else ""
     value = f"{_mean_and_spread(top)}{unit_mark(top.setting.primary)}"
     apart = f"{len(cell.separated)} of {len(cell.points) - 1}"
-    return [_request(top), f"{_escape(top.method)}: {value}{note}", ties or "-", apart]
+    return [_escape(top.runs[0].asked), f"{_escape(top.method)}: {value}{note}", ties or "-", apart]
 
 
 def _published(references: Sequence[Reference]) -> list[str]:
@@ -235,15 +235,6 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Align numbers to the right, the first column to the left."""
     rule = ["---", *["---:"] * (len(heads) - 1)]
     return [f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows)]
-
-
-def _request(point: Point) -> str:
-    if point.requested_ratio is not None:
-        return f"{point.requested_ratio:g}"
-    if point.budget_bytes is not None:
-        return f"{point.budget_bytes:,} bytes"
-    ratio = f"{statistics.fmean(run.ratio for run in point.runs):.2g}"
-    return ratio if point.strategy == "dense" else f"~{ratio}"
 
 
 def _mean_and_spread(point: Point) -> str:

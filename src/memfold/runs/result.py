@@ -112,7 +112,7 @@ def _name_backbone(options: object, choice: str | None) -> str | None:
 def _describe_recipe(config: Mapping[Any, Any], choices: Mapping[str, Any]) -> dict[str, object]:
     """Return what decides how the network is trained, named as on the command line."""
     recipe: dict[str, object] = {"init_from": config.get("init_from")}
-    for group in ("data", "optimizer", "scheduler", "task"):
+    for group in ("backbone", "data", "optimizer", "scheduler", "task"):
         if group in ("optimizer", "scheduler"):
             recipe[group] = choices.get(group)
         options = config.get(group)

@@ -6,7 +6,7 @@ from statistics import fmean
 import pytest
 from playwright.sync_api import expect
 
-from memfold.reporting.records import Comparison, Reference
+from memfold.reporting.records import Comparison, Network, Reference
 from memfold.reporting.statistics import AXES, at_best_bits, pareto_front, points
 from reporting.page.comparisons import DIGITS, FASHION, NAMES, SMALL, one_run, realistic
 from reporting.page.looking import (
@@ -93,6 +93,17 @@ def test_the_dense_accuracy_is_a_line_with_its_number(small_page):
     assert label.text_content() == f"dense{100 * mean:.1f} %"  # on two lines
     toggle(small_page, "dense")
     assert label.count() == 0
+
+
+def test_the_dense_model_of_another_network_is_a_point_and_no_line(open_page):
+    cnn = Network("cnn", "cnn", 50_000)
+    other = one_run("dense, cnn", strategy="dense", network=cnn, stored_bytes=50_000, accuracy=0.95)
+    page = open_page(Comparison((one_run(accuracy=0.9), other)))
+    assert page.locator("#plane .annotation-text").text_content() == "dense90.0 %"
+    assert set(drawn(page)) == {"dense", "dense, cnn"}
+    assert set(column(page, "order")) == {"1", "1 of cnn"}
+    toggle(page, "dense, cnn")
+    assert page.locator("#plane .annotation-text").count() == 1
 
 
 def test_the_dense_label_is_beside_the_points(small_page):

@@ -153,7 +153,7 @@ function targetsTrace(traces) {
 
 /** The dense model's mean, with its values at the most bits shown: what there is to lose. */
 function denseMean(setting, bits, isShown) {
-  const dense = setting.methods.filter((method) => method.isDense && isShown(method.name));
+  const dense = setting.methods.filter((method) => method.isDense && method.isOfSetting && isShown(method.name));
   const rows = setting.rows.filter((row) => dense.some((method) => method.name === row.method));
   const chosen = rows.filter((row) => String(row.bits) === bits);
   return (chosen.length ? chosen : rows).sort((a, b) => b.bits - a.bits)[0] ?? null;
