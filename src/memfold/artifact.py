@@ -24,6 +24,7 @@ from memfold.compression.compressed_model import (
 )
 from memfold.compression.error_feedback import feedback_roundings
 from memfold.compression.materialise import filler
+from memfold.compression.merged_norms import merge, separate
 from memfold.compression.record import Record
 from memfold.compression.samples import Batch
 from memfold.compression.state import Compression, compressions_in
@@ -90,6 +91,8 @@ def save(
     if bits is not None:
         strategy = replace(strategy, bits=bits, train_bits=None)
     untouched = state_tensors(model, leave_out=owned)
+    if strategy.merge_norms:
+        untouched = merge(model, untouched)
     tensors = indices | {n: _narrow(n, t, strategy) for n, t in untouched.items()}
     packing = strategy.packing
     roundings = {} if data is None else feedback_roundings(compression, packing, data)
@@ -142,6 +145,8 @@ def load(
     check_not_compressed(model)
     record, stored = read(path)
     tensors = _unpack(path, record, stored)
+    if record.strategy.merge_norms:
+        tensors = separate(model, tensors)
     _check_backbone(path, model, record, tensors)
     try:
         with _unchanged_on_failure(model) as overwritten:

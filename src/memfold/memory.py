@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from memfold.compression.accounting import state_tensors, tensor_bytes, unique_tensors
 from memfold.compression.compressed_model import check_whole
+from memfold.compression.merged_norms import left_out
 from memfold.compression.state import Compression, compressions_in
 
 __all__ = ["Footprint", "PeakMeter", "footprint", "grad_sync_bytes", "train_state_bytes"]
@@ -30,7 +31,8 @@ class Footprint:
     index_bytes: int
     """Masks, indices, scales and seeds."""
     untouched_bytes: int
-    """Everything else: biases, norms, buffers, excluded weights, in `Strategy.untouched_bits`."""
+    """Everything else: biases, norms, buffers, excluded weights, as `Strategy.untouched_bits` and
+    `merge_norms` store them."""
     stored_bytes: int
     """Values, indices and untouched tensors together."""
     ratio: float
@@ -59,7 +61,9 @@ def footprint(model: nn.Module) -> Footprint:
     places = compressions_in(model, remove_duplicate=False)
     owned = {prefix + name for prefix, part in places for name in part.owned_names()}
     left = state_tensors(model, leave_out=owned)
-    untouched = sum(_untouched_bytes(name, tensor, places) for name, tensor in left.items())
+    merged = {prefix + name for prefix, part in places for name in _merged(part)}
+    kept = {name: tensor for name, tensor in left.items() if name not in merged}
+    untouched = sum(_untouched_bytes(name, tensor, places) for name, tensor in kept.items())
     values = sum(part.value_bytes for part in parts)
     indices = sum(part.index_bytes for part in parts)
     stored = values + indices + untouched
@@ -78,6 +82,12 @@ def footprint(model: nn.Module) -> Footprint:
         num_weights=num_weights,
         num_values=num_values,
     )
+
+
+def _merged(part: Compression) -> frozenset[str]:
+    if not part.strategy.merge_norms:
+        return frozenset()
+    return left_out(part.model, state_tensors(part.model, leave_out=part.owned_names()))
 
 
 def _untouched_bytes(name: str, tensor: Tensor, parts: Sequence[tuple[str, Compression]]) -> int:

@@ -182,7 +182,7 @@ def test_every_strategy_has_its_files_and_they_agree(name):
     top_level = {key: plain.pop(key) for key in ("ratio", "budget_bytes", "seed")}
     assert top_level == {key: f"${{{key}}}" for key in top_level}
     of_the_file = ("bits", "train_bits", "train_bits_from", "block_size", "coding")
-    for key in (*of_the_file, "untouched_bits"):
+    for key in (*of_the_file, "untouched_bits", "merge_norms"):
         assert plain.pop(key) == f"${{artifact.{key}}}"
     assert Strategy.from_dict({"name": name, **plain}) == cls()
     assert cls.__module__.rsplit(".", 1)[1] == name

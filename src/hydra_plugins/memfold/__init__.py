@@ -26,6 +26,7 @@ _OF_A_STRATEGY = {
     "block_size": "${artifact.block_size}",
     "coding": "${artifact.coding}",
     "untouched_bits": "${artifact.untouched_bits}",
+    "merge_norms": "${artifact.merge_norms}",
 }
 
 

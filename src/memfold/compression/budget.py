@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from memfold.compression.accounting import state_tensors, storage_key, ties_of
+from memfold.compression.merged_norms import left_out
 from memfold.compression.record import Record
 from memfold.compression.selection import CompressibleWeight
 from memfold.errors import InputError
@@ -63,6 +64,8 @@ class Budget:
             if storage_key(tensor) not in own
         }
         self._ties = ties_of(model)
+        merges = strategy.merge_norms
+        self._left_out = left_out(model, self._untouched) if merges else frozenset[str]()
 
     def file_bytes(self, stored: Stored) -> int:
         """Return the size of the file; at most that, where values and masks are coded."""
@@ -110,6 +113,7 @@ class Budget:
         }
         dense = {name: list(tensor.shape) for name, tensor in self._untouched.items()}
         reshaped = {n: dense[n] for n, t in tensors.items() if list(t.shape) != dense[n]}
+        tensors = {name: t for name, t in tensors.items() if name not in self._left_out}
         tensors |= stored.indices
         for name, value in stored.values.items():
             parts = packed_like(value.shape, strategy.packing, value.dtype)

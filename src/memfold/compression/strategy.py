@@ -78,6 +78,9 @@ class Strategy(ABC):
     untouched_bits: Literal[32, 16] = 32
     """Bits of each float32 or float64 that is left untouched (biases, norms, buffers, excluded
     weights), in the file alone: 16: float16."""
+    merge_norms: bool = False
+    """Leave the running statistics of BatchNorm out of the file, whose weights and biases then hold
+    them: two numbers for each channel in place of four, for evaluation."""
     seed: int = 0
     """Everything random derives from it."""
     include: tuple[str, ...] = ("*",)
@@ -171,7 +174,7 @@ class Strategy(ABC):
     @property
     def is_lossy(self) -> bool:
         """Whether the artifact holds other numbers than the trained model."""
-        return self.bits != 32 or self.untouched_bits != 32
+        return self.bits != 32 or self.untouched_bits != 32 or self.merge_norms
 
     def _check_train_bits(self) -> None:
         if self.train_bits is None:

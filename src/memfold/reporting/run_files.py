@@ -119,6 +119,7 @@ def _parse(result: object, name: str) -> Run:
     }
     compression, metrics = sections["compression"], sections["metrics"]
     is_exact = found["bits"] == compression.get("untouched_bits", 32) == 32
+    is_exact &= not compression.get("merge_norms", False)
     prefix = "" if is_exact else "packed/"
     is_best = not prefix and values.get("test_checkpoint") == "best"
     primary = primary_of(values)

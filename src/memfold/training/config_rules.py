@@ -135,6 +135,7 @@ _KINDS: dict[str, Any] = {
     "artifact.block_size": int,
     "artifact.coding": Literal["none", "huffman"],
     "artifact.untouched_bits": Literal[32, 16],
+    "artifact.merge_norms": bool,
     "artifact.feedback_samples": Natural,
     "seed": Annotated[int, Interval(f"[0, {_MAX_SEED}]")],
     "distill.allow": list[str],
@@ -164,7 +165,7 @@ _KINDS: dict[str, Any] = {
     "callbacks.*.min_delta": NonNegative,
 }
 _ARTIFACT = ("bits", "train_bits", "train_bits_from", "block_size", "coding", "untouched_bits")
-_ARTIFACT += ("feedback_samples",)
+_ARTIFACT += ("merge_norms", "feedback_samples")
 _PART = "a number of batches above 0, a share of them in (0.0, 1.0], or null"
 _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     *(

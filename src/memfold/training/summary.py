@@ -28,7 +28,8 @@ def print_summary(result: dict[str, Any], folder: str) -> None:
     table.add_column(justify="right")
     compression, samples = result["compression"], result["samples"]
     untouched = compression.get("untouched_bits", 32)
-    is_packed = compression["bits"] != 32 or untouched != 32
+    merges = compression.get("merge_norms", False)
+    is_packed = compression["bits"] != 32 or untouched != 32 or merges
     others = [
         f"{name.removeprefix('test/')} {show_number(value)}"
         for name, value in metrics.items()
@@ -42,7 +43,8 @@ def print_summary(result: dict[str, Any], folder: str) -> None:
         "compression": f"{compression['name']}, ratio {ratio}"
         + (f" (nearest to {asked})" if asked not in (None, ratio) else "")
         + (f", stored in {compression['bits']} bits" if is_packed else "")
-        + (f", untouched in {untouched}" if untouched != 32 else ""),
+        + (f", untouched in {untouched}" if untouched != 32 else "")
+        + (", norms merged" if merges else ""),
         "samples to train, validate, test": " / ".join(f"{n:,}" for n in samples.values()),
         f"test {primary.title} ({weights})": primary.show(metrics.get(primary.test)),
         f"test {primary.title} as stored": primary.show(primary.tested(metrics))

@@ -54,7 +54,7 @@ _FINGERPRINT = "shared_fingerprint"
 # Options that the fingerprint holds as what they led to, or that do not change what values mean.
 _FREE_OPTIONS = {
     *("ratio", "budget_bytes", "bits", "train_bits", "train_bits_from", "block_size"),
-    *("coding", "untouched_bits", "include", "exclude", "min_size", "structured"),
+    *("coding", "untouched_bits", "merge_norms", "include", "exclude", "min_size", "structured"),
     *("gradient_scale", "autograd", "linear", "initial_values"),
 }
 # With `auto`, all weights are built at once if they take no more bytes.
