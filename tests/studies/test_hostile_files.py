@@ -56,13 +56,8 @@ def test_wrong_values_of_a_space_are_named(
     [
         (
             "insert into trial_user_attributes (trial_id, key, value_json) "
-            "values (1, 'retry_of', '7')",
-            "trial 0 tries again what was never tried",
-        ),
-        (
-            "insert into trial_user_attributes (trial_id, key, value_json) "
-            "values (1, 'retry_of', '[1]')",
-            "trial 0: retry_of must be a whole number, got [1]",
+            "values (1, 'hydra.run.dir', '7')",
+            "trial 0: hydra.run.dir is unknown; there are reason, seconds, values",
         ),
         (
             "update trial_user_attributes set value_json = '\"much\"' where key = 'seconds'",

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from memfold.runs.locks import is_held, wait_for_lock
+from memfold.runs.folder import is_completed
+from memfold.runs.locks import is_held
 from memfold.studies.executor import share_out, work_in_parallel
 from studies.tuned import (
     Worker,
@@ -20,7 +20,6 @@ from studies.tuned import (
     settings,
     trials,
     tune,
-    write_space,
 )
 
 SLOW = {"STAND_IN_SECONDS": "0.2"}
@@ -59,7 +58,9 @@ def test_killed_and_interrupted_studies_go_on_to_what_an_undisturbed_one_finds(
         trial.value for trial in trials(tmp_path / "undisturbed")
     ]
     assert report(folder)["num_trials"] == {"completed": 3, "pruned": 0, "failed": 0}
-    assert [trial.seconds for trial in trials(folder)] == [2.0] * 3  # two runs of 1 s of training
+    assert [trial.notes.seconds for trial in trials(folder)] == [
+        2.0
+    ] * 3  # two runs of 1 s of training
     for place, _ in places:
         assert (runs / place / "starts").read_text() == "new\nresume\n"
     assert num_starts(runs) == 2 * 3 + 2
@@ -78,80 +79,32 @@ def test_two_processes_share_a_study(tmp_path: Path) -> None:
     assert report(tmp_path)["num_trials"]["completed"] == 4
 
 
-def test_a_worker_that_is_silent_for_too_long_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.ddp
+def test_a_trial_that_ends_while_another_worker_looks_is_not_lost(tmp_path: Path) -> None:
+    worker = Worker(tmp_path, 1, STAND_IN_SECONDS="1")
+    folder = tmp_path / "study" / "trials" / "0"
+    wait_until((folder / "s1" / "checkpoints" / "last.ckpt").exists, worker)
+    study = open_study(tmp_path)
+    with study.claimed():
+        wait_until(lambda: is_completed(folder / "s2"), worker)
+        time.sleep(0.5)
+        assert [trial.state for trial in study.trials()] == ["running"]
+    assert worker.finish()[0] == 0
+    assert [trial.state for trial in study.trials()] == ["completed"]
+
+
+def test_epochs_that_were_judged_before_an_interruption_stay_as_they_are(tmp_path: Path) -> None:
     assert tune(tmp_path, 1) == 0
     study = open_study(tmp_path)
-    with pytest.warns(UserWarning, match="Heartbeat"):
-        attempt = study.optuna.ask()  # by a node that has gone, whose lock its file server keeps
-    study.space.suggest(attempt)
-    with sqlite3.connect(tmp_path / "study" / "study.db") as database:
-        values = (attempt._trial_id,)
-        database.execute(
-            "insert into trial_heartbeats (trial_id, heartbeat) "
-            "values (?, datetime('now', '-2 minutes'))",
-            values,
-        )
-    database.close()
-    release = threading.Event()
-
-    def hold() -> None:
-        with wait_for_lock(study.lock(1)):
-            release.wait()
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    try:
-        timer = threading.Timer(1.0, release.set)  # the suspended one notices, and lets go
-        timer.start()
-        assert tune(tmp_path, 2) == 0
-    finally:
-        release.set()
-        holder.join()
-    assert [trial.state for trial in trials(tmp_path)] == ["completed"] * 2
-    assert trials(tmp_path)[1].setting == attempt.params
-    assert trials(tmp_path)[1].last.number == 2
-
-
-def test_a_trial_that_was_given_up_is_left_to_the_other_worker(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # While the only worker runs trial 0, its heartbeat seems to have stopped long ago.
-    monkeypatch.setenv("STAND_IN_SECONDS", "0.3")
-    checkpoint = tmp_path / "study" / "trials" / "0" / "s1" / "checkpoints" / "last.ckpt"
-
-    def give_up() -> None:
-        wait_until(checkpoint.exists)
-        with sqlite3.connect(tmp_path / "study" / "study.db", timeout=60) as database:
-            database.execute("update trials set state = 'FAIL'")
-        database.close()
-
-    other = threading.Thread(target=give_up)
-    other.start()
-    try:
-        assert tune(tmp_path, 2) == 0
-    finally:
-        other.join()
-    assert [trial.state for trial in trials(tmp_path)] == ["completed"] * 2
-    assert trials(tmp_path)[0].last.number == 1
-
-
-def test_a_trial_that_ends_while_another_worker_looks_is_not_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_space(tmp_path)
-    study = open_study(tmp_path)
-    with pytest.warns(UserWarning, match="Heartbeat"):
-        attempt = study.optuna.ask()
-
-    def end_now(lock: Path) -> bool:
-        study.optuna.tell(attempt, 0.5)
-        return is_held(lock)
-
-    monkeypatch.setattr("memfold.studies.optuna_study.is_held", end_now)
-    study.recover()
-    assert [trial.value for trial in study.trials()] == [0.5]
+    with study.claimed():
+        before = study.next_trial()
+    before.report(0.25, 0)  # then its worker was killed
+    assert [trial.state for trial in study.trials()] == ["completed", "waiting"]
+    assert tune(tmp_path, 2) == 0
+    last = study.optuna.trials[-1]
+    assert last.params == before.params
+    assert last.intermediate_values[0] == 0.25
+    assert len(last.intermediate_values) == 3
 
 
 def test_cores_and_gpus_are_divided() -> None:

@@ -33,8 +33,8 @@ parameters:
         "data.batch_size": {"int": {"low": 16, "high": 64, "log": False}},
         "data.horizontal_flip": {"choice": {"values": [True, False]}},
     }
-    assert space.metric == "packed/val/acc"
-    assert space.judged == Primary("val/acc", "min", "%")
+    assert space.objective.metric == "packed/val/acc"
+    assert space.objective.judged == Primary("val/acc", "min", "%")
     assert space.pruner == Pruning(startup_trials=5, warmup_epochs=3)
     assert (space.tuning_seeds, space.test_seeds) == ([1], [2, 3])
 

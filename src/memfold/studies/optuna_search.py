@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memfold.errors import InputError
-from memfold.runs.locks import try_lock
+from memfold.runs.locks import try_lock, wait_for_lock
 from memfold.runs.primary import Primary
 from memfold.studies.arguments import (
     command_parser,
@@ -20,7 +20,7 @@ from memfold.studies.arguments import (
     split_overrides,
 )
 from memfold.studies.executor import Stopped, StopSignal, work_in_parallel
-from memfold.studies.runner import Outcome, RunFailed, Runner, run_all, runners
+from memfold.studies.runner import Outcome, Runner, run_all, runners
 from memfold.studies.space import read_space
 from memfold.studies.tuned_configuration import Configuration, ExperimentFiles
 
@@ -87,14 +87,14 @@ def _tune(
             tests: dict[int, Outcome] = {}
             if best is not None and not stop.event.is_set():
                 seeds = ", ".join(map(str, space.tuning_seeds))
-                mean = f"{space.metric} {best.value:.4f}, the mean of seeds {seeds}"
+                mean = f"{space.objective.metric} {best.value:.4f}, the mean of seeds {seeds}"
                 files.write(configuration, best.setting, f"{mean}; trial {best.number}")
                 with suppress(Stopped):
                     tests = _run_tests(study, configuration, workers, best)
             commands = _commands(configuration, files, best, command)
             content = describe(study, configuration, best, tests, commands)
             write_report(study, content)
-    return _conclude(content, space.judged, options, stop)
+    return _conclude(content, space.objective.judged, options, stop)
 
 
 def _run_trials(
@@ -104,44 +104,40 @@ def _run_trials(
 
     Enough are `num_trials` that are completed or pruned, or as many that failed.
     """
+    from memfold.studies.optuna_trial import run_trial
+
     while not worker.stop.event.is_set():
-        with ExitStack() as claim:
-            claim.enter_context(study.claimed())
-            study.recover()
-            states = [trial.state for trial in study.trials()]
-            num_done = states.count("completed") + states.count("pruned")
-            if num_done >= num_trials or states.count("failed") >= num_trials:
-                return
-            if num_done + states.count("running") < num_trials:
-                _run_trial(study, configuration, worker, claim)
+        with ExitStack() as hold:
+            with study.claimed():
+                states = [trial.state for trial in study.trials()]
+                num_done = states.count("completed") + states.count("pruned")
+                if num_done >= num_trials or states.count("failed") >= num_trials:
+                    return
+                trial = None
+                if num_done + states.count("running") < num_trials:
+                    trial = study.next_trial()
+                    hold.enter_context(wait_for_lock(study.lock(trial.number)))
+            if trial is not None:
+                with suppress(Stopped):
+                    run_trial(study, configuration, trial, worker)
+                _print_trial(study.trials()[trial.number])
                 continue
         worker.stop.event.wait(_SECONDS_BETWEEN_LOOKS)  # a running one may fail
 
 
-def _run_trial(
-    study: "Study", configuration: Configuration, worker: Runner, claim: ExitStack
-) -> None:
-    from memfold.studies.optuna_trial import Objective, TakenOver
-
-    study.seed_sampler()
-    with ExitStack() as hold:
-        objective = Objective(study, configuration, worker, claim, hold)
-        try:
-            study.optuna.optimize(objective, n_trials=1, catch=(RunFailed, Stopped, TakenOver))
-        except ValueError as error:
-            # Optuna refuses what it is told of a trial that was taken over.
-            if not objective.is_taken_over or isinstance(error, InputError):
-                raise
-    if objective.number is not None and not objective.is_taken_over:
-        trial = study.trials()[objective.number]
-        shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in trial.setting.items()}
-        setting = " ".join(f"{key}={value}" for key, value in shown.items())
-        outcome = {
-            "completed": lambda: f"{trial.value:.4f}",
-            "pruned": lambda: f"pruned after epoch {trial.num_epochs}",
-            "failed": lambda: f"failed: {trial.notes.reason}",
-        }.get(trial.state, lambda: "interrupted, to be tried again")()
-        print(f"trial {trial.number}: {setting}: {outcome} ({trial.seconds:.0f} s)", flush=True)
+def _print_trial(trial: "Trial") -> None:
+    shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in trial.setting.items()}
+    setting = " ".join(f"{key}={value}" for key, value in shown.items())
+    match trial.state:
+        case "completed":
+            outcome = f"{trial.value:.4f}"
+        case "pruned":
+            outcome = f"pruned after epoch {trial.num_epochs}"
+        case "failed":
+            outcome = f"failed: {trial.notes.reason}"
+        case _:
+            outcome = "interrupted, to be tried again"
+    print(f"trial {trial.number}: {setting}: {outcome} ({trial.notes.seconds:.0f} s)", flush=True)
 
 
 def _run_tests(
@@ -151,7 +147,7 @@ def _run_tests(
     study.claim_test_folder(best)
     group = configuration.group(study.name, job_type=None)
     overrides = configuration.overrides(best.setting)
-    seeds, metric = study.space.test_seeds, study.space.judged.test
+    seeds, metric = study.space.test_seeds, study.space.objective.judged.test
     runs = [(f"s{seed}", [*overrides, f"seed={seed}", *group]) for seed in seeds]
 
     def report(name: str, outcome: Outcome) -> None:

@@ -32,7 +32,7 @@ from memfold.studies.executor import Stopped, StopSignal, share_out, work_in_par
 from memfold.studies.process import reason, run_program
 from memfold.studies.put_aside import put_aside, wait_for_orphan
 
-__all__ = ["Outcome", "RunFailed", "Runner", "run_all", "runners", "share_work"]
+__all__ = ["Outcome", "RunFailed", "Runner", "fit_seconds", "run_all", "runners", "share_work"]
 
 _T = TypeVar("_T")
 # How a run says that it cannot be resumed whatever the user does; another model or another
@@ -57,6 +57,11 @@ class Outcome:
     error: str
     """Why it failed, in one line; empty when it is completed."""
     seconds: float
+
+
+def fit_seconds(result: Mapping[str, Any]) -> float:
+    """Return how long a run trained."""
+    return (result.get("time") or {}).get("fit_seconds") or 0.0
 
 
 @dataclass(frozen=True)

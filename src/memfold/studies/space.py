@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from memfold.errors import InputError
 from memfold.file_models import Model, Number, Seed, Seeds, distinct, read_yaml
 from memfold.runs.primary import ACCURACY, Primary
 
@@ -73,33 +72,36 @@ class Parameter(Model):
             raise ValueError("must have one of float, int, choice")
         return self
 
-    def suggest(self, trial: "optuna.Trial", key: str) -> Value:
-        """Let the sampler choose."""
+    @property
+    def bounds(self) -> Float | None:
+        """Between what a number lies; `None`: it is a choice."""
+        return self.float_ or self.int_
+
+    def suggest(self, trial: "optuna.Trial", key: str) -> None:
+        """Let the sampler choose, unless it has."""
         if self.choice is not None:
-            return trial.suggest_categorical(key, self.choice)
-        if self.int_ is not None:
-            return trial.suggest_int(key, self.int_.low, self.int_.high, log=self.int_.log)
-        assert self.float_ is not None
-        return trial.suggest_float(key, self.float_.low, self.float_.high, log=self.float_.log)
+            trial.suggest_categorical(key, self.choice)
+        elif self.int_ is not None:
+            trial.suggest_int(key, **self.int_.model_dump())
+        elif self.float_ is not None:
+            trial.suggest_float(key, **self.float_.model_dump())
 
     def examples(self) -> list[Value]:
         """Return values that stand for all: each choice may be one that `train.py` knows not."""
-        bounds = self.float_ or self.int_
-        return list(self.choice or ()) if bounds is None else [bounds.low]
+        return list(self.choice or ()) if self.bounds is None else [self.bounds.low]
 
-    def allows(self, value: object) -> bool:
+    def allows(self, value: Any) -> bool:
         """Tell whether the sampler could have chosen a value."""
-        bounds = self.float_ or self.int_
-        if bounds is None:
+        if self.bounds is None:
             return any(value == one and type(value) is type(one) for one in self.choice or ())
-        return type(value) is type(bounds.low) and bounds.low <= value <= bounds.high  # pyright: ignore
+        low, high = self.bounds.low, self.bounds.high
+        return type(value) is type(low) and low <= value <= high
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
-        bounds = self.float_ or self.int_
-        if bounds is None:
+        if self.bounds is None:
             return {"choice": {"values": self.choice}}
-        return {"int" if self.float_ is None else "float": bounds.model_dump()}
+        return {"int" if self.float_ is None else "float": self.bounds.model_dump()}
 
 
 class Objective(Model):
@@ -178,27 +180,6 @@ class Space(Model):
             )
         return self
 
-    @property
-    def metric(self) -> str:
-        """A metric of `result.json`, on validation data."""
-        return self.objective.metric
-
-    @property
-    def judged(self) -> Primary:
-        """What it measures, as it is logged after every epoch and for the test data."""
-        return self.objective.judged
-
-    def suggest(self, trial: "optuna.Trial") -> Setting:
-        """Let the study's sampler choose a value for each parameter.
-
-        Raises:
-            InputError: The study has noted another value for this trial than it may have.
-        """
-        setting = {key: one.suggest(trial, key) for key, one in self.parameters.items()}
-        if not self.allows(setting):
-            raise InputError(f"the study is damaged: trial {trial.number} is not of its space")
-        return setting
-
     def allows(self, setting: Setting) -> bool:
         """Tell whether a setting, or a part of one, is of this space."""
         return all(
@@ -210,8 +191,8 @@ class Space(Model):
         """Return plain values, in the order of the file, for JSON."""
         return {
             "parameters": {key: one.to_dict() for key, one in self.parameters.items()},
-            "metric": self.metric,
-            "maximize": self.judged.mode == "max",
+            "metric": self.objective.metric,
+            "maximize": self.objective.judged.mode == "max",
             "tuning_seeds": self.tuning_seeds,
             "test_seeds": self.test_seeds,
             "sampler_seed": self.sampler.seed,

@@ -4,7 +4,7 @@ import json
 import shlex
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -12,10 +12,10 @@ import optuna
 from memfold.runs.folder import write_text_atomically
 from memfold.runs.primary import Primary
 from memfold.studies.optuna_study import Study, Trial
-from memfold.studies.runner import Outcome
+from memfold.studies.runner import Outcome, fit_seconds
 from memfold.studies.tuned_configuration import Configuration
 
-__all__ = ["describe", "fit_seconds", "show_test", "to_markdown", "write_report"]
+__all__ = ["describe", "show_test", "write_report"]
 
 _TRIALS_FOR_IMPORTANCES = 10  # fewer say little
 _STATES = ("completed", "pruned", "failed")
@@ -47,12 +47,24 @@ def describe(
         "num_trials": {state: counts[state] for state in _STATES},
         "best": None if best is None else _describe_best(best, study, configuration),
         "test": None if best is None else _describe_tests(best, study, configuration, tests),
-        "importances": _importances(study),
+        "importances": _importances(study, trials),
         "seconds": {
-            "trials": sum(trial.seconds for trial in trials),
+            "trials": sum(trial.notes.seconds for trial in trials),
             "test": sum(fit_seconds(outcome.result) for outcome in tests.values()),
         },
-        "trials": [_describe_trial(trial) for trial in trials],
+        "trials": [
+            {
+                "trial": trial.number,
+                "state": trial.state,
+                "setting": trial.setting,
+                "value": trial.value,
+                "values": trial.notes.values,
+                "epochs_judged": trial.num_epochs,
+                "seconds": trial.notes.seconds,
+                "error": trial.notes.reason if trial.state == "failed" else None,
+            }
+            for trial in trials
+        ],
     }
 
 
@@ -65,12 +77,9 @@ def write_report(study: Study, content: Mapping[str, Any]) -> None:
     with study.claimed():  # another process may write, too
         text = json.dumps(content, indent=2)
         write_text_atomically(study.folder / "report.json", text + "\n")
-        write_text_atomically(study.folder / "report.md", to_markdown(content, study.space.judged))
-
-
-def fit_seconds(result: Mapping[str, Any]) -> float:
-    """Return how long a run trained."""
-    return (result.get("time") or {}).get("fit_seconds") or 0.0
+        write_text_atomically(
+            study.folder / "report.md", _to_markdown(content, study.space.objective.judged)
+        )
 
 
 def show_test(summary: Mapping[str, Any], primary: Primary) -> str:
@@ -80,11 +89,11 @@ def show_test(summary: Mapping[str, Any], primary: Primary) -> str:
     return f"test {primary.title} {mean.removesuffix(' %') if spread else mean}{spread}"
 
 
-def to_markdown(content: Mapping[str, Any], primary: Primary) -> str:
-    """Write the report for reading."""
+def _to_markdown(content: Mapping[str, Any], primary: Primary) -> str:
     counts, seconds = content["num_trials"], content["seconds"]
     tuning, test = (", ".join(map(str, content[f"{name}_seeds"])) for name in ("tuning", "test"))
     goal = "largest" if content["maximize"] else "smallest"
+    overrides = " ".join(content["overrides"]) or "-"
     lines = [
         f"# {content['study']}",
         "",
@@ -100,17 +109,17 @@ def to_markdown(content: Mapping[str, Any], primary: Primary) -> str:
         *_best_lines(content, primary),
         "## Search space",
         "",
-        f"Common to all trials: `{' '.join(content['overrides']) or '-'}`. Sampler: TPE, seed "
-        f"{content['sampler_seed']}, {content['startup_trials']} random trials first. "
+        f"Common to all trials: `{overrides}`. Sampler: TPE, seed {content['sampler_seed']}, "
+        f"{content['startup_trials']} random trials first. "
         f"{_pruning(content['pruning'], primary)}",
         "",
         *_space_lines(content),
         "## Commands",
         "",
-        *(line for what, text in content["commands"].items() for line in _command(what, text)),
-        *_trial_lines(content),
     ]
-    return "\n".join(lines) + "\n"
+    for what, command in content["commands"].items():
+        lines += [f"{what}:", "", "```bash", command, "```", ""]
+    return "\n".join([*lines, *_trial_lines(content)]) + "\n"
 
 
 def _describe_best(best: Trial, study: Study, configuration: Configuration) -> dict[str, Any]:
@@ -130,7 +139,7 @@ def _describe_tests(
     if not tests:
         return None
     command = ["python", "train.py", *configuration.overrides(best.setting)]
-    metric = study.space.judged.test
+    metric = study.space.objective.judged.test
     runs = [
         {
             "seed": seed,
@@ -152,24 +161,10 @@ def _describe_tests(
     }
 
 
-def _describe_trial(trial: Trial) -> dict[str, Any]:
-    return {
-        "trial": trial.number,
-        "state": trial.state,
-        "setting": trial.setting,
-        "value": trial.value,
-        "values": trial.notes.values,
-        "epochs_judged": trial.num_epochs,
-        "seconds": trial.seconds,
-        "error": trial.notes.reason,
-    }
-
-
-def _importances(study: Study) -> dict[str, float] | None:
+def _importances(study: Study, trials: Sequence[Trial]) -> dict[str, float] | None:
     """Return the share of each parameter in what the completed trials differ by."""
-    completed = [trial for trial in study.trials() if trial.value is not None]
-    values = {trial.value for trial in completed}
-    if len(completed) < _TRIALS_FOR_IMPORTANCES or len(values) == 1:
+    values = [trial.value for trial in trials if trial.value is not None]
+    if len(values) < _TRIALS_FOR_IMPORTANCES or len(set(values)) == 1:
         return None
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     return optuna.importance.get_param_importances(study.optuna, evaluator=evaluator)
@@ -191,22 +186,13 @@ def _best_lines(content: Mapping[str, Any], primary: Primary) -> list[str]:
         return [*lines, "It has not been run with the test seeds.", ""]
     summary = test[primary.test]
     if summary["mean"] is not None:
-        lines += [
-            f"**{_capitalised(show_test(summary, primary))}**, {_over(summary['num_runs'])}.",
-            "",
-        ]
+        shown, num_runs = show_test(summary, primary), summary["num_runs"]
+        over = f"mean ± sample standard deviation over {num_runs} test seeds"
+        if num_runs == 1:
+            over = "of one test seed"
+        lines += [f"**{shown[0].upper()}{shown[1:]}**, {over}.", ""]
     rows = [(run["seed"], run[primary.test], run["error"]) for run in test["runs"]]
     return [*lines, *_table(("test seed", primary.test, "error"), rows)]
-
-
-def _capitalised(text: str) -> str:
-    return text[:1].upper() + text[1:]  # RMSE stays what it is
-
-
-def _over(num_seeds: int) -> str:
-    if num_seeds == 1:
-        return "of one test seed"
-    return f"mean ± sample standard deviation over {num_seeds} test seeds"
 
 
 def _space_lines(content: Mapping[str, Any]) -> list[str]:
@@ -219,9 +205,8 @@ def _space_lines(content: Mapping[str, Any]) -> list[str]:
         else:
             scale = ", log" if options["log"] else ""
             allowed = f"{kind} from {options['low']:g} to {options['high']:g}{scale}"
-        share = None if importances is None else importances.get(key)
-        rows.append((key, allowed, share))
-    note = ["Importance: fANOVA over the completed trials.", ""] if importances is not None else []
+        rows.append((key, allowed, (importances or {}).get(key)))
+    note = ["Importance: fANOVA over the completed trials.", ""] if importances else []
     return [*_table(("parameter", "values", "importance"), rows), *note]
 
 
@@ -254,11 +239,7 @@ def _pruning(pruning: Mapping[str, int] | None, primary: Primary) -> str:
     )
 
 
-def _command(what: str, text: str) -> list[str]:
-    return [f"{what}:", "", "```bash", text, "```", ""]
-
-
-def _table(header: Sequence[object], rows: Any) -> list[str]:
+def _table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:
     lines = [header, ["---"] * len(header), *rows]
     return [f"| {' | '.join(map(_cell, line))} |" for line in lines] + [""]
 
