@@ -42,7 +42,7 @@ def test_the_best_is_chosen_by_the_direction(
 
 def test_a_job_is_said_with_its_metric() -> None:
     result = {"status": "completed", "primary": BPB, "metrics": {"test/bpb": 2.5, "test/acc": 1.0}}
-    assert describe_end(result, None) == "completed, test/bpb 2.5"
+    assert describe_end(result, 1.0) == "completed, test/bpb 2.5, 1.0 s"
 
 
 @pytest.mark.parametrize("files", [("a.csv", "a.csv"), ("a.csv", "b.csv")])

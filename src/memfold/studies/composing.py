@@ -17,10 +17,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from memfold.errors import InputError
+from memfold.overrides import quote_value
 from memfold.training.instantiate import instantiate
 from memfold.training.user_errors import describe_error
 
-__all__ = ["compose_run", "composed_job", "meaning", "parse_overrides", "prepare_data"]
+__all__ = [
+    "compose_run",
+    "composed_job",
+    "group_in_wandb",
+    "meaning",
+    "parse_overrides",
+    "prepare_data",
+]
 
 _CONFIG = "train"
 _one_meaning = threading.RLock()
@@ -55,6 +63,22 @@ def compose_run(conf: Path, overrides: Sequence[str], *, with_hydra: bool = Fals
     # Hydra has bare errors, too, of a group with a number in place of a name.
     except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         raise InputError(describe_error(error)) from error
+
+
+def group_in_wandb(run: DictConfig, group: str, job_type: str | None) -> list[str]:
+    """Return the overrides that make the runs of a study one group in W&B.
+
+    Args:
+        run: The configuration of one; what the user has named there stays.
+        group: The name of the group.
+        job_type: What the run does in it; `None` for an ordinary one.
+    """
+    names = {"group": quote_value(group), "job_type": job_type}
+    return [
+        f"logger.{key}={name}"
+        for key, name in names.items()
+        if name is not None and run.logger.get(key, "no logger of W&B") is None
+    ]
 
 
 @contextmanager

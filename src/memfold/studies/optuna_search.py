@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memfold.errors import InputError
+from memfold.runs.folder import write_text_atomically
 from memfold.runs.locks import try_lock, wait_for_lock
 from memfold.runs.primary import Primary
 from memfold.studies.arguments import (
@@ -22,7 +23,7 @@ from memfold.studies.arguments import (
 from memfold.studies.executor import Stopped, StopSignal, work_in_parallel
 from memfold.studies.runner import Outcome, Runner, run_all, runners
 from memfold.studies.space import read_space
-from memfold.studies.tuned_configuration import Configuration, ExperimentFiles
+from memfold.studies.tuned_configuration import Configuration, experiment_files, origin
 
 if TYPE_CHECKING:
     from memfold.studies.optuna_study import Study, Trial
@@ -74,7 +75,7 @@ def _tune(
     configuration = Configuration(conf, common, space)
     folder: Path = options.study
     with stop.caught(), database_errors(folder):
-        files = ExperimentFiles(conf, folder, options.write_experiment)
+        files = experiment_files(conf, folder, options.write_experiment)
         study = Study(folder.resolve(), space, common)
         workers = runners(program, options.workers, stop)
         work = partial(_run_trials, study, configuration, options.trials)
@@ -88,10 +89,18 @@ def _tune(
             if best is not None and not stop.event.is_set():
                 seeds = ", ".join(map(str, space.tuning_seeds))
                 mean = f"{space.objective.metric} {best.value:.4f}, the mean of seeds {seeds}"
-                files.write(configuration, best.setting, f"{mean}; trial {best.number}")
+                for file, arguments in files.items():
+                    again = f"python train.py {' '.join(arguments)} seed=1"
+                    head = [origin(folder), f"{mean}; trial {best.number}", again]
+                    write_text_atomically(file, configuration.experiment(best.setting, head))
                 with suppress(Stopped):
                     tests = _run_tests(study, configuration, workers, best)
-            commands = _commands(configuration, files, best, command)
+            commands = {"The study, to go on with it or to join it": command}
+            if best is not None:
+                with_file = shlex.join([*next(iter(files.values())), "seed=1"])
+                without = shlex.join([*configuration.overrides(best.setting), "seed=1"])
+                commands["A run with the best setting"] = f"python train.py {with_file}"
+                commands["The same without the experiment file"] = f"python train.py {without}"
             content = describe(study, configuration, best, tests, commands)
             write_report(study, content)
     return _conclude(content, space.objective.judged, options, stop)
@@ -158,20 +167,6 @@ def _run_tests(
 
     outcomes = run_all(runs, study.test_folder, workers, report)
     return {seed: outcomes[f"s{seed}"] for seed in seeds}
-
-
-def _commands(
-    configuration: Configuration, files: ExperimentFiles, best: "Trial | None", command: str
-) -> dict[str, str]:
-    commands = {"The study, to go on with it or to join it": command}
-    if best is not None:
-        overrides = configuration.overrides(best.setting)
-        arguments = shlex.join([*files.arguments, "seed=1"])
-        commands["A run with the best setting"] = f"python train.py {arguments}"
-        commands["The same without the experiment file"] = shlex.join(
-            ["python", "train.py", *overrides, "seed=1"]
-        )
-    return commands
 
 
 def _conclude(

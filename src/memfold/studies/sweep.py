@@ -23,7 +23,7 @@ from memfold.studies.runner import Runner, runners, share_work
 from memfold.studies.sweep_arguments import resume_arguments
 from memfold.studies.sweep_folder import PLAN, read_notes
 from memfold.studies.sweep_job import CONSOLE, SweepJob, objective_of
-from memfold.studies.sweep_plan import admit, common_overrides, sweep_folder
+from memfold.studies.sweep_plan import admit, sweep_folder
 from memfold.studies.sweep_report import (
     describe_end,
     print_table,
@@ -60,7 +60,8 @@ class RunningSweep:
         self._held.enter_context(locked(self.folder))
         self._plan = admit(config, self.folder, resume=resume)
         self._plan.write(self.folder / PLAN)
-        self._common = common_overrides(config)
+        # What all jobs have says nothing of one.
+        self._common = set.intersection(*map(set, self._plan.jobs or [[]]))
         self._reported: set[int] = set()
         self._one_by_one = threading.Lock()
         self._adapt(config)

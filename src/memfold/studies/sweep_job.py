@@ -20,7 +20,7 @@ from memfold.processes.ranks import is_rank_zero
 from memfold.runs.folder import can_be_resumed, is_completed, read_result
 from memfold.runs.primary import primary_of
 from memfold.runs.result import ResultFile, describe_job
-from memfold.studies.composing import meaning
+from memfold.studies.composing import group_in_wandb, meaning
 from memfold.studies.executor import variables_for
 from memfold.studies.process import is_one_of_several_tasks, reason
 from memfold.studies.runner import Runner
@@ -179,20 +179,13 @@ def _command(cfg: DictConfig, script: Path, folder: Path) -> tuple[str, ...]:
         for text in _resolved(hydra.overrides.hydra)
         if not text.lstrip("+~").startswith(_OF_THE_SWEEP)
     ]
-    # One sweep is one group in W&B, unless the user named another.
-    in_wandb = {"group": quote_value(folder.parent.name), "job_type": "sweep"}
-    named = [
-        f"logger.{key}={value}"
-        for key, value in in_wandb.items()
-        if key in cfg.logger and OmegaConf.select(cfg, f"logger.{key}") is None
-    ]
     return (
         str(script),
         "--config-name",
         str(hydra.job.config_name),
         *sources,
         *_resolved(hydra.overrides.task),
-        *named,
+        *group_in_wandb(cfg, folder.parent.name, "sweep"),
         *own,
         "hydra.mode=RUN",
         f"hydra.run.dir={quote_value(str(folder))}",

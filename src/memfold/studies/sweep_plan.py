@@ -11,7 +11,6 @@ import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -25,7 +24,7 @@ from memfold.studies.composing import composed_job
 from memfold.studies.sweep_arguments import lasting_arguments, resume_arguments
 from memfold.studies.sweep_folder import PLAN, Plan, read_notes, request_stop
 
-__all__ = ["admit", "common_overrides", "sweep_folder"]
+__all__ = ["admit", "sweep_folder"]
 
 _FOLDER = "hydra.sweep.dir"
 _NUMBER = "${hydra.job.num}"
@@ -42,16 +41,6 @@ def sweep_folder(config: DictConfig) -> Path:
     except OmegaConfBaseException as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"{_FOLDER} must be the same for all jobs: {reason}") from error
-
-
-def common_overrides(config: DictConfig) -> set[str]:
-    """Return the overrides that all jobs have, as Hydra's own sweeper writes them."""
-    overrides = _parse(unresolved(config.hydra.overrides.task))
-    return {
-        f"{override.get_key_element()}={override.get_value_element_as_str()}"
-        for override in overrides
-        if not override.is_sweep_override()
-    }
 
 
 def admit(config: DictConfig, folder: Path, *, resume: bool) -> Plan:
@@ -92,12 +81,6 @@ def admit(config: DictConfig, folder: Path, *, resume: bool) -> Plan:
     )
 
 
-def _parse(texts: Sequence[str]) -> list[Override]:
-    hydra = GlobalHydra.instance()
-    loader = hydra.config_loader() if hydra.is_initialized() else None  # for glob(*)
-    return OverridesParser.create(config_loader=loader).parse_overrides(list(texts))
-
-
 def _planned_jobs(config: DictConfig) -> list[list[str]] | None:
     """Return the overrides of all jobs, or `None` if the sweeper makes them up as it goes."""
     target = str(OmegaConf.select(config, "hydra.sweeper._target_"))
@@ -105,7 +88,9 @@ def _planned_jobs(config: DictConfig) -> list[list[str]] | None:
         return None
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     try:
-        overrides = _parse([*params, *unresolved(config.hydra.overrides.task)])
+        loader = GlobalHydra.instance().config_loader()  # for glob(*)
+        parser = OverridesParser.create(config_loader=loader)
+        overrides = parser.parse_overrides([*params, *unresolved(config.hydra.overrides.task)])
         jobs = BasicSweeper.split_arguments(overrides, None)[0]
     except HydraException:  # the sweeper will say it
         return None

@@ -2,8 +2,9 @@
 
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -21,7 +22,7 @@ _WIDEST_TABLE = 1000  # characters
 _OWN_COLUMNS = ("compression", "ratio", "seed")
 
 
-def describe_end(result: dict[str, object], seconds: float | None) -> str:
+def describe_end(result: Mapping[str, Any], seconds: float) -> str:
     """Say in one line how a job ended.
 
     Args:
@@ -32,14 +33,12 @@ def describe_end(result: dict[str, object], seconds: float | None) -> str:
         return f"failed: {result.get('error', 'it left no result')}"
     facts = [_COMPLETED]
     primary = primary_of(result)
-    value, stored = _tested(result, primary), _find(result, "memory", "stored_bytes")
+    value, stored = _tested(result, primary), _stored(result)
     if value is not None:
         facts.append(f"{primary.test} {primary.show(value)}")
-    if isinstance(stored, int):
-        facts.append(f"{stored:,} bytes")
-    if seconds is not None:
-        facts.append(f"{seconds:.1f} s")
-    return ", ".join(facts)
+    if stored is not None:
+        facts.append(f"{stored} bytes")
+    return ", ".join([*facts, f"{seconds:.1f} s"])
 
 
 def print_table(sweep: Path, plan: Plan) -> tuple[int, int, int]:
@@ -66,21 +65,21 @@ def print_table(sweep: Path, plan: Plan) -> tuple[int, int, int]:
         table.add_column(column, no_wrap=True)
     statuses = []
     for number, values in sorted(given.items()):
-        note = notes.get(number)
-        result = results.get(number, {})
-        earlier = plan.repeats.get(str(number)) if note is None else None
-        status = str(result.get("status", _MISSING)) if earlier is None else f"is job {earlier}"
-        statuses += [status] if earlier is None else []
-        stored = _find(result, "memory", "stored_bytes")
+        note, result = notes.get(number), results.get(number, {})
+        if note is None and str(number) in plan.repeats:
+            status = f"is job {plan.repeats[str(number)]}"
+        else:
+            status = str(result.get("status", _MISSING))
+            statuses.append(status)
         table.add_row(
             str(number) if note is None else note.folder,
-            _text(_find(result, "compression", "name") or values.get("compression")),
+            _text(_section(result, "compression").get("name") or values.get("compression")),
             _ratio(result) or _text(values.get("ratio")),
-            _text(_find(result, "seed") if result else values.get("seed")),
+            _text(result.get("seed", values.get("seed"))),
             *(_text(values.get(key)) for key in swept),
             status,
             *(_mark(_tested(result, metric), metric, best[metric]) for metric in metrics),
-            f"{stored:,}" if isinstance(stored, int) else "-",
+            _text(_stored(result)),
         )
     console = Console(file=sys.stdout)
     if not console.is_terminal:  # whoever reads a file can scroll
@@ -147,20 +146,23 @@ def _swept_keys(given: Sequence[dict[str, str]]) -> list[str]:
     ]
 
 
-def _find(result: dict[str, object], *keys: str) -> object:
-    value: object = result
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
+def _section(result: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a part of a result; empty where it has none, or an old one something else."""
+    section = result.get(name)
+    return section if isinstance(section, Mapping) else {}
 
 
-def _tested(result: dict[str, object], metric: Primary) -> float | None:
-    found = result.get("metrics")
-    value = metric.tested(found) if isinstance(found, dict) else None
+def _tested(result: Mapping[str, Any], metric: Primary) -> float | None:
+    value = metric.tested(_section(result, "metrics"))
     return value if isinstance(value, float) else None
 
 
-def _best(results: Iterable[dict[str, object]], metric: Primary) -> float | None:
+def _stored(result: Mapping[str, Any]) -> str | None:
+    stored = _section(result, "memory").get("stored_bytes")
+    return f"{stored:,}" if isinstance(stored, int) else None
+
+
+def _best(results: Iterable[Mapping[str, Any]], metric: Primary) -> float | None:
     """Return the best value; `None` where there are not two to choose from."""
     values = [value for result in results if (value := _tested(result, metric)) is not None]
     return max(values, key=lambda value: metric.sign * value) if len(set(values)) > 1 else None
@@ -174,10 +176,11 @@ def _mark(value: float | None, metric: Primary, best: float | None) -> str:
     return metric.show(value) + (" best" if value is not None and value == best else "")
 
 
-def _ratio(result: dict[str, object]) -> str | None:
+def _ratio(result: Mapping[str, Any]) -> str | None:
     """Return what was asked for, or else what came out."""
-    asked = _find(result, "compression", "requested_ratio")
-    value = _find(result, "compression", "ratio") if asked is None else asked
+    compression = _section(result, "compression")
+    asked = compression.get("requested_ratio")
+    value = compression.get("ratio") if asked is None else asked
     return f"{value:.3g}" if isinstance(value, int | float) else None
 
 

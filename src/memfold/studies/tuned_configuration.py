@@ -11,11 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from memfold.errors import InputError
 from memfold.overrides import quote_value
-from memfold.runs.folder import write_text_atomically
-from memfold.studies.composing import compose_run, parse_overrides
+from memfold.studies.composing import compose_run, group_in_wandb, parse_overrides
 from memfold.studies.space import Setting, Space, Value
 
-__all__ = ["Configuration", "ExperimentFiles", "search_path", "write_override"]
+__all__ = ["Configuration", "experiment_files", "origin", "search_path", "write_override"]
 
 _GIVEN_BY_THE_STUDY = re.compile(r"seed|resume|hydra[./].*")
 _EXPERIMENT = "experiment"
@@ -40,11 +39,8 @@ class Configuration:
         self._conf = conf
         self.common = tuple(common)
         _refuse_given_twice(parse_overrides(common), space)
-        base = self._compose(self.common)
-        self._groups = frozenset(base.hydra.runtime.choices)
-        self._free_names = {
-            name for name in ("group", "job_type") if base.logger.get(name, "absent") is None
-        }
+        self._base = self._compose(self.common)
+        self._groups = frozenset(self._base.hydra.runtime.choices)
         examples = {key: one.examples() for key, one in space.parameters.items()}
         for key in sorted(self._groups & examples.keys()):
             if None in examples[key]:
@@ -53,15 +49,8 @@ class Configuration:
         self._refuse_unwritable(first, expected=self._compose_examples(first, examples))
 
     def group(self, study_name: str, *, job_type: str | None = "tune") -> list[str]:
-        """Return the overrides that make a study one group in W&B, unless the user named one.
-
-        Args:
-            study_name: Of the study.
-            job_type: What the run does there; `None` for an ordinary one.
-        """
-        names = {"group": quote_value(study_name), "job_type": job_type}
-        given = {key: value for key, value in names.items() if value is not None}
-        return [f"logger.{key}={given[key]}" for key in given if key in self._free_names]
+        """Return the overrides that make a study one group in W&B; see `group_in_wandb`."""
+        return group_in_wandb(self._base, study_name, job_type)
 
     def overrides(self, setting: Setting) -> list[str]:
         """Return the overrides of a trial: the common ones, then its own."""
@@ -105,13 +94,11 @@ class Configuration:
         try:
             return compose_run(self._conf, overrides, with_hydra=True)
         except InputError as error:
-            if blame:
-                raise InputError(f"parameters: {blame}: {error}") from error
+            place = f"parameters: {blame}: " if blame else ""
             # Of Hydra's errors, the bare ones do not name the override.
-            is_bare = isinstance(error.__cause__, ValueError | TypeError)
-            raise InputError(
-                f"{' '.join(overrides)}: {error}" if is_bare else str(error)
-            ) from error
+            if not blame and isinstance(error.__cause__, ValueError | TypeError):
+                place = f"{' '.join(overrides)}: "
+            raise InputError(f"{place}{error}") from error
 
     def _compose_examples(
         self, first: Setting, examples: Mapping[str, Sequence[Value]]
@@ -145,60 +132,48 @@ class Configuration:
             raise InputError(f"{refusal} (it gives another {different[0]})")
 
 
-class ExperimentFiles:
-    """Where the setting is written: `STUDY/experiment/`, and `conf/experiment/` if wanted."""
+def experiment_files(conf: Path, study: Path, in_conf: str | None) -> dict[Path, list[str]]:
+    """Return where the best setting is written, and with which arguments `train.py` finds it there.
 
-    def __init__(self, conf: Path, study: Path, in_conf: str | None) -> None:
-        """Check that no file of anybody else is in the way.
+    The first is in the study folder.
 
-        Args:
-            conf: Hydra's configuration folder.
-            study: The study folder, as the user wrote it.
-            in_conf: The name of an experiment in `conf`; `None`: only in the study folder.
+    Args:
+        conf: Hydra's configuration folder.
+        study: The study folder, as the user wrote it.
+        in_conf: The name of an experiment in `conf`, too, if wanted.
 
-        Raises:
-            InputError: A name is not allowed or taken.
-        """
-        self._mark = f"Tuned in the study {study.resolve().name}"
-        name = re.sub(r"[^\w-]", "_", study.resolve().name)
-        self.arguments = ["--config-dir", str(study), f"{_EXPERIMENT}={name}"]
-        """What makes `train.py` use the experiment."""
-        self._commands = {study.resolve() / _EXPERIMENT / f"{name}.yaml": " ".join(self.arguments)}
-        file = conf / _EXPERIMENT / f"{name}.yaml"
-        if self._is_taken(file):
+    Raises:
+        InputError: A name is not allowed, or that of a file of anybody else.
+    """
+    name = re.sub(r"[^\w-]", "_", study.resolve().name)
+    file = conf / _EXPERIMENT / f"{name}.yaml"
+    if _is_taken(file, study):
+        raise InputError(
+            f"--study {study}: its experiment file could not be told from "
+            f"{file}; choose another name for the folder"
+        )
+    own = study.resolve() / _EXPERIMENT / file.name
+    files = {own: ["--config-dir", str(study), f"{_EXPERIMENT}={name}"]}
+    if in_conf is not None:
+        file = conf / _EXPERIMENT / f"{in_conf}.yaml"
+        if not _NAME.fullmatch(in_conf):
+            raise InputError(f"--write-experiment {in_conf}: letters, digits, _ and - only")
+        if _is_taken(file, study):
             raise InputError(
-                f"--study {study}: its experiment file could not be told from "
-                f"{file}; choose another name for the folder"
+                f"--write-experiment {in_conf}: {file} exists and is not of this "
+                "study; choose another name"
             )
-        if in_conf is not None:
-            file = conf / _EXPERIMENT / f"{in_conf}.yaml"
-            if not _NAME.fullmatch(in_conf):
-                raise InputError(f"--write-experiment {in_conf}: letters, digits, _ and - only")
-            if self._is_taken(file):
-                raise InputError(
-                    f"--write-experiment {in_conf}: {file} exists and is not of this "
-                    "study; choose another name"
-                )
-            self._commands[file] = f"{_EXPERIMENT}={in_conf}"
+        files[file] = [f"{_EXPERIMENT}={in_conf}"]
+    return files
 
-    def write(self, configuration: Configuration, setting: Setting, reason: str) -> None:
-        """Write the files.
 
-        Args:
-            configuration: Writes the overrides.
-            setting: The best one.
-            reason: Why it is.
+def origin(study: Path) -> str:
+    """Return the line by which an experiment file is known to be of a study."""
+    return f"Tuned in the study {study.resolve().name}"
 
-        Raises:
-            InputError: A file cannot be written.
-        """
-        for file, arguments in self._commands.items():
-            head = [self._mark, reason, f"python train.py {arguments} seed=1"]
-            write_text_atomically(file, configuration.experiment(setting, head))
 
-    def _is_taken(self, file: Path) -> bool:
-        mark = f"# {self._mark}"
-        return file.exists() and mark not in file.read_text(encoding="utf-8").splitlines()
+def _is_taken(file: Path, study: Path) -> bool:
+    return file.exists() and f"# {origin(study)}" not in file.read_text("utf-8").splitlines()
 
 
 def search_path(folder: str) -> str:
