@@ -4,6 +4,7 @@ import functools
 import json
 import re
 from collections.abc import Hashable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
@@ -83,6 +84,13 @@ class Model(BaseModel):
         except (OSError, ValueError) as error:
             raise InputError(f"{file} is damaged or cannot be read ({error})") from error
         return check(cls, content, f"{file} is damaged")
+
+    @classmethod
+    def find(cls, file: Path) -> Self | None:
+        """Return what `read` does, or `None` where there is nothing that can be read."""
+        with suppress(FileNotFoundError, InputError):
+            return cls.read(file)
+        return None
 
     def write(self, file: Path) -> None:
         """Write JSON.

@@ -6,13 +6,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from memfold.errors import InputError
+from memfold.file_models import read_yaml
 from memfold.strategies import strategy_names
-from memfold.studies.choose_plan import read_plan
+from memfold.studies.choose_plan import Plan
 from studies.plans import REPOSITORY, write_plan
 
 
 def test_every_method_tries_as_many_values_with_another_seed(tmp_path: Path) -> None:
-    plan = read_plan(write_plan(tmp_path))
+    plan = read_yaml(write_plan(tmp_path), Plan)
     assert plan.groups == [
         ("dense", None),
         ("synflow", 0.1),
@@ -38,7 +39,7 @@ def test_every_method_tries_as_many_values_with_another_seed(tmp_path: Path) -> 
 
 
 def test_the_compared_runs_are_all_ratios_and_seeds_once(tmp_path: Path) -> None:
-    plan = read_plan(write_plan(tmp_path))
+    plan = read_yaml(write_plan(tmp_path), Plan)
     runs = [run for group in plan.groups for run in plan.compared_runs(*group, 0.1)]
     assert len({run.name for run in runs}) == len(runs) == 2 + 2 * 3 * 2
     found = {(run.method, run.budget) for run in runs}
@@ -50,7 +51,7 @@ def test_the_compared_runs_are_all_ratios_and_seeds_once(tmp_path: Path) -> None
 
 def test_budgets_may_be_bytes(tmp_path: Path) -> None:
     at = {"at": None, "at_bytes": {9000: [9_000_000, 5000]}}
-    plan = read_plan(write_plan(tmp_path, choose=at))
+    plan = read_yaml(write_plan(tmp_path, choose=at), Plan)
     runs = plan.compared_runs("synflow", 9000, 0.1)
     assert {text for run in runs for text in run.overrides if "budget_bytes" in text} == {
         "budget_bytes=9000000",
@@ -62,7 +63,7 @@ def test_budgets_may_be_bytes(tmp_path: Path) -> None:
 
 def test_numbers_are_run_as_they_stand(tmp_path: Path) -> None:
     values = ["1e-5", 0.12345678, 0.12345679, 1]  # YAML takes the first for a text
-    plan = read_plan(write_plan(tmp_path, choose={"values": values}))
+    plan = read_yaml(write_plan(tmp_path, choose={"values": values}), Plan)
     runs = plan.tried_runs("dense", None)
     found = [text for run in runs for text in run.overrides if text.startswith("optimizer.lr=")]
     assert [float(text.partition("=")[2]) for text in found] == [1e-5, 0.12345678, 0.12345679, 1]
@@ -86,7 +87,7 @@ def test_runs_in_wandb_have_a_group_and_those_only_tried_are_told_apart(
     method = ["compression=mag", *([f"logger={own}"] if own else [])]
     overrides = ["trainer.max_epochs=2", *([f"logger={common}"] if common else [])]
     changes = {"overrides": overrides, "methods": {"mag": method}}
-    plan = read_plan(write_plan(tmp_path, **changes))
+    plan = read_yaml(write_plan(tmp_path, **changes), Plan)
     tried, compared = plan.tried_runs("mag", 0.1)[0], plan.compared_runs("mag", 0.1, 0.1)[0]
     assert ("logger.group='mag'" in tried.overrides) == is_logged
     assert ("logger.group='mag'" in compared.overrides) == is_logged
@@ -137,7 +138,7 @@ def test_what_is_wrong_is_said_in_one_line(
     changes: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError) as error:
-        read_plan(write_plan(tmp_path, **changes))
+        read_yaml(write_plan(tmp_path, **changes), Plan)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -158,14 +159,14 @@ def test_a_file_that_is_no_plan_is_refused(
     if content is not None:
         file.write_text(content)
     with pytest.raises(InputError, match=message):
-        read_plan(file)
+        read_yaml(file, Plan)
 
 
 @pytest.mark.parametrize(
     "file", sorted((REPOSITORY / "comparisons").glob("*.yaml")), ids=lambda file: file.stem
 )
 def test_plans_of_the_repository_compose(file: Path) -> None:
-    plan = read_plan(file)
+    plan = read_yaml(file, Plan)
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3", job_name="train"):
         for method, place in dict(plan.groups).items():  # places differ in the ratio alone
             (run, *_) = plan.compared_runs(method, place, plan.choose.values[0])

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from memfold.errors import InputError
-from memfold.studies.choose_plan import read_plan
-from memfold.studies.space import read_space
+from memfold.file_models import read_yaml
+from memfold.studies.choose_plan import Plan
+from memfold.studies.space import Space
 from memfold.studies.sweep_arguments import expand_sweep_arguments
 from studies.tuned import tune
 
@@ -41,11 +42,11 @@ def test_wrong_values_of_a_space_are_named(
 ) -> None:
     file = tmp_path / "space.yaml"
     file.write_text(LR)
-    read_space(file)
+    read_yaml(file, Space)
     assert before in LR
     file.write_text(LR.replace(before, after))
     with pytest.raises(InputError) as error:
-        read_space(file)
+        read_yaml(file, Space)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400
@@ -113,16 +114,14 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_costs_or_runs_more_than_it_says(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "file.yaml"
     file.write_text(text)
-    for read in READERS:
-        with pytest.raises(
-            InputError, match=message if read is read_plan else "file.yaml"
-        ) as error:
-            read(file)
+    for model in MODELS:
+        with pytest.raises(InputError, match=message if model is Plan else "file.yaml") as error:
+            read_yaml(file, model)
         assert "\n" not in str(error.value)
         assert len(str(error.value)) < 500
 
 
-READERS: list[Any] = [read_plan, read_space]
+MODELS: list[Any] = [Plan, Space]
 PLAN = """
 overrides: [logger=csv]
 methods: {dense: [compression=dense]}
@@ -155,11 +154,11 @@ def test_wrong_values_are_named_with_what_is_allowed(
 ) -> None:
     file = tmp_path / "plan.yaml"
     file.write_text(PLAN)
-    read_plan(file)
+    read_yaml(file, Plan)
     assert before in PLAN
     file.write_text(PLAN.replace(before, after))
     with pytest.raises(InputError) as error:
-        read_plan(file)
+        read_yaml(file, Plan)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from memfold.file_models import read_yaml
 from memfold.studies.optuna_search import main
-from memfold.studies.space import read_space
+from memfold.studies.space import Space
 from memfold.studies.tuned_configuration import Configuration, search_path
 from studies.tuned import CONF, OVERRIDES, STAND_IN, arguments, report, trials
 
@@ -48,7 +49,7 @@ def test_the_best_setting_is_written_as_an_experiment(
     before = file.read_text()
     assert "# python train.py experiment=tuned seed=1\n" in before
 
-    made = Configuration(conf, OVERRIDES, read_space(tmp_path / "space.yaml"))
+    made = Configuration(conf, OVERRIDES, read_yaml(tmp_path / "space.yaml", Space))
     best = trials(tmp_path)[report(tmp_path)["best"]["trial"]]
     expected = made.compose_task(made.overrides(best.setting))
     assert made.compose_task(["experiment=tuned"]) == expected

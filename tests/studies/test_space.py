@@ -7,8 +7,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from memfold.errors import InputError
+from memfold.file_models import read_yaml
 from memfold.runs.primary import Primary
-from memfold.studies.space import Pruning, read_space
+from memfold.studies.space import Pruning, Space
 from memfold.studies.tuned_configuration import write_override
 from studies.tuned import REPOSITORY, SPACE, write_space
 
@@ -27,7 +28,7 @@ parameters:
   data.horizontal_flip: {choice: [true, false]}
 """
     )
-    space = read_space(file)
+    space = read_yaml(file, Space)
     assert space.to_dict()["parameters"] == {
         "optimizer.lr": {"float": {"low": 0.001, "high": 1.0, "log": True}},
         "data.batch_size": {"int": {"low": 16, "high": 64, "log": False}},
@@ -43,7 +44,7 @@ parameters:
     "file", sorted((REPOSITORY / "tuning").glob("*.yaml")), ids=lambda f: f.stem
 )
 def test_shipped_spaces_are_right(file: Path) -> None:
-    assert not set(read_space(file).tuning_seeds) & set(read_space(file).test_seeds)
+    assert not set(read_yaml(file, Space).tuning_seeds) & set(read_yaml(file, Space).test_seeds)
 
 
 def parameter(entry: object) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def parameter(entry: object) -> dict[str, Any]:
 def test_mistakes_are_one_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     file = write_space(tmp_path, **changes)
     with pytest.raises(InputError) as caught:
-        read_space(file)
+        read_yaml(file, Space)
     assert message in str(caught.value)
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -95,12 +96,12 @@ def test_a_file_that_is_no_space_is_one_line(tmp_path: Path, text: str | None) -
     if text is not None:
         file.write_text(text)
     with pytest.raises(InputError, match=r"space\.yaml") as caught:
-        read_space(file)
+        read_yaml(file, Space)
     assert "\n" not in str(caught.value)
 
 
 def test_the_definition_keeps_everything_that_the_file_says(tmp_path: Path) -> None:
-    before = read_space(write_space(tmp_path)).to_dict()
+    before = read_yaml(write_space(tmp_path), Space).to_dict()
     for changes in (
         {"sampler": {"seed": 1}},
         {"pruner": {}},
@@ -108,7 +109,7 @@ def test_the_definition_keeps_everything_that_the_file_says(tmp_path: Path) -> N
         {"objective": {"metric": "val/best_acc"}},
         {"parameters": SPACE["parameters"] | {"scheduler": {"choice": ["cosine"]}}},
     ):
-        assert read_space(write_space(tmp_path, **changes)).to_dict() != before
+        assert read_yaml(write_space(tmp_path, **changes), Space).to_dict() != before
 
 
 @pytest.mark.parametrize(

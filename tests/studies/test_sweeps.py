@@ -281,7 +281,7 @@ def test_damaged_files_of_a_sweep(tmp_path: Path) -> None:
     assert "damaged" in console
     [run] = seen(tmp_path, 0)
     assert run["argv"][run["argv"].index("--config-path") + 1] == str(conf)
-    plan = Plan.find(tmp_path)
+    plan = Plan.find(tmp_path / "sweep.json")
     assert plan is not None
     assert plan.attempt == 2
     assert not any("joblib" in text for text in plan.arguments)  # for that time alone

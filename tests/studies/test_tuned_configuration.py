@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from memfold.errors import InputError
-from memfold.studies.space import read_space
+from memfold.file_models import read_yaml
+from memfold.studies.space import Space
 from memfold.studies.tuned_configuration import Configuration, search_path
 from studies.tuned import CONF, tune, write_space
 
@@ -18,7 +19,7 @@ def configuration(
     folder: Path, overrides: Sequence[str] = (), **parameters: dict[str, Any]
 ) -> Configuration:
     space = write_space(folder, parameters=parameters or {"optimizer.lr": LR})
-    return Configuration(CONF, overrides, read_space(space))
+    return Configuration(CONF, overrides, read_yaml(space, Space))
 
 
 @pytest.mark.parametrize(

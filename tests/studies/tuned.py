@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
+from memfold.file_models import read_yaml
 from memfold.studies.optuna_search import main
 from memfold.studies.optuna_study import Study, Trial
-from memfold.studies.space import read_space
+from memfold.studies.space import Space
 
 REPOSITORY = Path(__file__).parents[2]
 CONF = REPOSITORY / "conf"
@@ -91,7 +92,7 @@ def _work(given: list[str], output: Path, environment: dict[str, str]) -> None:
 
 
 def open_study(folder: Path) -> Study:
-    return Study(folder / "study", read_space(folder / "space.yaml"), OVERRIDES)
+    return Study(folder / "study", read_yaml(folder / "space.yaml", Space), OVERRIDES)
 
 
 def trials(folder: Path) -> list[Trial]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from memfold.errors import InputError
+from memfold.file_models import read_yaml
 from memfold.runs.folder import CHOICES, OTHERS, RUNS, write_text_atomically
 from memfold.runs.primary import ACCURACY, primary_of
 from memfold.studies.arguments import (
@@ -21,12 +22,12 @@ from memfold.studies.arguments import (
     working_in,
 )
 from memfold.studies.choice_doubts import doubts
-from memfold.studies.choose_plan import Plan, PlannedRun, number_text, read_plan
+from memfold.studies.choose_plan import Plan, PlannedRun, number_text
 from memfold.studies.composing import compose_run, prepare_data
 from memfold.studies.executor import StopSignal
 from memfold.studies.packing import pack_runs
 from memfold.studies.put_aside import sort_runs
-from memfold.studies.runner import Outcome, Runner, run_all, runners
+from memfold.studies.runner import Outcome, Runner, metric_of, run_all, runners
 from memfold.training.foreign_code import named_code
 
 __all__ = ["main"]
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str], program: Path, conf: Path) -> int:
     options = _parser().parse_args(arguments)
 
     def body(stop: StopSignal) -> int:
-        plan = read_plan(options.plan)
+        plan = read_yaml(options.plan, Plan)
         methods = _compose_methods(plan, conf)
         prepare_data(methods)
         named = set().union(*map(named_code, methods))
@@ -118,9 +119,9 @@ def _run_plan(plan: Plan, folder: Path, workers: Sequence[Runner]) -> _Progress:
 
 def _judge(outcome: Outcome) -> tuple[float | None, str]:
     """Return the primary metric on validation, or why there is none."""
-    metrics, name = outcome.result.get("metrics"), primary_of(outcome.result).name
-    value = metrics.get(name) if isinstance(metrics, Mapping) else None
-    if outcome.error or not isinstance(value, int | float):
+    name = primary_of(outcome.result).name
+    value = metric_of(outcome.result, name)
+    if outcome.error or value is None:
         return None, outcome.error or f"its result has no {name}"
     return value, ""
 

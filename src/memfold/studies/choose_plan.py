@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from memfold.file_models import Model, Number, Seed, Seeds, Text, distinct, read_yaml
+from memfold.file_models import Model, Number, Seed, Seeds, Text, distinct
 from memfold.overrides import quote_value
 
-__all__ = ["Plan", "PlannedRun", "number_text", "read_plan"]
+__all__ = ["Plan", "PlannedRun", "number_text"]
 
 _OF_THE_PLAN = {"ratio", "budget_bytes", "seed", "resume", "hydra.run.dir", "logger.group"}
 _DENSE = "compression=dense"
@@ -81,7 +80,7 @@ class Choose(Model):
 
 
 class Plan(Model):
-    """Methods, budgets, seeds, and the setting that each method may choose on validation."""
+    """Methods, budgets, seeds, and what each method may choose: a YAML file in `comparisons/`."""
 
     overrides: _Texts
     """Of all runs."""
@@ -158,18 +157,6 @@ class Plan(Model):
         given = [*self.overrides, *self.methods[method]]
         chosen = [text for text in given if text.startswith("logger=")][-1:]
         return chosen in ([], ["logger=wandb"])  # train.py has it without being told
-
-
-def read_plan(path: Path) -> Plan:
-    """Read and check a plan.
-
-    Args:
-        path: A YAML file, such as `comparisons/fashion_mnist.yaml`.
-
-    Raises:
-        InputError: It cannot be read, or an entry is missing, unknown or out of range.
-    """
-    return read_yaml(path, Plan)
 
 
 def number_text(value: float) -> str:

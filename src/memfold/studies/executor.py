@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -13,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 __all__ = ["StopSignal", "Stopped", "share_out", "variables_for", "work_in_parallel"]
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
-_SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_OF_ONE_REQUEST = 2.0
 """A process group and its members may be signalled both; only what comes later is impatience."""
 
@@ -96,23 +96,13 @@ def share_out(num_slots: int, environment: Mapping[str, str]) -> list[dict[str, 
 
 def work_in_parallel(tasks: Sequence[Callable[[], None]], stop: threading.Event) -> None:
     """Run each task in a thread; when one fails, stop the others and raise what it raised."""
-    errors: list[BaseException] = []
-
-    def run(task: Callable[[], None]) -> None:
+    with ThreadPoolExecutor(len(tasks)) as threads:
         try:
-            task()
-        except BaseException as error:
-            errors.append(error)
+            for done in as_completed([threads.submit(task) for task in tasks]):
+                done.result()
+        except BaseException:
             stop.set()
-
-    threads = [threading.Thread(target=run, args=(task,)) for task in tasks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        while thread.is_alive():  # a signal's handler runs between two waits
-            thread.join(_SECONDS_BETWEEN_LOOKS)
-    if errors:
-        raise errors[0]
+            raise
 
 
 def variables_for(run: DictConfig, slot: Mapping[str, str]) -> dict[str, str]:

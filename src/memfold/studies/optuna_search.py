@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memfold.errors import InputError
+from memfold.file_models import read_yaml
 from memfold.runs.folder import write_text_atomically
 from memfold.runs.locks import try_lock, wait_for_lock
 from memfold.runs.primary import Primary
@@ -21,8 +22,8 @@ from memfold.studies.arguments import (
     split_overrides,
 )
 from memfold.studies.executor import Stopped, StopSignal, work_in_parallel
-from memfold.studies.runner import Outcome, Runner, run_all, runners
-from memfold.studies.space import read_space
+from memfold.studies.runner import Outcome, Runner, metric_of, run_all, runners
+from memfold.studies.space import Space
 from memfold.studies.tuned_configuration import Configuration, experiment_files, origin
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def _tune(
     from memfold.studies.optuna_study import Study, database_errors
     from memfold.studies.tuning_report import describe, write_report
 
-    space = read_space(options.space)
+    space = read_yaml(options.space, Space)
     configuration = Configuration(conf, common, space)
     folder: Path = options.study
     with stop.caught(), database_errors(folder):
@@ -160,7 +161,7 @@ def _run_tests(
     runs = [(f"s{seed}", [*overrides, f"seed={seed}", *group]) for seed in seeds]
 
     def report(name: str, outcome: Outcome) -> None:
-        value = (outcome.result.get("metrics") or {}).get(metric)
+        value = metric_of(outcome.result, metric)
         shown = "-" if value is None else f"{value:.4f}"
         text = f"failed: {outcome.error}" if outcome.error else f"{metric} {shown}"
         print(f"test seed {name.removeprefix('s')}: {text}", flush=True)

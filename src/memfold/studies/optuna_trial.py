@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from memfold.files import read_text
 from memfold.runs.folder import METRICS
 from memfold.studies.optuna_study import Study
-from memfold.studies.runner import RunFailed, Runner, fit_seconds
+from memfold.studies.runner import RunFailed, Runner, fit_seconds, metric_of
 from memfold.studies.tuned_configuration import Configuration
 
 __all__ = ["run_trial"]
@@ -109,11 +109,10 @@ def _read_metric(folder: Path, name: str) -> list[float]:
 
 
 def _metric(result: Mapping[str, Any], name: str) -> float:
-    metrics = result.get("metrics") or {}
-    value = metrics.get(name)
-    if not isinstance(value, int | float):
-        known = ", ".join(sorted(key for key in metrics if "val/" in key))
+    value = metric_of(result, name)
+    if value is None:
+        known = ", ".join(sorted(key for key in result.get("metrics") or () if "val/" in key))
         raise RunFailed(
             f"objective.metric: result.json has no {name}; validation metrics there: {known}"
         )
-    return float(value)
+    return value

@@ -19,7 +19,7 @@ from memfold.overrides import quote_value
 from memfold.studies.executor import Stopped, StopSignal
 from memfold.studies.process import SECONDS_TO_STOP
 from memfold.studies.runner import Runner
-from memfold.studies.sweep_folder import Plan, read_notes, request_stop, requested_stop
+from memfold.studies.sweep_folder import PLAN, Plan, read_notes, request_stop, requested_stop
 from memfold.studies.sweep_job import SweepJob, objective_of
 
 __all__ = ["TaskWatch", "run_sweep_job"]
@@ -43,7 +43,7 @@ def run_sweep_job(cfg: DictConfig, script: Path) -> float:
         InputError: The folder is another job's.
     """
     job = SweepJob.of(cfg, script)
-    plan = Plan.find(job.sweep)
+    plan = Plan.find(job.sweep / PLAN)
     earlier = None if plan is None else plan.repeats.get(str(job.note.number))
     if earlier is not None:
         with suppress(OSError):  # Hydra has made it
@@ -105,6 +105,7 @@ class TaskWatch:
                     process.kill()
         self._over.set()
         self._thread.join()
+        self._report()
 
     def request_stop(self, number: int) -> None:
         """Let the jobs get a signal where they run, and no more of them start."""

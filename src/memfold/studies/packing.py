@@ -54,14 +54,14 @@ def pack_runs(
         InputError: A run cannot be read, or a file cannot be written.
         Stopped: `stop` was set.
     """
-    data = _DataSets(allow)
+    last: dict[str, DataModule] = {}
     num_packed = 0
     for run in _completed_runs(folders):
         for number in bits:
             if stop is not None and stop.is_set():
                 raise Stopped
             if not _is_packed(run, number) and not _knows_its_bits(run):
-                _pack(run, number, data, allow)
+                _pack(run, number, last, allow)
                 num_packed += 1
     return num_packed
 
@@ -89,7 +89,7 @@ def _knows_its_bits(run: Path) -> bool:
     return isinstance(compression, dict) and compression.get("train_bits") is not None
 
 
-def _pack(run: Path, bits: int, data: "_DataSets", allow: Collection[str]) -> None:
+def _pack(run: Path, bits: int, last: dict[str, DataModule], allow: Collection[str]) -> None:
     result: dict[str, Any] = read_result(run)
     for key in ("compression", "metrics", "memory"):
         if not isinstance(result.get(key), dict):
@@ -110,8 +110,8 @@ def _pack(run: Path, bits: int, data: "_DataSets", allow: Collection[str]) -> No
         "stored_ratio": counts.stored_ratio,
         "artifact_bytes": artifact_bytes,
     }
-    of_run = data.of(run)
-    found = evaluate(net, read_task(run, of_run.spec, allow=allow), of_run)
+    data = _data_of(run, allow, last)
+    found = evaluate(net, read_task(run, data.spec, allow=allow), data)
     # JSON knows no NaN.
     finite = {f"packed/{k}": v if math.isfinite(v) else None for k, v in found.items()}
     metrics = {**result["metrics"], **finite}
@@ -124,21 +124,15 @@ def _pack(run: Path, bits: int, data: "_DataSets", allow: Collection[str]) -> No
     write_text_atomically(target / RESULT, json.dumps(packed, indent=2) + "\n")
 
 
-class _DataSets:
-    """The data set that was read last: one comparison has one."""
-
-    def __init__(self, allow: Collection[str]) -> None:
-        self._allow = allow
-        self._config: dict[str, Any] | None = None
-        self._data: DataModule | None = None
-
-    def of(self, run: Path) -> DataModule:
-        """Return the data of a run, ready to be evaluated on."""
-        config, data = read_data(run, allow=self._allow)
-        config = {key: value for key, value in config.items() if key != "seed"}  # of training
-        if self._data is None or config != self._config:
-            data.prepare_data()
-            data.setup("fit")
-            data.setup("test")
-            self._config, self._data = config, data
-        return self._data
+def _data_of(run: Path, allow: Collection[str], last: dict[str, DataModule]) -> DataModule:
+    """Return the data of a run, ready to be evaluated on: those in `last`, if they are the same."""
+    config, data = read_data(run, allow=allow)
+    # The seed is of training.
+    key = json.dumps({**config, "seed": None}, sort_keys=True, default=str)
+    if key not in last:
+        last.clear()  # one comparison has one data set
+        data.prepare_data()
+        data.setup("fit")
+        data.setup("test")
+        last[key] = data
+    return last[key]

@@ -129,7 +129,12 @@ class Grid:
         """
         compressed = [method for method in self.methods if method != _DENSE]
         seeds = f"seed={_join(self.seeds)}"
-        rest = (*self._schedule(), *self._logger(), *self.overrides)
+        rest = self.overrides
+        if not any(text.startswith("logger=") for text in rest):
+            rest = ("logger=csv", *rest)
+        if self.epochs != NUM_EPOCHS:
+            # Milestones that are not given lie at 50 % and 75 %, as 80 and 120 do in 160.
+            rest = (f"trainer.max_epochs={self.epochs}", "scheduler.milestones=null", *rest)
         found = []
         for name in self.experiments:
             experiment = f"experiment={name}"
@@ -182,16 +187,6 @@ class Grid:
         drops = f"drops after {self.epochs / 2:g} and {self.epochs * 3 / 4:g}"
         epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
         return f"{epochs} instead of {NUM_EPOCHS} ({drops})"
-
-    def _schedule(self) -> tuple[str, ...]:
-        if self.epochs == NUM_EPOCHS:
-            return ()
-        # Milestones that are not given lie at 50 % and 75 %, as 80 and 120 do in 160.
-        return (f"trainer.max_epochs={self.epochs}", "scheduler.milestones=null")
-
-    def _logger(self) -> tuple[str, ...]:
-        is_given = any(text.startswith("logger=") for text in self.overrides)
-        return () if is_given else ("logger=csv",)
 
 
 def _join(values: Sequence[object]) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,7 +31,16 @@ from memfold.studies.executor import Stopped, StopSignal, share_out, work_in_par
 from memfold.studies.process import reason, run_program
 from memfold.studies.put_aside import put_aside, wait_for_orphan
 
-__all__ = ["Outcome", "RunFailed", "Runner", "fit_seconds", "run_all", "runners", "share_work"]
+__all__ = [
+    "Outcome",
+    "RunFailed",
+    "Runner",
+    "fit_seconds",
+    "metric_of",
+    "run_all",
+    "runners",
+    "share_work",
+]
 
 _T = TypeVar("_T")
 # How a run says that it cannot be resumed whatever the user does; another model or another
@@ -57,6 +65,13 @@ class Outcome:
     error: str
     """Why it failed, in one line; empty when it is completed."""
     seconds: float
+
+
+def metric_of(result: Mapping[str, Any], name: str) -> float | None:
+    """Return a metric of a result; `None` where that has none, or no number."""
+    metrics = result.get("metrics")
+    value = metrics.get(name) if isinstance(metrics, Mapping) else None
+    return value if isinstance(value, int | float) else None
 
 
 def fit_seconds(result: Mapping[str, Any]) -> float:
@@ -221,11 +236,11 @@ def share_work(
     def work(worker: Runner) -> None:
         while not stop.is_set():
             with one_by_one:
-                next_ones = list(islice(waiting, 1))
-            if not next_ones:
+                item = next(waiting, None)
+            if item is None:
                 return
             with suppress(Stopped):
-                do(worker, *next_ones)
+                do(worker, item)
 
     work_in_parallel([partial(work, worker) for worker in workers], stop)
     if stop.is_set():

@@ -2,18 +2,17 @@
 
 import math
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from memfold.file_models import Model, Number, Seed, Seeds, distinct, read_yaml
+from memfold.file_models import Model, Number, Seed, Seeds, distinct
 from memfold.runs.primary import ACCURACY, Primary
 
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["Parameter", "Pruning", "Setting", "Space", "Value", "read_space"]
+__all__ = ["Parameter", "Pruning", "Setting", "Space", "Value"]
 
 Value = bool | int | float | str | None
 Setting = dict[str, Value]
@@ -155,7 +154,7 @@ def _check_key(key: str) -> str:
 
 
 class Space(Model):
-    """What is tuned and how."""
+    """What is tuned and how: a YAML file, of which `tuning/sgd.yaml` shows every key."""
 
     parameters: Annotated[
         dict[Annotated[str, AfterValidator(_check_key)], Parameter],
@@ -199,15 +198,3 @@ class Space(Model):
             "startup_trials": self.sampler.startup_trials,
             "pruning": self.pruner and self.pruner.model_dump(),
         }
-
-
-def read_space(path: Path) -> Space:
-    """Read and check a search space.
-
-    Args:
-        path: A YAML file; `tuning/sgd.yaml` shows every key.
-
-    Raises:
-        InputError: The file cannot be read, or a key or value in it is wrong.
-    """
-    return read_yaml(path, Space)

@@ -3,7 +3,6 @@
 import os
 import shlex
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ from memfold.runs.locks import locked
 from memfold.studies.composing import composed_job
 from memfold.studies.executor import Stopped, StopSignal
 from memfold.studies.other_launchers import TaskWatch
-from memfold.studies.runner import Runner, runners, share_work
+from memfold.studies.runner import runners, share_work
 from memfold.studies.sweep_arguments import resume_arguments
 from memfold.studies.sweep_folder import PLAN, read_notes
 from memfold.studies.sweep_job import CONSOLE, SweepJob, objective_of
@@ -63,19 +62,15 @@ class RunningSweep:
         # What all jobs have says nothing of one.
         self._common = set.intersection(*map(set, self._plan.jobs or [[]]))
         self._reported: set[int] = set()
-        self._one_by_one = threading.Lock()
         self._adapt(config)
         self._announce(config.hydra)
-        self._tasks: TaskWatch | None = None
-        launcher = _launcher(config.hydra)
-        if not (self.is_isolated and launcher == _LOCAL):
-            self._tasks = TaskWatch(
-                self.folder,
-                self._plan.attempt,
-                self._stop,
-                self._report,
-                is_on_cluster=launcher.endswith(".SlurmLauncher"),
-            )
+        self._tasks = TaskWatch(
+            self.folder,
+            self._plan.attempt,
+            self._stop,
+            self._report,
+            is_on_cluster=_launcher(config.hydra).endswith(".SlurmLauncher"),
+        )
         if self.is_isolated:
             self._held.enter_context(self._stop.caught(self._interrupt))
 
@@ -107,13 +102,10 @@ class RunningSweep:
                         job.folder.mkdir(parents=True, exist_ok=True)
                     yield job
 
-        def run(slot: Runner, job: SweepJob) -> None:
-            job.bring_to_end(slot)
-            self._report()
-
+        workers = runners(program, num_slots, self._stop)
         with self._stop.caught():
             try:
-                share_work(jobs(), runners(program, num_slots, self._stop), run)
+                share_work(jobs(), workers, lambda worker, job: job.bring_to_end(worker))
             except Stopped:
                 raise KeyboardInterrupt from None
         returned = []
@@ -131,9 +123,7 @@ class RunningSweep:
             status: What it would be by what the launcher did: 0 when it came to its end.
         """
         with self._stop.caught() if self.is_isolated else ExitStack():
-            if self._tasks is not None:
-                self._tasks.end(has_failed=status != 0)
-            self._report()
+            self._tasks.end(has_failed=status != 0)
         self._held.close()
         if self._stop.number is not None:
             status = 128 + self._stop.number
@@ -193,17 +183,15 @@ class RunningSweep:
         _say(f"[{len(self._reported)}{of_all}] {number}:{varied}{':' if varied else ''} {end}")
 
     def _report(self) -> None:
-        with self._one_by_one:
-            for note in read_notes(self.folder, known=self._reported):
-                if note.attempt == self._plan.attempt and note.seconds is not None:
-                    end = describe_end(read_result(self.folder / note.folder), note.seconds)
-                    self._say_of_job(note.number, note.overrides, end)
+        for note in read_notes(self.folder, known=self._reported):
+            if note.attempt == self._plan.attempt and note.seconds is not None:
+                end = describe_end(read_result(self.folder / note.folder), note.seconds)
+                self._say_of_job(note.number, note.overrides, end)
 
     def _interrupt(self, number: int, *_: object) -> None:
         """End the launcher, whatever it does, and then the jobs that it leaves to themselves."""
         self._stop.note(number)
-        if self._tasks is not None:
-            self._tasks.request_stop(number)
+        self._tasks.request_stop(number)
         raise KeyboardInterrupt
 
 

@@ -110,7 +110,7 @@ def lasting_arguments(arguments: Sequence[str]) -> list[str]:
 
 def resume_arguments(folder: Path) -> list[str]:
     """Return what to type after the program's name to go on with the sweep in `folder`."""
-    plan = Plan.find(folder)
+    plan = Plan.find(folder / PLAN)
     again: list[str] = []
     with suppress(OverrideParseException):
         if plan is not None and _unsafe(*_split(plan.arguments)):

@@ -19,7 +19,7 @@ from memfold.file_models import Model
 from memfold.files import read_text
 from memfold.runs.folder import writing
 
-__all__ = ["PLAN", "JobNote", "Plan", "read_notes", "request_stop", "requested_stop"]
+__all__ = ["PLAN", "JobNote", "Plan", "find_note", "read_notes", "request_stop", "requested_stop"]
 
 PLAN = "sweep.json"
 _INTERNALS = ".sweep"
@@ -43,13 +43,6 @@ class Plan(Model):
     """When the process `pid` was started, in seconds since 1970."""
     repeats: dict[str, int] = Field(default_factory=dict)
     """Number of a job that is not run -> number of the one before it that is the same run."""
-
-    @classmethod
-    def find(cls, folder: Path) -> "Plan | None":
-        """Return the plan in `folder`, or `None` where there is none that can be read."""
-        with suppress(FileNotFoundError, InputError):
-            return cls.read(folder / PLAN)
-        return None
 
     @property
     def is_alone(self) -> bool:
@@ -75,23 +68,21 @@ class JobNote(Model):
     seconds: float | None = None
     """How long the job took; `None` while it runs."""
 
-    @classmethod
-    def find(cls, sweep: Path, number: int) -> "JobNote | None":
-        """Return the note on a job, or `None` where there is none that can be read."""
-        with suppress(FileNotFoundError, InputError):  # replaced at this moment
-            return cls.read(_notes(sweep) / f"{number}.json")
-        return None
-
     def note(self, sweep: Path) -> None:
         """Write the note. A full disk costs the line about the job, not the job."""
         with suppress(InputError):
             self.write(_notes(sweep) / f"{self.number}.json")
 
 
+def find_note(sweep: Path, number: int) -> JobNote | None:
+    """Return the note on a job; `None` where there is none, or it is replaced at this moment."""
+    return JobNote.find(_notes(sweep) / f"{number}.json")
+
+
 def read_notes(sweep: Path, known: Collection[int] = ()) -> list[JobNote]:
     """Return the notes on all jobs that were started, but for the numbers in `known`."""
     numbers = {file.stem for file in _notes(sweep).glob("*.json")} - set(map(str, known))
-    notes = [JobNote.find(sweep, int(number)) for number in numbers if number.isdecimal()]
+    notes = [find_note(sweep, int(number)) for number in numbers if number.isdecimal()]
     return sorted((note for note in notes if note is not None), key=lambda note: note.number)
 
 

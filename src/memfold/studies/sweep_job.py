@@ -23,8 +23,8 @@ from memfold.runs.result import ResultFile, describe_job
 from memfold.studies.composing import group_in_wandb, meaning
 from memfold.studies.executor import variables_for
 from memfold.studies.process import is_one_of_several_tasks, reason
-from memfold.studies.runner import Runner
-from memfold.studies.sweep_folder import JobNote, read_notes
+from memfold.studies.runner import Runner, metric_of
+from memfold.studies.sweep_folder import JobNote, find_note, read_notes
 
 __all__ = ["CONSOLE", "SweepJob", "objective_of"]
 
@@ -157,11 +157,11 @@ def objective_of(sweep: Path, number: int) -> float:
         sweep: The sweep's folder.
         number: Of the job.
     """
-    note = JobNote.find(sweep, number)
+    note = find_note(sweep, number)
     result = {} if note is None else read_result(sweep / note.folder)
-    metrics = result.get("metrics") if result.get("status") == "completed" else None
-    value = metrics.get(primary_of(result).name) if isinstance(metrics, dict) else None
-    return float("nan") if value is None else float(value)
+    is_there = result.get("status") == "completed"
+    value = metric_of(result, primary_of(result).name) if is_there else None
+    return float("nan") if value is None else value
 
 
 def _command(cfg: DictConfig, script: Path, folder: Path) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def admit(config: DictConfig, folder: Path, *, resume: bool) -> Plan:
             two jobs have one folder.
     """
     jobs = _planned_jobs(config)
-    before = Plan.find(folder) if resume else None
+    before = Plan.find(folder / PLAN) if resume else None
     if before is None:
         _refuse_used(folder)
     elif before.jobs != jobs:
@@ -164,7 +164,7 @@ def _refuse_common_folders(config: DictConfig, jobs: Sequence[list[str]]) -> Non
 
 def _refuse_used(folder: Path) -> None:
     if read_notes(folder):
-        if Plan.find(folder) is None:
+        if Plan.find(folder / PLAN) is None:
             raise InputError(
                 f"{_FOLDER}={folder} holds a sweep whose {PLAN} is missing or damaged; "
                 "choose another folder"

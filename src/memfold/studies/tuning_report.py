@@ -12,7 +12,7 @@ import optuna
 from memfold.runs.folder import write_text_atomically
 from memfold.runs.primary import Primary
 from memfold.studies.optuna_study import Study, Trial
-from memfold.studies.runner import Outcome, fit_seconds
+from memfold.studies.runner import Outcome, fit_seconds, metric_of
 from memfold.studies.tuned_configuration import Configuration
 
 __all__ = ["describe", "show_test", "write_report"]
@@ -39,14 +39,15 @@ def describe(
     """
     space, trials = study.space, study.trials()
     counts = Counter(trial.state for trial in trials)
+    command = ["python", "train.py", *configuration.overrides(best.setting if best else {})]
     return {
         "study": study.folder.name,
         "commands": dict(commands),
         "overrides": list(configuration.common),
         **space.to_dict(),
         "num_trials": {state: counts[state] for state in _STATES},
-        "best": None if best is None else _describe_best(best, study, configuration),
-        "test": None if best is None else _describe_tests(best, study, configuration, tests),
+        "best": None if best is None else _describe_best(study, best, command),
+        "test": _describe_tests(study, tests, command) if tests else None,
         "importances": _importances(study, trials),
         "seconds": {
             "trials": sum(trial.notes.seconds for trial in trials),
@@ -74,12 +75,10 @@ def write_report(study: Study, content: Mapping[str, Any]) -> None:
     Raises:
         InputError: A file cannot be written.
     """
-    with study.claimed():  # another process may write, too
-        text = json.dumps(content, indent=2)
-        write_text_atomically(study.folder / "report.json", text + "\n")
-        write_text_atomically(
-            study.folder / "report.md", _to_markdown(content, study.space.objective.judged)
-        )
+    text = json.dumps(content, indent=2)
+    write_text_atomically(study.folder / "report.json", text + "\n")
+    page = _to_markdown(content, study.space.objective.judged)
+    write_text_atomically(study.folder / "report.md", page)
 
 
 def show_test(summary: Mapping[str, Any], primary: Primary) -> str:
@@ -122,30 +121,27 @@ def _to_markdown(content: Mapping[str, Any], primary: Primary) -> str:
     return "\n".join([*lines, *_trial_lines(content)]) + "\n"
 
 
-def _describe_best(best: Trial, study: Study, configuration: Configuration) -> dict[str, Any]:
-    overrides = configuration.overrides(best.setting)
+def _describe_best(study: Study, best: Trial, command: Sequence[str]) -> dict[str, Any]:
+    seeds = map(str, study.space.tuning_seeds)
     return {
         "trial": best.number,
         "setting": best.setting,
         "value": best.value,
-        "values": dict(zip(map(str, study.space.tuning_seeds), best.notes.values, strict=True)),
-        "command": shlex.join(["python", "train.py", *overrides]),
+        "values": dict(zip(seeds, best.notes.values, strict=True)),
+        "command": shlex.join(command),
     }
 
 
 def _describe_tests(
-    best: Trial, study: Study, configuration: Configuration, tests: Mapping[int, Outcome]
-) -> dict[str, Any] | None:
-    if not tests:
-        return None
-    command = ["python", "train.py", *configuration.overrides(best.setting)]
+    study: Study, tests: Mapping[int, Outcome], command: Sequence[str]
+) -> dict[str, Any]:
     metric = study.space.objective.judged.test
     runs = [
         {
             "seed": seed,
             "folder": str(study.test_folder / f"s{seed}"),
             "command": shlex.join([*command, f"seed={seed}"]),
-            metric: (outcome.result.get("metrics") or {}).get(metric),
+            metric: metric_of(outcome.result, metric),
             "error": outcome.error or None,
         }
         for seed, outcome in tests.items()
