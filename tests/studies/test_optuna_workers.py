@@ -20,6 +20,7 @@ from studies.tuned import (
     settings,
     trials,
     tune,
+    write_space,
 )
 
 SLOW = {"STAND_IN_SECONDS": "0.2"}
@@ -105,6 +106,18 @@ def test_epochs_that_were_judged_before_an_interruption_stay_as_they_are(tmp_pat
     assert last.params == before.params
     assert last.intermediate_values[0] == 0.25
     assert len(last.intermediate_values) == 3
+
+
+def test_a_setting_that_was_half_drawn_is_completed(tmp_path: Path) -> None:
+    write_space(tmp_path)
+    study = open_study(tmp_path)
+    drawn = study.optuna.ask()  # then its worker was killed
+    study.space.parameters["optimizer.lr"].suggest(drawn, "optimizer.lr")
+    assert tune(tmp_path, 1) == 0
+    [trial] = trials(tmp_path)
+    assert trial.state == "completed"
+    assert trial.setting["optimizer.lr"] == drawn.params["optimizer.lr"]
+    assert set(trial.setting) == {"optimizer.lr", "scheduler"}
 
 
 def test_cores_and_gpus_are_divided() -> None:
