@@ -163,7 +163,7 @@ def test_a_file_that_is_no_plan_is_refused(
 
 
 @pytest.mark.parametrize(
-    "file", sorted((REPOSITORY / "comparisons").glob("*.yaml")), ids=lambda file: file.stem
+    "file", sorted((REPOSITORY / "comparisons").glob("*/*.yaml")), ids=lambda file: file.stem
 )
 def test_plans_of_the_repository_compose(file: Path) -> None:
     plan = read_yaml(file, Plan)
