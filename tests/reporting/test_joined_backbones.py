@@ -108,20 +108,16 @@ def test_all_options_of_networks_that_share_another_name_are_said(here):
 
 
 def test_lines_of_a_joined_report_can_be_drawn_apart_and_joined_anew(mixed):
-    assert main(["runs", "--out", "one", "--join-backbones"]) == 0
-    assert main(["one/runs.jsonl", "--out", "two", "--join-backbones"]) == 0
-    names = [path.relative_to("one") for path in (mixed / "one").relative_to(mixed).rglob("*.*")]
-    assert len(names) > 8
-    for name in names:
-        assert (mixed / "one" / name).read_bytes() == (mixed / "two" / name).read_bytes(), name
-    assert read(["one/runs.jsonl"]) == read(["runs"])
+    (mixed / "joined.jsonl").write_text(to_run_lines(joined()))
+    assert joined("joined.jsonl") == joined()
+    assert read(["joined.jsonl"]) == read(["runs"])
     apart = to_run_lines(Comparison(tuple(read(["runs"])[0])))
     assert "network" not in apart
     (mixed / "apart.jsonl").write_text(apart)
     assert joined("apart.jsonl") == joined()
     # The convolutional network has the most runs now.
     write("more", [0.5] * 12, backbone="cnn", memory__dense_bytes=50_000)
-    found = joined("one/runs.jsonl", "runs").runs
+    found = joined("joined.jsonl", "runs").runs
     assert {run.setting.backbone for run in found} == {"cnn"}
     assert {run.dense_bytes for run in found} == {50_000}
     assert "small, mlp (pooling=4)" in {run.method for run in found}
@@ -203,9 +199,11 @@ def test_networks_neither_repeat_nor_average_each_other_but_share_their_data(her
     ]
 
 
-def test_published_curves_are_those_of_the_network_of_the_setting(mixed):
+def test_the_command_draws_published_curves_of_the_network_of_the_setting(mixed, capsys):
     lines = ("method,dataset,model,ratio,accuracy", "snip,digits,mlp,0.1,0.8")
     (mixed / "published.csv").write_text("\n".join(lines))
     arguments = ["runs", "--out", "report", "--reference", "published.csv"]
     assert main([*arguments, "--join-backbones"]) == 0
+    assert capsys.readouterr().out.startswith("16 runs of 6 methods in 1 setting ")
     assert "### Published" in (mixed / "report" / "table.md").read_text()
+    assert read(["report/runs.jsonl"], is_joined=True) == read(["runs"], is_joined=True)
