@@ -251,9 +251,11 @@ def check_causal(layers: Sequence[nn.Module], path: str) -> None:
 
 
 def _skipped_without_tokens(layer: Any, stream: Tensor, *inputs: Any, **options: Any) -> Any:
-    if stream.shape[1] == 0:  # parameters get gradients of 0: those of DDP wait for one each
-        used = [parameter.sum() for parameter in layer.parameters() if parameter.requires_grad]
-        return stream + 0 * torch.stack(used).sum() if used else stream
+    if stream.shape[1] == 0:
+        trained = [p for p in layer.parameters() if p.requires_grad]
+        if trained and torch.is_grad_enabled():  # gradients of 0: DDP waits for one of each
+            return stream + 0 * torch.stack([parameter.sum() for parameter in trained]).sum()
+        return stream
     return type(layer).forward(layer, stream, *inputs, **options)
 
 
