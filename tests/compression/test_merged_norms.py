@@ -64,6 +64,14 @@ def test_a_merged_file_is_smaller_and_computes_the_same(strategy, bits, tmp_path
     torch.testing.assert_close(again(images()), loaded(images()), rtol=1e-6, atol=1e-6)
 
 
+def test_statistics_are_made_whatever_the_default_device_is(tmp_path):
+    model, fresh = trained("stable_rps", ratio=0.3, merge_norms=True), resnet()
+    memfold.save(model, tmp_path / "a")
+    with torch.device("meta"):
+        loaded = memfold.load(tmp_path / "a", fresh).eval()
+    torch.testing.assert_close(loaded(images()), model(images()), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("strategy", ["stable_rps", "snip", "low_rank", "small"])
 def test_a_budget_holds_more_values(strategy, tmp_path):
     values = []

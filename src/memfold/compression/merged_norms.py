@@ -54,8 +54,10 @@ def separate(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
     for prefix, norm in _norms(model, tensors, _TRAINED):
         mean, var, count = (prefix + name for name in _STATISTICS)
         if norm.track_running_stats and tensors.keys().isdisjoint((mean, var, count)):
-            zeros = torch.zeros(tensors[f"{prefix}bias"].shape)
-            whole |= {mean: zeros, var: zeros + (1 - norm.eps), count: torch.tensor(0)}
+            # The default device may be meta.
+            zeros = torch.zeros(tensors[f"{prefix}bias"].shape, device="cpu")
+            seen = torch.tensor(0, device="cpu")
+            whole |= {mean: zeros, var: zeros + (1 - norm.eps), count: seen}
     return whole
 
 
