@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Compare methods by a plan: each chooses on validation, then runs with all seeds; resumable.
 
-python scripts/compare.py comparisons/fashion_mnist/8kB.yaml --out outputs/fashion_mnist
+python scripts/compare.py comparisons/fashion_mnist/5kB.yaml --out outputs/fashion_mnist
 
 docs/comparison.md says how.
 """

@@ -220,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
         "The same command goes on after an interruption.",
     )
     add = parser.add_argument
-    add("plan", type=Path, metavar="PLAN", help="such as comparisons/fashion_mnist/8kB.yaml")
+    add("plan", type=Path, metavar="PLAN", help="such as comparisons/fashion_mnist/5kB.yaml")
     add("--out", type=Path, required=True, metavar="DIR", help="where the run folders are kept")
     add_jobs(parser)
     return parser
