@@ -23,8 +23,8 @@ from memfold.compression.compressed_model import (
     restore_dense,
 )
 from memfold.compression.error_feedback import feedback_roundings
-from memfold.compression.materialise import filler
-from memfold.compression.merged_norms import merge, separate
+from memfold.compression.materialise import filler, with_values
+from memfold.compression.merged_norms import merge, num_merged, separate
 from memfold.compression.record import Record
 from memfold.compression.samples import Batch
 from memfold.compression.state import Compression, compressions_in
@@ -36,6 +36,7 @@ from memfold.strategies.dense import Dense
 __all__ = ["header_bytes", "load", "save"]
 
 
+@with_values()
 def save(
     model: nn.Module,
     path: str | os.PathLike[str],
@@ -91,8 +92,10 @@ def save(
     if bits is not None:
         strategy = replace(strategy, bits=bits, train_bits=None)
     untouched = state_tensors(model, leave_out=owned)
+    merged = None
     if strategy.merge_norms:
-        untouched = merge(model, untouched)
+        kept = merge(model, untouched)
+        untouched, merged = kept, num_merged(untouched.keys() - kept.keys())
     tensors = indices | {n: _narrow(n, t, strategy) for n, t in untouched.items()}
     packing = strategy.packing
     roundings = {} if data is None else feedback_roundings(compression, packing, data)
@@ -107,11 +110,13 @@ def save(
         frozenset(indices),
         reshaped,
         ties,
+        merged,
     )
     write(path, tensors, record)
     return path.stat().st_size
 
 
+@with_values()
 def load(
     path: str | os.PathLike[str],
     model: nn.Module,
@@ -145,9 +150,14 @@ def load(
     check_not_compressed(model)
     record, stored = read(path)
     tensors = _unpack(path, record, stored)
-    if record.strategy.merge_norms:
-        tensors = separate(model, tensors)
+    statistics = separate(model, tensors) if record.strategy.merge_norms else {}
+    tensors |= statistics
     _check_backbone(path, model, record, tensors)
+    if record.merged not in (None, num_merged(statistics)):
+        raise InputError(
+            f"artifact {path} is of another backbone: of its BatchNorms {record.merged} have no "
+            f"statistics of their own, of this one's {num_merged(statistics)}"
+        )
     try:
         with _unchanged_on_failure(model) as overwritten:
             _take(model, record, tensors, overwritten)

@@ -114,9 +114,12 @@ def _record(path: Path, contents: Any, tensors: Mapping[str, Tensor]) -> Record:
     except InputError as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"artifact {path}: {reason}") from error
-    num_values, reshaped = contents["num_values"], shapes_of(contents["reshaped"])
+    num_values, merged = contents["num_values"], contents.get("merged")
+    reshaped = shapes_of(contents["reshaped"])
     if type(num_values) is not int or num_values < 0:
         raise ValueError("num_values")
+    if not (merged is None or type(merged) is int):
+        raise ValueError("merged")
     if reshaped and not strategy.changes_shapes:
         raise ValueError("reshaped")
     return Record(
@@ -129,6 +132,7 @@ def _record(path: Path, contents: Any, tensors: Mapping[str, Tensor]) -> Record:
         None
         if is_old
         else {check_text(k): check_text(v) for k, v in dict(contents["ties"]).items()},
+        merged,
     )
 
 

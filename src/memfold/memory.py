@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from memfold.compression.accounting import state_tensors, tensor_bytes, unique_tensors
 from memfold.compression.compressed_model import check_whole
-from memfold.compression.merged_norms import left_out
+from memfold.compression.materialise import with_values
+from memfold.compression.merged_norms import merged_in
 from memfold.compression.state import Compression, compressions_in
 
 __all__ = ["Footprint", "PeakMeter", "footprint", "grad_sync_bytes", "train_state_bytes"]
@@ -45,6 +46,7 @@ class Footprint:
     """Learned values stored in their place, m."""
 
 
+@with_values()
 def footprint(model: nn.Module) -> Footprint:
     """Count the bytes that a model stores.
 
@@ -87,7 +89,7 @@ def footprint(model: nn.Module) -> Footprint:
 def _merged(part: Compression) -> frozenset[str]:
     if not part.strategy.merge_norms:
         return frozenset()
-    return left_out(part.model, state_tensors(part.model, leave_out=part.owned_names()))
+    return merged_in(part.model, state_tensors(part.model, leave_out=part.owned_names()))
 
 
 def _untouched_bytes(name: str, tensor: Tensor, parts: Sequence[tuple[str, Compression]]) -> int:

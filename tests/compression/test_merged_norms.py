@@ -1,6 +1,7 @@
 """BatchNorm in a file: two numbers for each channel, with which the model evaluates as before."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -10,8 +11,11 @@ from torch.nn import functional as F
 import memfold
 from memfold.artifact import header_bytes
 from memfold.backbones import ResNet20
+from memfold.compression import compression_of
 from memfold.compression.accounting import state_tensors
-from memfold.compression.merged_norms import left_out, merge, separate
+from memfold.compression.budget import Budget
+from memfold.compression.merged_norms import merge, merged_in, separate
+from memfold.compression.selection import select_weights
 from memfold.training import run
 from training.jobs import SMALL, compose_job
 
@@ -83,6 +87,62 @@ def test_a_budget_holds_more_values(strategy, tmp_path):
     assert values[1] > 1.05 * values[0]
 
 
+class Block(nn.Module):
+    def __init__(self, norm, width=16):
+        super().__init__()
+        self.first, self.norm, self.last = (
+            nn.Linear(width, width),
+            norm(width),
+            nn.Linear(width, 16),
+        )
+
+    def forward(self, x):
+        return x + self.last(self.norm(self.first(x)).relu())
+
+
+def blocks(norm=nn.BatchNorm1d):
+    torch.manual_seed(0)
+    return nn.Sequential(*[Block(norm) for _ in range(4)]).double()
+
+
+@pytest.mark.parametrize("whose", ["own", "shared"])
+@pytest.mark.parametrize("merges", [False, True])
+def test_a_budget_knows_which_norms_and_biases_become_one(merges, whose, tmp_path):
+    for biases in ("own", "shared"):
+        options = {"norms": whose, "biases": biases, "merge_norms": merges}
+        model = memfold.compress(blocks(), "recursive_lora", budget_bytes=19_000, **options)
+        dense, state = blocks(), compression_of(model)
+        budget = Budget(state.strategy, dense, select_weights(dense))
+        size = memfold.save(model, tmp_path / "a")
+        assert size == budget.file_bytes(state.described(torch.float64)) <= 19_000
+
+
+@pytest.mark.parametrize("other", [partial(nn.GroupNorm, 4), nn.LayerNorm, "untracked"])
+def test_a_merged_norm_is_no_norm_of_another_kind(other, tmp_path):
+    if other == "untracked":
+        other = partial(nn.BatchNorm1d, track_running_stats=False)
+    for kinds in ((nn.BatchNorm1d, other), (other, nn.BatchNorm1d)):
+        saved, fresh = map(blocks, kinds)
+        memfold.compress(saved, "stable_rps", ratio=0.3, merge_norms=True)
+        memfold.save(saved, tmp_path / "a")
+        memfold.load(tmp_path / "a", blocks(kinds[0]))
+        with pytest.raises(memfold.InputError, match="another backbone: of its BatchNorms"):
+            memfold.load(tmp_path / "a", fresh)
+
+
+def test_a_norm_without_its_statistics_is_loaded_without(tmp_path):
+    def build(width):
+        norm = nn.BatchNorm1d(width)
+        norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+        return norm
+
+    model = memfold.compress(blocks(build), "stable_rps", ratio=0.3, merge_norms=True).eval()
+    memfold.save(model, tmp_path / "a")
+    x = torch.randn(8, 16, dtype=torch.float64)
+    loaded = memfold.load(tmp_path / "a", blocks(build)).eval()
+    torch.testing.assert_close(loaded(x), model(x), rtol=1e-6, atol=1e-6)
+
+
 def test_merging_twice_is_merging_once():
     model = nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9, eps=0.03))
     model.train()(torch.randn(20, 6) + 2)
@@ -90,7 +150,7 @@ def test_merging_twice_is_merging_once():
     once = merge(model, state_tensors(model))
     assert once.keys() == {"0.weight", "0.bias", "1.weight", "1.bias"}
     fresh = nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9, eps=0.03))
-    fresh.load_state_dict(separate(fresh, once))
+    fresh.load_state_dict(once | separate(fresh, once))
     twice = merge(fresh, state_tensors(fresh))
     for name, tensor in once.items():
         torch.testing.assert_close(twice[name], tensor, rtol=2**-23, atol=0)
@@ -124,7 +184,7 @@ def test_norms_that_share_or_lack_tensors_stay_whole(tmp_path):
     x = torch.randn(8, 12, dtype=torch.float64)
     model.train()(x)
     statistics = {f"plain.{n}" for n in ("running_mean", "running_var", "num_batches_tracked")}
-    assert left_out(model, state_tensors(model)) >= statistics
+    assert merged_in(model, state_tensors(model)) >= statistics
     memfold.save(model, tmp_path / "a")
     loaded = memfold.load(tmp_path / "a", Odd().double()).eval()
     torch.testing.assert_close(loaded(x), model.eval()(x), rtol=1e-6, atol=1e-6)

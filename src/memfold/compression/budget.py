@@ -6,14 +6,14 @@ chosen by it before there are any.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from memfold.compression.accounting import state_tensors, storage_key, ties_of
-from memfold.compression.merged_norms import left_out
+from memfold.compression.merged_norms import merged_in, num_merged
 from memfold.compression.record import Record
 from memfold.compression.selection import CompressibleWeight
 from memfold.errors import InputError
@@ -40,6 +40,8 @@ class Stored:
     """What `Compression.index_tensors` would be, without coding."""
     untouched: Mapping[str, Tensor] | None = None
     """All other tensors, where they are not those of the dense model."""
+    ties: Mapping[str, str] = field(default_factory=dict)
+    """Names of others that become one tensor with another -> its name."""
 
 
 class Budget:
@@ -57,6 +59,7 @@ class Budget:
         """
         own = {storage_key(weight.tensor) for weight in weights}
         self._strategy = strategy
+        self._model = model
         self._weights = {weight.name: list(weight.shape) for weight in weights}
         self._untouched = {
             name: like(tensor.shape, tensor.dtype)
@@ -64,8 +67,6 @@ class Budget:
             if storage_key(tensor) not in own
         }
         self._ties = ties_of(model)
-        merges = strategy.merge_norms
-        self._left_out = left_out(model, self._untouched) if merges else frozenset[str]()
 
     def file_bytes(self, stored: Stored) -> int:
         """Return the size of the file; at most that, where values and masks are coded."""
@@ -110,14 +111,20 @@ class Budget:
         tensors = {
             name: like(tensor.shape, strategy.untouched_dtype(tensor.dtype))
             for name, tensor in untouched.items()
+            if name not in stored.ties
         }
         dense = {name: list(tensor.shape) for name, tensor in self._untouched.items()}
         reshaped = {n: dense[n] for n, t in tensors.items() if list(t.shape) != dense[n]}
-        tensors = {name: t for name, t in tensors.items() if name not in self._left_out}
+        merged = None
+        if strategy.merge_norms:
+            statistics = merged_in(self._model, tensors, frozenset(stored.ties.values()))
+            tensors = {name: t for name, t in tensors.items() if name not in statistics}
+            merged = num_merged(statistics)
         tensors |= stored.indices
         for name, value in stored.values.items():
             parts = packed_like(value.shape, strategy.packing, value.dtype)
             tensors |= {name + suffix: part for suffix, part in parts.items()}
+        ties = {**self._ties, **stored.ties}
         record = Record(
             strategy,
             stored.num_values,
@@ -125,7 +132,8 @@ class Budget:
             {name: list(value.shape) for name, value in stored.values.items()},
             frozenset(stored.indices),
             reshaped,
-            self._ties,
+            {name: ties.get(first, first) for name, first in ties.items()},
+            merged,
         )
         return file_bytes(record.to_dict(), tensors)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from memfold.compression.computed_attributes import check_computable, computed_sources
 from memfold.compression.fake_quantisation import FakeQuantisation
-from memfold.compression.materialise import check_has_values
+from memfold.compression.materialise import check_has_values, with_values
 from memfold.compression.parametrised import copy_model
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.state import STATE, Compression, compression_of, compressions_in
@@ -220,6 +220,7 @@ def check_whole(model: nn.Module) -> None:
             )
 
 
+@with_values()
 def densify(model: nn.Module) -> nn.Module:
     """Return a plain dense copy of `model` with the same function and state-dict names.
 

@@ -9,7 +9,7 @@ generator hands every module the numbers that the dense construction would have 
 
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import nan
 
@@ -22,7 +22,14 @@ from memfold.compression.initialisers import Initialisers, written_storages
 from memfold.compression.selection import CompressibleWeight, plain_tensors, sample_names
 from memfold.errors import InputError
 
-__all__ = ["check_has_values", "dense_weights", "device_of", "filler", "structured_weights"]
+__all__ = [
+    "check_has_values",
+    "dense_weights",
+    "device_of",
+    "filler",
+    "structured_weights",
+    "with_values",
+]
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,14 @@ def device_of(model: nn.Module, weights: Sequence[CompressibleWeight] = ()) -> t
         )
     default = torch.get_default_device()
     return next(iter(devices), torch.device("cpu") if default.type == "meta" else default)
+
+
+@contextmanager
+def with_values() -> Iterator[None]:
+    """Put what is made on the way on the CPU where PyTorch's default device is meta."""
+    is_meta = torch.get_default_device().type == "meta"
+    with torch.device("cpu") if is_meta else nullcontext():
+        yield
 
 
 @contextmanager

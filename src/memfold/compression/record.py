@@ -27,6 +27,9 @@ class Record:
     """Name -> shape in the backbone of each untouched tensor that is stored with another."""
     ties: dict[str, str] | None
     """In the backbone: see `accounting.ties_of`; `None` where the file does not say."""
+    merged: int | None = None
+    """Norms that are stored without statistics; `None` where none are, or an older file does not
+    say."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, the same in whatever order the mappings were made."""
@@ -39,4 +42,5 @@ class Record:
             "indices": sorted(self.indices),
             "reshaped": dict(sorted(self.reshaped.items())),
             "ties": None if self.ties is None else dict(sorted(self.ties.items())),
+            **({} if self.merged is None else {"merged": self.merged}),
         }

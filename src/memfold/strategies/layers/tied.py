@@ -11,12 +11,13 @@ DDP reduces. What does not: activations, operations.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from memfold.compression.budget import Stored
 from memfold.compression.part_values import PartValues
 from memfold.compression.parts import Level
 from memfold.compression.selection import CompressibleWeight
@@ -192,6 +193,17 @@ class TiedWeights(LayerWeights):
         if self._shared:
             starts = [self.starts_as(own) for own in range(1 + max(self.map))]
             self._others = tie_others(self.model, self.stack, self.map, starts, self._shared)
+
+    def described(self, dtype: torch.dtype) -> Stored:
+        """See `PartValues.described`: with the norms and biases that become one."""
+        firsts: dict[int, str] = {}
+        ties = {
+            f"{path}.{name}": f"{first}.{name}"
+            for path, entry in zip(self.stack.paths, self.map, strict=True)
+            if (first := firsts.setdefault(entry, path)) != path
+            for name in self._shared
+        }
+        return replace(super().described(dtype), ties=ties)
 
     def restore_dense(self) -> None:
         """See `Compression.restore_dense`."""
