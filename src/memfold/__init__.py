@@ -22,6 +22,7 @@ from memfold.compression import (
     extra_loss,
     release,
 )
+from memfold.compression.materialise import with_values
 from memfold.errors import InputError
 from memfold.memory import Footprint, footprint
 
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 
+@with_values()
 def compress(
     model: nn.Module,
     strategy: str | Strategy,

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import memfold
+from strategies.cases import STRATEGIES, network_for, options_of
 from strategies.meta import LeavesItsScale, folded, mlp, on_meta, refusal, tensors_of
 from strategies.models import TiedLanguageModel
 
@@ -64,3 +66,23 @@ def test_artifacts_cannot_fill_what_they_do_not_hold(tmp_path):
     with refusal("table is on the meta device and not in the artifact"):
         memfold.load(tmp_path / "shared.safetensors", model)
     assert tensors_of(model) == before
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_nothing_depends_on_the_default_device(name, tmp_path):
+    torch.manual_seed(0)
+    case = STRATEGIES[name]
+    network, fresh = (network_for(name, 1, 8, 10, (32, 32)) for _ in range(2))
+    batches = [(torch.randn(20, 1, 8, 8), torch.arange(20) % 10)]
+    with torch.device("meta"):
+        model = memfold.compress(
+            network, name, data=batches, loss=F.cross_entropy, **options_of(name, ratio=case.ratio)
+        )
+        counts = memfold.footprint(model)
+        memfold.save(model, tmp_path / "a")
+        loaded, dense = memfold.load(tmp_path / "a", fresh), memfold.densify(model)
+    assert memfold.footprint(loaded) == counts
+    x, _ = batches[0]
+    expected = model.eval()(x)
+    for found in (loaded, dense):
+        torch.testing.assert_close(found.eval()(x), expected, rtol=1e-4, atol=1e-5)
