@@ -19,7 +19,7 @@ values after each: the same numbers. The mean of its diagonal, times 0.01, is ad
 
 Q is cut into chunks of 2048 values, in the order of storage: a chunk takes 250 MB, each value in it
 2048^2 / 3 operations, and each entry of a weight its number of columns, or 2048. What couples two
-chunks is left out.
+chunks is left out, and so are biases among the weights.
 """
 
 import sys
@@ -119,15 +119,15 @@ def feedback_roundings(
 def _look(compression: Compression, samples: Sequence[Batch]) -> tuple[list[_Use], Tensor]:
     """Return what makes Q, and of which values that is not all: bool (values,)."""
     dense = densify(compression.model)
-    layers = [
-        [owner.module for owner in weight.owners]
-        for weight in named_weights(dense, compression.names)
-    ]
+    weights = named_weights(dense, compression.names)
+    layers = [[owner.module for owner in weight.owners] for weight in weights]
     known = {m for modules in layers for m in modules if type(m).forward in _FORWARDS}
     moments = moments_at(dense, known, samples) if known else {}
     numel = sum(tensor.numel() for tensor in compression.value_tensors().values())
     uses, is_partial = [], torch.zeros(numel, dtype=torch.bool)
     for index, modules in enumerate(layers):
+        if weights[index].is_bias:
+            continue
         sources = compression.sources(index)
         assert sources is not None
         places, factors = sources

@@ -55,7 +55,10 @@ class Owner:
 
 @dataclass(frozen=True)
 class CompressibleWeight:
-    """A tensor with two or more dimensions. A tied tensor is one weight with several owners."""
+    """A tensor with two or more dimensions, or a bias that is compressed like one.
+
+    A tied tensor is one weight with several owners.
+    """
 
     owners: tuple[Owner, ...]
     shape: torch.Size
@@ -69,6 +72,22 @@ class CompressibleWeight:
     def numel(self) -> int:
         """Number of weights in the tensor."""
         return prod(self.shape)
+
+    @property
+    def is_bias(self) -> bool:
+        """Whether it is the bias of a layer."""
+        return is_bias(self.owners[0].attribute)
+
+    @property
+    def fan_in(self) -> int:
+        """Inputs of each output: of a bias, those of the weight that it stands beside."""
+        owner, shape = self.owners[0], self.shape
+        if self.is_bias:
+            beside = owner.module._parameters.get(owner.attribute.replace("bias", "weight"))
+            if beside is None or beside.dim() < 2:
+                return self.numel
+            shape = beside.shape
+        return prod(shape[1:])
 
     def matches(self, pattern: str) -> bool:
         """Whether a pattern means its name at an owner, or a module around it."""
@@ -90,6 +109,7 @@ def select_weights(
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     min_size: int = 0,
+    biases: bool = False,
 ) -> tuple[CompressibleWeight, ...]:
     """List the compressible weights of `model` in registration order.
 
@@ -103,12 +123,13 @@ def select_weights(
         include: Keep a weight when one of these patterns matches one of its owners.
         exclude: Leave a weight untouched when one of these patterns matches one of its owners.
         min_size: Leave weights with fewer elements untouched.
+        biases: Take the biases of layers too, but not those of norms.
 
     Raises:
         InputError: An include pattern matches nothing, nothing is left to compress, the model has
             parameters that do not exist yet (lazy modules).
     """
-    weights = tuple(w for w in _weights(model) if w.tensor.requires_grad)
+    weights = tuple(w for w in _weights(model, biases) if w.tensor.requires_grad)
     if not weights:
         raise InputError(
             f"{type(model).__name__} has no compressible weights: no trainable floating-point "
@@ -156,10 +177,12 @@ def is_named(weight: CompressibleWeight, include: Sequence[str]) -> bool:
 def named_weights(model: nn.Module, names: Sequence[str]) -> tuple[CompressibleWeight, ...]:
     """Find the weights with these state-dict names, frozen or not, in the order of the names.
 
+    Biases of layers count as weights here.
+
     Raises:
         InputError: A name is missing, or is no compressible weight's first name.
     """
-    found = {weight.name: weight for weight in _weights(model)}
+    found = {weight.name: weight for weight in _weights(model, biases=True)}
     for name in names:
         if name not in found:
             raise InputError(f"the model has no compressible weight {name}; it has {list(found)}")
@@ -181,7 +204,7 @@ def plain_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                     yield prefix + name, item
 
 
-def _weights(model: nn.Module) -> Iterator[CompressibleWeight]:
+def _weights(model: nn.Module, biases: bool) -> Iterator[CompressibleWeight]:
     """Yield every tensor that is a weight by its kind; tied ones share memory, object or not."""
     owners: dict[tuple[object, ...], list[Owner]] = {}
     for path, module in model.named_modules():
@@ -194,10 +217,12 @@ def _weights(model: nn.Module) -> Iterator[CompressibleWeight]:
                     f"{owner.name} is a lazy parameter without a shape; "
                     "run one batch through the model before compressing it"
                 )
-            if tensor.dim() >= 2 and tensor.is_floating_point() and tensor.numel() > 0:
+            least = 1 if biases and is_bias(attribute) else 2
+            if tensor.dim() >= least and tensor.is_floating_point() and tensor.numel() > 0:
                 owners.setdefault(storage_key(tensor), []).append(owner)
     for places in owners.values():
-        if not any(is_bias_or_norm(owner) for owner in places):
+        kept = _is_norm if biases and all(is_bias(o.attribute) for o in places) else is_bias_or_norm
+        if not any(kept(owner) for owner in places):
             first = places[0].module._parameters[places[0].attribute]
             assert first is not None
             yield CompressibleWeight(tuple(places), first.shape)
@@ -205,13 +230,16 @@ def _weights(model: nn.Module) -> Iterator[CompressibleWeight]:
 
 def is_bias_or_norm(owner: Owner) -> bool:
     """Whether a parameter is a bias by its name, or belongs to a norm: then it is no weight."""
-    bias = is_bias(owner.attribute)
-    return bias or isinstance(owner.module, _NORMS) or _is_magnitude(owner)
+    return is_bias(owner.attribute) or _is_norm(owner) or _is_magnitude(owner)
 
 
 def is_bias(attribute: str) -> bool:
     """Whether a parameter is a bias by its name."""
     return attribute.startswith("bias") or attribute.endswith("bias")
+
+
+def _is_norm(owner: Owner) -> bool:
+    return isinstance(owner.module, _NORMS)
 
 
 def _is_magnitude(owner: Owner) -> bool:

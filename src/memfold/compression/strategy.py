@@ -162,6 +162,11 @@ class Strategy(ABC):
         return False
 
     @property
+    def takes_biases(self) -> bool:
+        """Whether it compresses the biases of layers like their weights."""
+        return False
+
+    @property
     def packing(self) -> Packing:
         """How an artifact stores the learned values."""
         return Packing(self.bits, self.block_size, self.coding)
@@ -308,7 +313,11 @@ class Strategy(ABC):
         if type(model).__name__ == "OptimizedModule":
             raise InputError("the model is compiled: compress it first, then torch.compile it")
         weights = select_weights(
-            model, include=self.include, exclude=self.exclude, min_size=self.min_size
+            model,
+            include=self.include,
+            exclude=self.exclude,
+            min_size=self.min_size,
+            biases=self.takes_biases,
         )
         for weight in weights:
             if not weight.tensor.is_meta and not _is_finite(weight.tensor.detach()):
@@ -322,7 +331,7 @@ class Strategy(ABC):
             check_has_values(model)
         if self.structured == "share":
             return frozenset()
-        unnamed = [weight for weight in weights if not is_named(weight, self.include)]
+        unnamed = [w for w in weights if not w.is_bias and not is_named(w, self.include)]
         return structured_weights(model, unnamed)
 
 

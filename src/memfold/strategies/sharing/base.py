@@ -38,6 +38,9 @@ class SharingStrategy(Strategy):
     )
     parametrised: ClassVar[Parametrised] = "stateless"
 
+    share_biases: bool = False
+    """Take the biases of layers, not of norms, into the vector as well, where they start as random
+    as PyTorch's default makes them: in small files they are much of the bytes."""
     sign: Sign = "column"
     """What has a random sign of its own: each row and each column of a tensor (`column`), each
     contiguous run of slots (`run`), or each weight (`weight`)."""
@@ -55,6 +58,11 @@ class SharingStrategy(Strategy):
     `whole` builds all weights at once, which is faster where they are small; `classic` leaves all
     to PyTorch: the same numbers to rounding, from more memory. `auto` is `whole` for models of at
     most 4 MiB, unless `linear` names a way without weights, and `lean` for all others."""
+
+    @property
+    def takes_biases(self) -> bool:
+        """See the option."""
+        return self.share_biases
 
     @abstractmethod
     def mapping(self, spans: Sequence[Span], num_slots: int) -> SlotMapping:

@@ -55,7 +55,7 @@ _FINGERPRINT = "shared_fingerprint"
 _FREE_OPTIONS = {
     *("ratio", "budget_bytes", "bits", "train_bits", "train_bits_from", "block_size"),
     *("coding", "untouched_bits", "merge_norms", "include", "exclude", "min_size", "structured"),
-    *("gradient_scale", "autograd", "linear", "initial_values"),
+    *("gradient_scale", "autograd", "linear", "initial_values", "share_biases"),
 }
 # With `auto`, all weights are built at once if they take no more bytes.
 _WHOLE_BYTES = 1 << 22

@@ -1,0 +1,131 @@
+"""Biases of layers in the shared vector (`compression.share_biases=true`)."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+import memfold
+from memfold.compression import compression_of
+
+SHARING = ("stable_rps", "roast", "hashednet")
+
+
+def network() -> nn.Module:
+    torch.manual_seed(3)
+    layers = (
+        *(nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 1)),
+        *(nn.ReLU(), nn.Flatten(), nn.Linear(128, 24), nn.LayerNorm(24), nn.Linear(24, 5)),
+    )
+    return nn.Sequential(*layers).double()
+
+
+def images() -> torch.Tensor:
+    return torch.randn(7, 2, 4, 4, dtype=torch.float64)
+
+
+def share(model: nn.Module, strategy: str = "stable_rps", **options: object) -> nn.Module:
+    return memfold.compress(model, strategy, **{"ratio": 0.3, "share_biases": True, **options})
+
+
+@pytest.mark.parametrize("autograd", ["lean", "whole", "classic"])
+@pytest.mark.parametrize("strategy", SHARING)
+def test_weights_and_biases_are_views_and_fold_their_gradients(strategy, autograd):
+    model, batch = network(), images()
+    compression = compression_of(share(model, strategy, autograd=autograd, gradient_scale="none"))
+    assert [name for name in compression.names if name.endswith("bias")] == [
+        *("0.bias", "3.bias", "6.bias", "8.bias")
+    ]
+    phi = model.shared_values.detach()
+    sources = [compression.sources(index) for index in range(len(compression.names))]
+    dense = {
+        name: (phi[places] * factors).requires_grad_()
+        for name, (places, factors) in zip(compression.names, sources, strict=True)
+    }
+    model(batch).square().sum().backward()
+    functional_call(network(), dense, (batch,)).square().sum().backward()
+    folded = torch.zeros_like(phi)
+    for weight, (places, factors) in zip(dense.values(), sources, strict=True):
+        folded.index_add_(0, places.flatten(), (weight.grad * factors).flatten())
+    torch.testing.assert_close(model.shared_values.grad, folded, rtol=1e-10, atol=1e-10)
+
+
+def test_at_ratio_one_the_biases_are_those_of_the_dense_model():
+    dense, model = network(), share(network(), ratio=1.0)
+    for name in ("0", "3", "6", "8"):
+        found, expected = model.get_submodule(name).bias, dense.get_submodule(name).bias
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+def test_biases_of_zero_start_as_pytorch_draws_them():
+    model = nn.Sequential(nn.Linear(400, 3), nn.Linear(3, 2))
+    for layer in model:
+        nn.init.zeros_(layer.bias)
+    compression = compression_of(share(model))
+    scales = dict(zip(compression.names, compression.scales, strict=True))
+    assert scales["0.bias"] == pytest.approx((3 * 400) ** -0.5)
+    assert scales["1.bias"] == pytest.approx((3 * 3) ** -0.5)
+
+
+@pytest.mark.parametrize("module", [nn.LSTM(6, 5), nn.MultiheadAttention(6, 2)], ids=type)
+def test_layers_with_several_biases(module):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = module
+
+        def forward(self, x):
+            return self.layer(x)[0] if isinstance(module, nn.LSTM) else self.layer(x, x, x)[0]
+
+    model, x = Model(), torch.randn(4, 3, 6)
+    share(model)
+    found = model(x)
+    found.sum().backward()
+    assert not [name for name, _ in model.named_parameters() if "bias" in name]
+    torch.testing.assert_close(memfold.densify(model)(x), found)
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+@pytest.mark.parametrize("strategy", SHARING)
+def test_artifact(strategy, bits, tmp_path):
+    model, batch, file = share(network(), strategy).eval(), images(), tmp_path / "m.safetensors"
+    memfold.save(model, file, bits=bits)
+    loaded, dense = memfold.load(file, network()), memfold.load(file, network(), form="dense")
+    torch.testing.assert_close(loaded.eval()(batch), dense.eval()(batch))
+    error = (loaded(batch) - model(batch)).abs().max()
+    assert error == 0 if bits == 32 else 0 < error < 0.05
+
+
+def test_a_budget_buys_the_bytes_of_the_biases(tmp_path):
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(16, 300), nn.ReLU(), nn.Linear(300, 100))
+
+    counts = {}
+    for shares in (False, True):
+        shared = memfold.compress(model(), "stable_rps", budget_bytes=6000, share_biases=shares)
+        assert 5990 < memfold.save(shared, tmp_path / str(shares)) <= 6000
+        counts[shares] = shared.shared_values.numel()
+    # 400 numbers, less a scale for each of the two biases and their names in the header.
+    assert 350 < counts[True] - counts[False] < 400
+
+
+def test_error_feedback_makes_up_for_weights_whose_values_biases_use_too(tmp_path):
+    model, batch = share(network().float()).eval(), images().float()
+    errors = []
+    for data in (None, [(batch, torch.zeros(7))]):
+        memfold.save(model, tmp_path / "m", bits=4, data=data)
+        loaded = memfold.load(tmp_path / "m", network().float()).eval()
+        errors.append((loaded(batch) - model(batch)).square().sum().item())
+    assert errors[1] < errors[0]
+
+
+def test_a_model_without_values_gives_its_biases_too():
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 4))
+
+    torch.manual_seed(5)
+    dense = share(model(), ratio=1.0)
+    with torch.device("meta"):
+        empty = model()
+    torch.manual_seed(5)
+    torch.testing.assert_close(share(empty, ratio=1.0).shared_values, dense.shared_values)
