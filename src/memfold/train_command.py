@@ -65,10 +65,10 @@ def launch(main: Callable[[], object]) -> int:
         status = report_error(error, with_traceback=with_traceback)
     except Exception as error:
         # Hydra says so what is wrong with flags of its own; or a launcher lost a process.
-        is_said = _is_said_by_hydra(error) or (_running is not None and _running.is_isolated)
-        if _running is None and not is_said:
+        is_said = _is_said_by_hydra(error) or _running is not None
+        if not is_said:
             raise
-        status = report_error(error, with_traceback=with_traceback or not is_said)
+        status = report_error(error, with_traceback=with_traceback)
     return status if _running is None else _running.end(status)
 
 

@@ -9,7 +9,6 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from memfold.errors import InputError
 from memfold.studies.sweep import RunningSweep
 from studies.sweeps import STAND_IN, let, seen
 from training.jobs import REPOSITORY
@@ -41,9 +40,3 @@ def test_a_sweeper_gets_the_accuracy_of_each_job(sweep: DictConfig, tmp_path: Pa
     assert all(math.isnan(value) for value in values[1::2])
     assert [text for text in seen(tmp_path, 1)[0]["argv"] if text in jobs[1]] == jobs[1]
     assert not (tmp_path / "2").exists()
-
-
-def test_jobs_of_one_process_run_one_at_a_time(sweep: DictConfig) -> None:
-    sweep.extras.isolate_jobs = False
-    with pytest.raises(InputError, match=r"one job at a time, not hydra\.launcher\.n_jobs=2"):
-        RunningSweep(sweep, resume=False)

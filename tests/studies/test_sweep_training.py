@@ -171,25 +171,6 @@ def test_three_of_24_jobs_fail(tmp_path: Path) -> None:
     ]
 
 
-def test_jobs_without_isolation(tmp_path: Path) -> None:
-    arguments = [text for text in SMALL if not text.startswith("backbone")]
-    status, out, err = train(
-        "-m",
-        *arguments,
-        "backbone=custom",
-        "backbone.target=training.fragile.Fragile",
-        "trainer.max_epochs=1",
-        "extras.isolate_jobs=false",
-        "seed=4,5,6",
-        f"hydra.sweep.dir={tmp_path}",
-    )
-    assert status == 1
-    assert err.splitlines()[-1].startswith("error: 1 of 3 jobs failed; ")
-    assert statuses(tmp_path) == {"0": "completed", "1": "failed", "2": "completed"}
-    assert "[2/3] 1: seed=5: failed: RuntimeError: seed 5 cannot be trained" in out
-    assert (tmp_path / "2" / ".hydra" / "overrides.yaml").exists()
-
-
 def test_wandb_runs_have_own_names_and_one_group(tmp_path: Path) -> None:
     arguments = [text for text in SMALL if not text.startswith("logger")]
     status, out, err = train(

@@ -26,7 +26,7 @@ class LocalSlots(BasicLauncher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Run jobs to their end; with `extras.isolate_jobs=false` in this process, as Hydra does.
+        """Run jobs to their end.
 
         Args:
             job_overrides: Of each.
@@ -35,10 +35,7 @@ class LocalSlots(BasicLauncher):
         # Only here: other programs that use Hydra need no PyTorch.
         from memfold.train_command import running_sweep
 
-        sweep = running_sweep()
-        if not sweep.is_isolated:
-            return super().launch(job_overrides, initial_job_idx)
-        return sweep.run_jobs(job_overrides, initial_job_idx)
+        return running_sweep().run_jobs(job_overrides, initial_job_idx)
 
 
 class LocalSlotsByName(SearchPathPlugin):

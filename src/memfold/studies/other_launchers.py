@@ -39,7 +39,6 @@ def run_sweep_job(cfg: DictConfig, script: Path) -> float:
         would repeat an earlier one has that of the earlier one, once it is there.
 
     Raises:
-        KeyboardInterrupt: This is the sweep's own process, and it is to stop.
         InputError: The folder is another job's.
     """
     job = SweepJob.of(cfg, script)
@@ -49,12 +48,9 @@ def run_sweep_job(cfg: DictConfig, script: Path) -> float:
         with suppress(OSError):  # Hydra has made it
             job.folder.rmdir()
         return objective_of(job.sweep, earlier)
-    if not cfg.extras.isolate_jobs:
-        job.run_here()
-    else:
-        _leave_interrupts_to_the_sweep()
-        with suppress(Stopped):
-            job.bring_to_end(Runner(script, _Marks(job, plan)))
+    _leave_interrupts_to_the_sweep()
+    with suppress(Stopped):
+        job.bring_to_end(Runner(script, _Marks(job, plan)))
     return objective_of(job.sweep, job.note.number)
 
 

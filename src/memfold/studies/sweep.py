@@ -49,11 +49,11 @@ class RunningSweep:
             InputError: The folder is in use or holds another sweep, or cannot be written.
         """
         self.folder = sweep_folder(config)
-        self.is_isolated = bool(config.extras.isolate_jobs)
         self._config = config
         self._stop = StopSignal(lets_save=False)
         self._held = ExitStack()
-        _refuse_several_at_once(config)
+        self._at_once = num_parallel_jobs(config.hydra.launcher)
+        _refuse_several_tasks(config.hydra)
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         self._held.enter_context(locked(self.folder))
@@ -71,8 +71,7 @@ class RunningSweep:
             self._report,
             is_on_cluster=_launcher(config.hydra).endswith(".SlurmLauncher"),
         )
-        if self.is_isolated:
-            self._held.enter_context(self._stop.caught(self._interrupt))
+        self._held.enter_context(self._stop.caught(self._interrupt))
 
     def run_jobs(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
         """Run jobs on this machine to their end.
@@ -90,7 +89,7 @@ class RunningSweep:
             InputError: A job has the folder of another, or a file cannot be written.
         """
         numbered = dict(enumerate(map(list, job_overrides), first))
-        num_slots = min(num_parallel_jobs(self._config.hydra.launcher), len(numbered))
+        num_slots = min(self._at_once, len(numbered))
         program = Path(sys.argv[0]).resolve()
 
         def jobs() -> Iterator[SweepJob]:
@@ -122,7 +121,7 @@ class RunningSweep:
         Args:
             status: What it would be by what the launcher did: 0 when it came to its end.
         """
-        with self._stop.caught() if self.is_isolated else ExitStack():
+        with self._stop.caught():
             self._tasks.end(has_failed=status != 0)
         self._held.close()
         if self._stop.number is not None:
@@ -148,29 +147,24 @@ class RunningSweep:
 
     def _adapt(self, config: DictConfig) -> None:
         """Add to the overrides with which Hydra composes every job."""
-        added = [f"hydra.callbacks.sweep.attempt={self._plan.attempt}"]
-        if self.is_isolated:  # the job's own process writes its .hydra
-            added.append("hydra.output_subdir=null")
+        # The job's own process writes its .hydra.
+        added = [f"hydra.callbacks.sweep.attempt={self._plan.attempt}", "hydra.output_subdir=null"]
         with open_dict(config):
             # As typed: ${seed} in hydra.sweep.subdir is another one in each job.
             config.hydra.overrides.hydra = [*unresolved(config.hydra.overrides.hydra), *added]
 
     def _announce(self, hydra: DictConfig) -> None:
-        at_once = num_parallel_jobs(hydra.launcher)
-        how = "one after the other" if at_once == 1 else f"{at_once} at once"
+        how = "one after the other" if self._at_once == 1 else f"{self._at_once} at once"
         if _launcher(hydra) != _LOCAL:
             how = f"with {hydra.runtime.choices.get('hydra/launcher')}"
         num_jobs = "jobs" if self._plan.jobs is None else f"{len(self._plan.jobs)} jobs"
         if self._plan.repeats:
             repeats = len(self._plan.repeats)
             how += f"; {repeats} would repeat another, whose strategy has one ratio: not run"
-        where = ""
-        if self.is_isolated:
-            where = (
-                f"; what each prints is in <job>/{CONSOLE}, its progress in "
-                f"<job>/{hydra.job.name}.log"
-            )
-        _say(f"{num_jobs} in {self.folder}, {how}{where}")
+        _say(
+            f"{num_jobs} in {self.folder}, {how}; what each prints is in <job>/{CONSOLE}, its "
+            f"progress in <job>/{hydra.job.name}.log"
+        )
         for note in read_notes(self.folder):
             if is_completed(self.folder / note.folder):
                 self._say_of_job(note.number, note.overrides, "already completed")
@@ -220,16 +214,10 @@ def _say(line: str) -> None:
         print(line, flush=True)
 
 
-def _refuse_several_at_once(config: DictConfig) -> None:
-    launcher = config.hydra.launcher
-    num_tasks = launcher.get("tasks_per_node", 1)
-    if _launcher(config.hydra).endswith(".LocalLauncher") and num_tasks != 1:
+def _refuse_several_tasks(hydra: DictConfig) -> None:
+    num_tasks = hydra.launcher.get("tasks_per_node", 1)
+    if _launcher(hydra).endswith(".LocalLauncher") and num_tasks != 1:
         raise InputError(
             f"hydra.launcher.tasks_per_node={num_tasks}: submitit_local starts one process per "
             "job, which starts the others itself: trainer=ddp trainer.devices=N"
-        )
-    at_once = num_parallel_jobs(launcher)
-    if at_once > 1 and not config.extras.isolate_jobs:
-        raise InputError(
-            f"extras.isolate_jobs=false runs one job at a time, not hydra.launcher.n_jobs={at_once}"
         )

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from memfold.errors import InputError
 from memfold.overrides import quote_value, unresolved
 from memfold.processes.ranks import is_rank_zero
-from memfold.runs.folder import can_be_resumed, is_completed, read_result
+from memfold.runs.folder import is_completed, read_result
 from memfold.runs.primary import primary_of
 from memfold.runs.result import ResultFile, describe_job
 from memfold.studies.composing import group_in_wandb, meaning
@@ -97,17 +97,6 @@ class SweepJob:
                 self.command, self.folder, self.folder / name, may_replace=not is_shared
             )
             self._explain(status, own.stop.wanted())
-
-    def run_here(self) -> None:
-        """Do the same in this process, as `extras.isolate_jobs=false` wants it."""
-        from memfold.training import run
-
-        if self._is_done():
-            return
-        with self._noted():
-            if can_be_resumed(self.folder):
-                self.cfg.resume = str(self.folder)
-            run(self.cfg)
 
     def _is_done(self) -> bool:
         """Take no other job's result for one's own, where the sweeper makes jobs up as it goes."""

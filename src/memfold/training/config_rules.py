@@ -186,7 +186,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         f"{', '.join(_ARTIFACT)}: ... and nothing else",
     ),
     ("sweep", _has_keys("resume"), "resume: ... and nothing else"),
-    ("extras", _has_keys("traceback", "isolate_jobs"), "traceback, isolate_jobs: true or false"),
+    ("extras", _has_keys("traceback"), "traceback: true or false, and nothing else"),
     ("trainer.limit_train_batches", _is_part, _PART),
     ("trainer.limit_val_batches", _is_part, _PART),
     (
