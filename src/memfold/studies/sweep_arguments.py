@@ -35,8 +35,8 @@ _DECIDES_JOBS = ("hydra/sweeper", "hydra.sweeper", "hydra.sweep.subdir")
 def expand_sweep_arguments(arguments: Sequence[str]) -> list[str]:
     """Put in the place of `sweep.resume=FOLDER` what that sweep was started with.
 
-    The overrides may be given again, all of them, or left out, all of them if they do no more than
-    set values: the folder may be somebody else's. The launcher may be another one.
+    What decides its jobs may be said again, and must be where it does more than set values: the
+    folder may be somebody else's. The launcher may be another one.
 
     Args:
         arguments: The command line after the program's name.
@@ -69,35 +69,34 @@ def expand_sweep_arguments(arguments: Sequence[str]) -> list[str]:
             f"{_FOLDER}=FOLDER"
         ) from error
     _refuse_other_folder(folder, given)
+    again = [*flags, *_texts([override for override in given if _decides_jobs(override)])]
+    other = [text for text in again if text not in (*plan.arguments, *_MULTIRUN)]
+    if other:
+        raise InputError(
+            f"{_RESUME}={folder}: that sweep was started without {' '.join(other)}; a resumed "
+            "sweep keeps its jobs: leave that out, or start a new sweep"
+        )
     old_flags, before = _split(plan.arguments)
-    again = [override for override in given if _is_of_experiment(override)]
-    if again or not set(flags) <= {*_MULTIRUN}:
-        _refuse_other_sweep(folder, {"flags": _named(old_flags)}, {"flags": _named(flags)})
-    if again:
-        _refuse_other_sweep(folder, _by_key(before), _by_key(again))
-    ours = [o for o in given if not _is_of_experiment(o) and o.key_or_group != _FOLDER]
-    if again:
-        kept = [override for override in before if _is_of_experiment(override)]
-    else:
-        is_moved = any(o.key_or_group.startswith(_LAUNCHER) for o in ours)
-        given_anew = {override.key_or_group for override in ours}
-        kept = [
-            override
-            for override in before
-            if not (is_moved and override.key_or_group.startswith(_LAUNCHER))
-            and override.key_or_group not in given_anew
-        ]
-        unsafe = _unsafe([] if _named(flags) else old_flags, kept)
-        if unsafe:
-            raise InputError(
-                f"{_RESUME}={folder}: a sweep's folder may neither name code nor places outside of "
-                f"it, but it was started with {', '.join(unsafe)}; if you trust that, give "
-                f"everything again: {shlex.join(resume_arguments(folder))}"
-            )
+    anew = [o for o in given if not _decides_jobs(o) and o.key_or_group != _FOLDER]
+    is_moved = any(override.key_or_group.startswith(_LAUNCHER) for override in anew)
+    given_anew = {override.key_or_group for override in anew}
+    kept = [
+        override
+        for override in before
+        if not (is_moved and override.key_or_group.startswith(_LAUNCHER))
+        and override.key_or_group not in given_anew
+    ]
+    unsafe = [text for text in _unsafe(old_flags, kept) if text not in again]
+    if unsafe:
+        raise InputError(
+            f"{_RESUME}={folder}: a sweep's folder may neither name code nor places outside of it, "
+            f"but it was started with {', '.join(unsafe)}; if you trust that, give it again: "
+            f"{shlex.join(resume_arguments(folder))}"
+        )
     return [
         *old_flags,
         *_texts(kept),
-        *_texts(ours),
+        *_texts(anew),
         f"{_FOLDER}={quote_value(str(folder))}",
         f"{_CALLBACK}.resume=true",
     ]
@@ -113,8 +112,8 @@ def resume_arguments(folder: Path) -> list[str]:
     plan = Plan.find(folder / PLAN)
     again: list[str] = []
     with suppress(OverrideParseException):
-        if plan is not None and _unsafe(*_split(plan.arguments)):
-            again = [text for text in plan.arguments if text not in _MULTIRUN]
+        if plan is not None:
+            again = _unsafe(*_split(plan.arguments))
     return ["-m", folder_override(_RESUME, folder), *again]
 
 
@@ -146,36 +145,9 @@ def _texts(overrides: Sequence[Override]) -> list[str]:
     return [str(override.input_line) for override in overrides]
 
 
-def _is_of_experiment(override: Override) -> bool:
+def _decides_jobs(override: Override) -> bool:
     key = override.key_or_group
     return not key.startswith(("hydra.", "hydra/")) or key.startswith(_DECIDES_JOBS)
-
-
-def _named(flags: Sequence[str]) -> str | None:
-    return " ".join(flag for flag in flags if flag not in _MULTIRUN) or None
-
-
-def _by_key(overrides: Sequence[Override]) -> dict[str, str | None]:
-    values = {}
-    for text in _texts([o for o in overrides if _is_of_experiment(o)]):
-        key, equals, value = text.partition("=")
-        values[key] = value if equals else "deleted"
-    return values
-
-
-def _refuse_other_sweep(
-    folder: Path, before: dict[str, str | None], now: dict[str, str | None]
-) -> None:
-    for key in [*before, *now]:
-        old, new = before.get(key), now.get(key)
-        if old == new:
-            continue
-        was = f"has {key} {old}" if old is not None else f"was started without {key}"
-        given = f"{new} is given now" if new is not None else "it is left out now"
-        raise InputError(
-            f"{_RESUME}={folder}: that sweep {was}, but {given}; a resumed sweep keeps its "
-            "jobs (leave all overrides out, or start a new sweep)"
-        )
 
 
 def _refuse_other_folder(folder: Path, given: Sequence[Override]) -> None:
