@@ -1,17 +1,11 @@
 """A repository of quick programs: what `scripts/reproduce.py` starts, without training."""
 
+import importlib.util
 import json
 from pathlib import Path
 
-from training.jobs import REPOSITORY, TESTS
-
-_SWEEP = f"""
-import runpy
-import sys
-
-sys.path.insert(0, {str(TESTS)!r})
-runpy.run_path({str(TESTS / "studies" / "sweep_stand_in.py")!r}, run_name="__main__")
-"""
+from studies.plans import STAND_IN
+from training.jobs import REPOSITORY
 
 # Leaves its arguments, then does what the file beside it says.
 _PROGRAM = """
@@ -32,29 +26,33 @@ if words == ["fail"]:
 """
 
 
-def write_repository(root: Path, *, with_sweeps: bool = False) -> None:
-    """Write `train.py`, `scripts/report.py` and a published curve.
+def load_script():
+    """Import `scripts/reproduce.py`."""
+    file = REPOSITORY / "scripts" / "reproduce.py"
+    spec = importlib.util.spec_from_file_location("reproduce", file)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
 
-    Args:
-        root: The folder.
-        with_sweeps: Whether `train.py` is a real sweep, of jobs that do next to nothing.
-    """
+
+def write_repository(root: Path) -> None:
+    """Write `train.py`, which is quick, `scripts/report.py` and a published curve."""
     for folder in ("scripts", "results/published"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     for experiment in ("cifar10_vgg11", "cifar100_vgg11"):
         (root / "results" / "published" / f"synflow_{experiment}.csv").touch()
-    if not (root / "conf").exists():
-        (root / "conf").symlink_to(REPOSITORY / "conf")
-    (root / "train.py").write_text(_SWEEP if with_sweeps else _PROGRAM)
+    (root / "conf").symlink_to(REPOSITORY / "conf")
+    program = f'import runpy\n\nrunpy.run_path({str(STAND_IN)!r}, run_name="__main__")\n'
+    (root / "train.py").write_text(program)
     (root / "scripts" / "report.py").write_text(_PROGRAM)
 
 
-def let(root: Path, program: str, behaviour: str) -> None:
-    """Tell a program what to do."""
-    (root / f"{program}.do").write_text(behaviour)
+def let(root: Path, behaviour: str) -> None:
+    """Tell `scripts/report.py` what to do."""
+    (root / "scripts" / "report.do").write_text(behaviour)
 
 
-def calls(root: Path, program: str) -> list[list[str]]:
-    """Return the arguments of every start of a program."""
-    file = root / f"{program}.jsonl"
+def reports(root: Path) -> list[list[str]]:
+    """Return the arguments of every start of `scripts/report.py`."""
+    file = root / "scripts" / "report.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []

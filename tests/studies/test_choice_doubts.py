@@ -5,9 +5,10 @@ from math import sqrt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memfold.studies.choice_doubts import AT_CHANCE, AT_EDGE, doubts
+from memfold.studies.choose import doubts
 from memfold.studies.choose_plan import PlannedRun
 
+AT_CHANCE, AT_EDGE = "chance level", "edge of the list"
 VALUES = (0.01, 0.03, 0.1, 0.3, 1.0)
 RUNS = [PlannedRun(f"rand-{value}", "rand", 0.01, value, ()) for value in VALUES]
 

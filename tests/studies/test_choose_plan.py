@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 
 from memfold.errors import InputError
-from memfold.file_models import read_yaml
+from memfold.file_models import check, read_yaml
 from memfold.strategies import strategy_names
 from memfold.studies.choose_plan import Plan
-from studies.plans import REPOSITORY, write_plan
+from studies.plans import PLAN, REPOSITORY, write_plan
 
 
 def test_every_method_tries_as_many_values_with_another_seed(tmp_path: Path) -> None:
@@ -69,6 +70,20 @@ def test_numbers_are_run_as_they_stand(tmp_path: Path) -> None:
     assert [float(text.partition("=")[2]) for text in found] == [1e-5, 0.12345678, 0.12345679, 1]
     assert len({run.name for run in runs}) == 4
     assert runs[-1].name == "dense-lr1-s11"
+
+
+def test_a_plan_may_leave_nothing_to_choose(tmp_path: Path) -> None:
+    content = yaml.safe_load(write_plan(tmp_path).read_text()) | {"ratios": [0.3, 0.01]}
+    del content["choose"]
+    plan = check(Plan, content)
+    runs = [run for group in plan.groups for run in plan.compared_runs(*group, None)]
+    assert not any(plan.tried_runs(*group) for group in plan.groups)
+    assert len({run.name for run in runs}) == len(runs) == 2 + 2 * 2 * 2
+    assert (runs[0].name, runs[-1].name) == ("dense-s1", "projection-0.01-s2")
+    assert runs[-1].overrides[-2:] == ("ratio=0.01", "seed=2")
+    for wrong in (content | {"choose": PLAN["choose"]}, content | {"ratios": None}):
+        with pytest.raises(InputError, match="either choose or ratios is needed"):
+            check(Plan, wrong)
 
 
 @pytest.mark.parametrize(

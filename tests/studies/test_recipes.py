@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from memfold.strategies import strategy_names
-from memfold.studies.paper import EXPERIMENTS, METHODS, NUM_EPOCHS
+from studies.stand_in_repository import load_script
 from training.jobs import REPOSITORY, compose_job
 
 CONF = REPOSITORY / "conf"
+script = load_script()
 PUBLISHED = sorted((REPOSITORY / "results" / "published").glob("*.csv"))
 SETTINGS = {
     "cifar10_resnet20": ("CIFAR10", "ResNet20"),
@@ -27,11 +28,11 @@ def names_in(group: str) -> set[str]:
 def test_the_experiments_are_those_that_take_the_protocol() -> None:
     files = (CONF / "experiment").glob("*.yaml")
     takers = {file.stem for file in files if "protocol/open_lth" in file.read_text()}
-    assert set(EXPERIMENTS) == takers == set(SETTINGS)
-    assert set(METHODS) <= set(strategy_names())
+    assert set(script.EXPERIMENTS) == takers == set(SETTINGS)
+    assert set(script.METHODS) <= set(strategy_names())
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", script.EXPERIMENTS)
 def test_an_experiment_has_the_settings_of_the_paper(name: str, tmp_path: Path) -> None:
     cfg = compose_job(tmp_path, f"experiment={name}", "compression=stable_rps", "ratio=0.01")
     data, backbone = SETTINGS[name]
@@ -46,7 +47,7 @@ def test_an_experiment_has_the_settings_of_the_paper(name: str, tmp_path: Path) 
     assert cfg.scheduler._target_.endswith(".MultiStep")
     assert list(cfg.scheduler.milestones) == [80, 120]
     assert (cfg.scheduler.gamma, cfg.scheduler.warmup_epochs) == (0.1, 0.0)
-    assert cfg.trainer.max_epochs == NUM_EPOCHS == 160
+    assert cfg.trainer.max_epochs == script.NUM_EPOCHS == 160
     assert cfg.trainer.precision == "32-true"
     assert cfg.test_checkpoint == "last"
 

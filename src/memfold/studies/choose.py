@@ -5,9 +5,11 @@ import csv
 import io
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import sqrt
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -21,8 +23,7 @@ from memfold.studies.arguments import (
     ending_in_one_line,
     working_in,
 )
-from memfold.studies.choice_doubts import doubts
-from memfold.studies.choose_plan import Plan, PlannedRun, number_text
+from memfold.studies.choose_plan import Choose, Plan, PlannedRun, number_text
 from memfold.studies.composing import compose_run, prepare_data
 from memfold.studies.executor import StopSignal
 from memfold.studies.packing import pack_runs
@@ -30,7 +31,14 @@ from memfold.studies.put_aside import sort_runs
 from memfold.studies.runner import Outcome, Runner, metric_of, run_all, runners
 from memfold.training.foreign_code import named_code
 
-__all__ = ["main"]
+__all__ = ["Progress", "compose_methods", "doubts", "main", "run_plan"]
+
+_Group = tuple[str, float | None]
+"""A method, and the budget at which it chooses."""
+_ERRORS = 3.0
+"""Standard errors above chance that are still noise."""
+_HARDLY = 0.1
+"""Of what the best run of the plan has learnt: less is as good as nothing."""
 
 
 def main(arguments: Sequence[str], program: Path, conf: Path) -> int:
@@ -49,11 +57,11 @@ def main(arguments: Sequence[str], program: Path, conf: Path) -> int:
 
     def body(stop: StopSignal) -> int:
         plan = read_yaml(options.plan, Plan)
-        methods = _compose_methods(plan, conf)
+        methods = compose_methods(plan, conf)
         prepare_data(methods)
         named = set().union(*map(named_code, methods))
         with working_in(options.out, stop):
-            progress = _run_plan(plan, options.out, runners(program, options.jobs, stop))
+            progress = run_plan(plan, options.out, runners(program, options.jobs, stop))
             num_packed = pack_runs([options.out / RUNS], plan.bits, stop.event, allow=named)
         return _conclude(progress, num_packed, plan, options.out, program)
 
@@ -61,7 +69,7 @@ def main(arguments: Sequence[str], program: Path, conf: Path) -> int:
 
 
 @dataclass
-class _Progress:
+class Progress:
     """What has been run so far; prints a line for each run."""
 
     num_runs: int
@@ -74,6 +82,7 @@ class _Progress:
     _num_done: int = 0
 
     def note(self, name: str, outcome: Outcome) -> None:
+        """Take note of a run that has ended."""
         value, error = _judge(outcome)
         self._num_done += 1
         if error:
@@ -84,37 +93,60 @@ class _Progress:
         print(f"{place} {name}: {text} ({outcome.seconds:.0f} s)", flush=True)
 
 
-def _run_plan(plan: Plan, folder: Path, workers: Sequence[Runner]) -> _Progress:
+def run_plan(plan: Plan, folder: Path, workers: Sequence[Runner]) -> Progress:
     """Run what is missing of a plan.
 
     Runs that this plan does not make are moved from `runs/` to `other_runs/`, and come back when a
     plan makes them.
+
+    Args:
+        plan: Of which every method can be composed.
+        folder: Of the comparison; locked by the caller.
+        workers: One for each run at a time.
+
+    Raises:
+        Stopped: The user, or the machine, wants all runs to stop.
+        InputError: The folder cannot be written.
     """
-    tried = [plan.tried_runs(*group) for group in plan.groups]
-    num_compared = sum(len(plan.compared_runs(*group, 0.0)) for group in plan.groups)
-    progress = _Progress(sum(map(len, tried)) + num_compared)
-    named = [(run.name, run.overrides) for runs in tried for run in runs]
-    outcomes = run_all(named, folder / CHOICES, workers, progress.note)
-    best = [_best(runs, outcomes) for runs in tried]
-    results = {name: o.result for name, o in outcomes.items() if _judge(o)[0] is not None}
-    notes = {
-        chosen.name: doubts(chosen, runs, results) for chosen, runs in zip(best, tried, strict=True)
-    }
-    progress.doubtful = [
-        f"{_group_text(run)} ({', '.join(notes[run.name])})" for run in best if notes[run.name]
-    ]
-    write_text_atomically(
-        folder / f"{CHOICES}.csv", _table(plan.choose.budget_key, tried, notes, outcomes)
-    )
+    tried = {group: plan.tried_runs(*group) for group in plan.groups}
+    num_compared = sum(len(plan.compared_runs(*group, None)) for group in plan.groups)
+    progress = Progress(sum(map(len, tried.values())) + num_compared)
+    chosen: Mapping[Any, float | None] = dict.fromkeys(plan.groups)
+    if plan.choose is not None:
+        chosen = _choose(plan.choose, tried, folder, workers, progress)
     runs = [
         (run.name, run.overrides)
-        for group, chosen in zip(plan.groups, best, strict=True)
-        for run in plan.compared_runs(*group, chosen.value)
+        for group in plan.groups
+        for run in plan.compared_runs(*group, chosen[group])
     ]
     names = [name for name, _ in runs]
     progress.others = sort_runs(folder / RUNS, folder / OTHERS, names, workers[0].stop.event)
     run_all(runs, folder / RUNS, workers, progress.note)
     return progress
+
+
+def _choose(
+    choose: Choose,
+    tried: Mapping[_Group, Sequence[PlannedRun]],
+    folder: Path,
+    workers: Sequence[Runner],
+    progress: Progress,
+) -> dict[_Group, float | None]:
+    """Try all values, write `choices.csv`, and return the best value of each group."""
+    named = [(run.name, run.overrides) for runs in tried.values() for run in runs]
+    outcomes = run_all(named, folder / CHOICES, workers, progress.note)
+    best = {group: _best(runs, outcomes) for group, runs in tried.items()}
+    results = {name: o.result for name, o in outcomes.items() if _judge(o)[0] is not None}
+    notes = {run.name: doubts(run, tried[group], results) for group, run in best.items()}
+    progress.doubtful = [
+        f"{' '.join(filter(None, (run.method, number_text(run.budget))))} "
+        f"({', '.join(notes[run.name])})"
+        for run in best.values()
+        if notes[run.name]
+    ]
+    table = _table(choose.budget_key, [*tried.values()], notes, outcomes)
+    write_text_atomically(folder / f"{CHOICES}.csv", table)
+    return {group: run.value for group, run in best.items()}
 
 
 def _judge(outcome: Outcome) -> tuple[float | None, str]:
@@ -137,6 +169,35 @@ def _best(runs: Sequence[PlannedRun], outcomes: Mapping[str, Outcome]) -> Planne
     return max(found, key=lambda pair: pair[0])[1] if found else runs[0]
 
 
+def doubts(
+    chosen: PlannedRun, tried: Sequence[PlannedRun], results: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Return why a choice may be none: nothing was learnt, or the list should be longer.
+
+    Chance level: of classes, the accuracy p on n validation samples is at most
+    c + max(3 sqrt(c (1 - c) / n), (p_best - c) / 10), where c is the accuracy of naming the most
+    frequent class and p_best that of the best run of all.
+    """
+    if chosen.name not in results:
+        return []
+    found, values = [], sorted(run.value for run in tried if run.value is not None)
+    if _is_at_chance(results[chosen.name], results.values()):
+        found.append("chance level")
+    if len(values) > 1 and chosen.value in (values[0], values[-1]):
+        found.append("edge of the list")
+    return found
+
+
+def _is_at_chance(result: Mapping[str, Any], results: Collection[Mapping[str, Any]]) -> bool:
+    chance = result.get("chance")
+    if chance is None or primary_of(result) != ACCURACY:  # results of before have no chance
+        return False
+    accuracy = result["metrics"][ACCURACY.name]
+    top = max(other["metrics"].get(ACCURACY.name, 0.0) for other in results)
+    noise = _ERRORS * sqrt(chance * (1 - chance) / result["samples"]["val"])
+    return accuracy <= chance + max(noise, _HARDLY * (top - chance))
+
+
 def _table(
     budget_key: str,
     tried: Sequence[Sequence[PlannedRun]],
@@ -153,20 +214,12 @@ def _table(
         value, error = _judge(outcomes[run.name])
         shown = "" if value is None else f"{value:.4f}"
         chosen, note = "yes" if run.name in notes else "", "; ".join(notes.get(run.name, ()))
-        row = [run.method, _budget_text(run), number_text(run.value), shown, chosen, note, error]
-        writer.writerow(row)
+        row = [run.method, number_text(run.budget), number_text(run.value)]
+        writer.writerow([*row, shown, chosen, note, error])
     return text.getvalue()
 
 
-def _budget_text(run: PlannedRun) -> str:
-    return "" if run.budget is None else number_text(run.budget)
-
-
-def _group_text(run: PlannedRun) -> str:
-    return f"{run.method} {_budget_text(run)}".rstrip()
-
-
-def _conclude(progress: _Progress, num_packed: int, plan: Plan, out: Path, program: Path) -> int:
+def _conclude(progress: Progress, num_packed: int, plan: Plan, out: Path, program: Path) -> int:
     num_failed = len(progress.failed)
     if num_failed == progress.num_runs:
         raise InputError(f"all runs failed, the last: {progress.failed[-1]}")
@@ -175,7 +228,7 @@ def _conclude(progress: _Progress, num_packed: int, plan: Plan, out: Path, progr
     if progress.others:
         others = ", ".join(progress.others)
         print(f"not of this plan, kept in {out / OTHERS}: {others}", file=sys.stderr)
-    if progress.doubtful:
+    if plan.choose is not None and progress.doubtful:
         groups = ", ".join(progress.doubtful)
         print(f"choose.values should have more of {plan.choose.key} for: {groups}")
     script = program.with_name("scripts") / "report.py"
@@ -183,17 +236,18 @@ def _conclude(progress: _Progress, num_packed: int, plan: Plan, out: Path, progr
     return 0
 
 
-def _compose_methods(plan: Plan, conf: Path) -> list[DictConfig]:
+def compose_methods(plan: Plan, conf: Path) -> list[DictConfig]:
     """Compose one run of each method.
 
     Raises:
         InputError: An override is unknown.
     """
     composed = {}
+    value = None if plan.choose is None else plan.choose.values[0]
     for method, place in plan.groups:
         if method in composed:
             continue
-        (run, *_) = plan.compared_runs(method, place, plan.choose.values[0])
+        (run, *_) = plan.compared_runs(method, place, value)
         try:
             composed[method] = compose_run(conf, run.overrides)
         except InputError as error:
@@ -203,8 +257,10 @@ def _compose_methods(plan: Plan, conf: Path) -> list[DictConfig]:
 
 def _place_of(mistake: str, plan: Plan, conf: Path, method: str) -> str:
     """Return the entry of the plan in which a mistake of a method's run stands."""
-    own = f"{plan.choose.key}={number_text(plan.choose.values[0])}"
-    common = {"overrides": plan.overrides, "choose.key": [*plan.overrides, own]}
+    common = {"overrides": plan.overrides}
+    if plan.choose is not None:
+        own = f"{plan.choose.key}={number_text(plan.choose.values[0])}"
+        common["choose.key"] = [*plan.overrides, own]
     for place, overrides in common.items():
         try:
             compose_run(conf, overrides)

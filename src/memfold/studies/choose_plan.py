@@ -42,8 +42,8 @@ class PlannedRun:
     method: str
     budget: float | None
     """A ratio, or bytes, as the plan has it; `None` for the dense model."""
-    value: float
-    """Of the setting that is chosen on validation."""
+    value: float | None
+    """Of the setting that is chosen on validation; `None` where nothing is."""
     overrides: tuple[str, ...]
 
 
@@ -88,27 +88,32 @@ class Plan(Model):
     """Name -> overrides."""
     seeds: Seeds
     """Of the runs that are compared."""
-    choose: Choose
+    choose: Choose | None = None
+    ratios: _Ratios | None = None
+    """Of all methods but the dense one, where nothing is chosen."""
     bits: Annotated[list[Literal[16, 8, 7, 6, 5, 4, 3]], AfterValidator(distinct)]
     """Per stored value, to which every artifact is packed as well."""
 
     @model_validator(mode="after")
     def _refuse_what_is_said_twice(self) -> Self:
         """Refuse what would answer one question twice, or another one than the plan asks."""
-        budgets = [budget for used in self.choose.budgets.values() for budget in used]
-        for budget in budgets:
-            if budgets.count(budget) > 1:
-                place = "at" if self.choose.at else "at_bytes"
-                raise ValueError(f"choose.{place}: {budget} is there twice")
-        key = self.choose.key
         fixed = _OF_THE_PLAN | ({"artifact.bits"} if self.bits else set())
-        if key in fixed:
-            raise ValueError(f"choose.key cannot be {key}")
+        if (self.choose is None) == (self.ratios is None):
+            raise ValueError("either choose or ratios is needed")
+        if self.choose is not None:
+            budgets = [budget for used in self.choose.budgets.values() for budget in used]
+            for budget in budgets:
+                if budgets.count(budget) > 1:
+                    place = "at" if self.choose.at else "at_bytes"
+                    raise ValueError(f"choose.{place}: {budget} is there twice")
+            if self.choose.key in fixed:
+                raise ValueError(f"choose.key cannot be {self.choose.key}")
+            fixed |= {self.choose.key}
         given = {"overrides": self.overrides}
         given |= {f"methods.{name}": own for name, own in self.methods.items()}
         for place, texts in given.items():
             for name in (text.lstrip("+~").partition("=")[0] for text in texts):
-                if name in fixed | {key}:
+                if name in fixed:
                     raise ValueError(f"{place}: {name} cannot be set there")
         names: dict[tuple[str, ...], str] = {}
         for name, own in self.methods.items():
@@ -119,36 +124,51 @@ class Plan(Model):
 
     @property
     def groups(self) -> list[tuple[str, float | None]]:
-        """The methods, and the budgets at which each tries the values; the dense model has none."""
+        """The methods, and the budgets at which each chooses; the dense model has none."""
         return [
             (method, place)
             for method, own in self.methods.items()
-            for place in ((None,) if _DENSE in own else self.choose.budgets)
+            for place in ((None,) if _DENSE in own else self._budgets)
         ]
 
+    @property
+    def _budgets(self) -> Mapping[float, Sequence[float]]:
+        if self.choose is None:
+            return {ratio: [ratio] for ratio in self.ratios or ()}
+        return self.choose.budgets
+
     def tried_runs(self, method: str, place: float | None) -> list[PlannedRun]:
-        """List the runs among which a method chooses, one for each value.
+        """List the runs among which a method chooses, one for each value, if it does.
 
         They do not read the test set.
         """
+        if self.choose is None:
+            return []
         more = (_NO_TEST, _TRIED) if self._is_in_wandb(method) else (_NO_TEST,)
         seed = self.choose.seed
         return [self._run(method, place, value, seed, *more) for value in self.choose.values]
 
-    def compared_runs(self, method: str, place: float | None, value: float) -> list[PlannedRun]:
-        """List the runs with a chosen value: every budget of `place`, every seed."""
-        used: Sequence[float | None] = (None,) if place is None else self.choose.budgets[place]
+    def compared_runs(
+        self, method: str, place: float | None, value: float | None
+    ) -> list[PlannedRun]:
+        """List the runs with a chosen value, if any: every budget of `place`, every seed."""
+        used: Sequence[float | None] = (None,) if place is None else self._budgets[place]
         return [self._run(method, budget, value, seed) for budget in used for seed in self.seeds]
 
     def _run(
-        self, method: str, budget: float | None, value: float, seed: int, *more: str
+        self, method: str, budget: float | None, value: float | None, seed: int, *more: str
     ) -> PlannedRun:
-        key = self.choose.key
-        own = [f"{key}={number_text(value)}", f"seed={seed}", *more]
-        names = [method, f"{key.rpartition('.')[2]}{number_text(value)}", f"s{seed}"]
+        own, names = [], [method]
         if budget is not None:
-            own.insert(0, f"{self.choose.budget_key}={number_text(budget)}")
-            names.insert(1, number_text(budget))
+            key = "ratio" if self.choose is None else self.choose.budget_key
+            own.append(f"{key}={number_text(budget)}")
+            names.append(number_text(budget))
+        if self.choose is not None and value is not None:
+            key = self.choose.key
+            own.append(f"{key}={number_text(value)}")
+            names.append(f"{key.rpartition('.')[2]}{number_text(value)}")
+        own += [f"seed={seed}", *more]
+        names.append(f"s{seed}")
         group = [f"logger.group={quote_value(method)}"] if self._is_in_wandb(method) else []
         overrides = [*self.overrides, *self.methods[method], *own, *group]
         return PlannedRun("-".join(names), method, budget, value, tuple(overrides))
@@ -159,9 +179,9 @@ class Plan(Model):
         return chosen in ([], ["logger=wandb"])  # train.py has it without being told
 
 
-def number_text(value: float) -> str:
-    """Write a number in full, so that two values have two names."""
-    if isinstance(value, int):
-        return str(value)
+def number_text(value: float | None) -> str:
+    """Write a number in full, so that two values have two names; nothing for `None`."""
+    if value is None or isinstance(value, int):
+        return "" if value is None else str(value)
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
