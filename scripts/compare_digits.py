@@ -18,7 +18,7 @@ from typing import Any
 from memfold.strategies import strategy_class, strategy_names
 from memfold.strategies.layers.base import LayerStrategy
 from memfold.studies.arguments import add_jobs, command_parser, ending_in_one_line, working_in
-from memfold.studies.executor import StopSignal
+from memfold.studies.process import StopSignal
 from memfold.studies.runner import Outcome, run_all, runners
 
 ROOT = Path(__file__).parents[1]

@@ -29,8 +29,7 @@ from memfold.studies.arguments import (
 from memfold.studies.choose import compose_methods, run_plan
 from memfold.studies.choose_plan import Plan
 from memfold.studies.composing import prepare_data
-from memfold.studies.executor import Stopped, StopSignal
-from memfold.studies.process import run_program
+from memfold.studies.process import Stopped, StopSignal, run_program
 from memfold.studies.runner import runners
 
 EXPERIMENTS = (

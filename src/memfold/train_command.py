@@ -53,7 +53,7 @@ def launch(main: Callable[[], object]) -> int:
         refuse_wrong_arguments(arguments)
         sys.argv[1:] = expand_arguments(expand_for_launcher(arguments, os.environ))
         if any(text.startswith("sweep.resume=") for text in arguments):
-            from memfold.studies.sweep_arguments import expand_sweep_arguments
+            from memfold.studies.sweep_plan import expand_sweep_arguments
 
             sys.argv[1:] = expand_sweep_arguments(sys.argv[1:])
         main()
@@ -86,7 +86,7 @@ def run_task(cfg: DictConfig, script: Path) -> float | None:
         SystemExit: After a user's mistake, with status 1; outside sweeps.
     """
     if HydraConfig.get().mode is RunMode.MULTIRUN:
-        from memfold.studies.other_launchers import run_sweep_job
+        from memfold.studies.sweep_job import run_sweep_job
 
         return run_sweep_job(cfg, script)
     try:

@@ -12,7 +12,7 @@ from memfold.errors import InputError
 from memfold.file_models import read_yaml
 from memfold.studies.choose_plan import Plan
 from memfold.studies.space import Space
-from memfold.studies.sweep_arguments import expand_sweep_arguments
+from memfold.studies.sweep_plan import expand_sweep_arguments
 from studies.tuned import tune
 
 DEEP = "[" * 200_000

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,8 @@ import pytest
 
 from memfold.runs.folder import is_completed
 from memfold.runs.locks import is_held
-from memfold.studies.executor import share_out, work_in_parallel
+from memfold.studies.process import StopSignal
+from memfold.studies.runner import Runner, share_out, share_work
 from studies.tuned import (
     Worker,
     num_starts,
@@ -137,14 +137,13 @@ def test_cores_and_gpus_are_divided() -> None:
     assert [found[gpus] for found in shared] == ["4", "7", "4"]
 
 
-def test_an_error_of_one_worker_stops_the_others() -> None:
-    stop = threading.Event()
+def test_an_error_of_one_worker_stops_the_others(tmp_path: Path) -> None:
+    stop = StopSignal()
 
-    def fail() -> None:
-        raise OSError("disk")
-
-    def wait() -> None:
-        assert stop.wait(60)
+    def work(worker: Runner, number: int) -> None:
+        if number == 0:
+            raise OSError("disk")
+        assert stop.event.wait(60)
 
     with pytest.raises(OSError, match="disk"):
-        work_in_parallel([fail, wait], stop)
+        share_work(range(9), [Runner(tmp_path, stop), Runner(tmp_path, stop)], work)

@@ -46,20 +46,13 @@ def test_a_moved_study_goes_on_as_itself_and_keeps_its_space(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("is_emptied", [False, True])
-def test_runs_without_their_study_are_refused(
-    is_emptied: bool, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_study_without_its_database_finds_its_runs(tmp_path: Path) -> None:
     study = tmp_path / "study"
-    (study / "trials" / "0").mkdir(parents=True)
-    (study / ".claim").touch()
-    if is_emptied:
-        (study / "study.db").touch()
-    assert tune_in(study, 1) == 1
-    error = capsys.readouterr().err
-    assert "holds runs, but its study.db has no study of them" in error
-    assert error.count("\n") == 1
-    assert (study / "study.db").exists() == is_emptied
+    assert tune_in(study, 2) == 0
+    (study / "study.db").unlink()
+    assert tune_in(study, 2) == 0  # the same settings are drawn
+    assert num_starts(study / "trials") == 2
+    assert tune_in(study, 3) == 0
 
 
 def test_a_result_of_other_overrides_is_not_used(tmp_path: Path) -> None:

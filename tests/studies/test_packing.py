@@ -12,8 +12,8 @@ import memfold
 from memfold.backbones import MLP
 from memfold.data.digits import Digits
 from memfold.errors import InputError
-from memfold.studies.executor import Stopped
 from memfold.studies.packing import pack_runs
+from memfold.studies.process import Stopped
 from memfold.training import run
 from training.jobs import SMALL, compose_job
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from memfold.runs.locks import locked
-from memfold.studies.executor import Stopped
+from memfold.studies.process import Stopped
 from memfold.studies.put_aside import sort_runs
 
 NAME = "mag-0.1-s1"

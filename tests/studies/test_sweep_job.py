@@ -15,11 +15,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, read_write
 
 from memfold.errors import InputError
-from memfold.studies.executor import StopSignal
-from memfold.studies.other_launchers import run_sweep_job
-from memfold.studies.process import job_environment
+from memfold.studies.process import StopSignal, job_environment
 from memfold.studies.runner import Runner
-from memfold.studies.sweep_job import SweepJob
+from memfold.studies.sweep_job import SweepJob, run_sweep_job
 from training.jobs import REPOSITORY, SMALL, compose_job, train_forked
 
 PROGRAM = """

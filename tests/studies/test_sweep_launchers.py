@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from memfold.studies.executor import share_out, variables_for
+from memfold.studies.runner import share_out, variables_for
 from studies.sweeps import (
     finish,
     let,

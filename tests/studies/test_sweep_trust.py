@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from memfold.errors import InputError
-from memfold.studies.sweep_arguments import expand_sweep_arguments, resume_arguments
+from memfold.studies.sweep_plan import expand_sweep_arguments, resume_arguments
 from runs.unsafe_overrides import UNSAFE
 from studies.sweeps import write_plan
 

@@ -12,8 +12,8 @@ from memfold.errors import InputError
 from memfold.overrides import folder_override, quote_value
 from memfold.reporting.sweep_folders import read_sweep_folder
 from memfold.studies.sweep import num_parallel_jobs
-from memfold.studies.sweep_arguments import expand_sweep_arguments
 from memfold.studies.sweep_folder import Plan
+from memfold.studies.sweep_plan import expand_sweep_arguments
 from studies.sweeps import (
     STAND_IN,
     finish,

@@ -12,7 +12,7 @@ import psutil
 from memfold.errors import InputError
 from memfold.runs.folder import writing
 from memfold.runs.locks import locked
-from memfold.studies.executor import Stopped, StopSignal
+from memfold.studies.process import Stopped, StopSignal
 
 __all__ = [
     "add_jobs",

@@ -25,8 +25,8 @@ from memfold.studies.arguments import (
 )
 from memfold.studies.choose_plan import Choose, Plan, PlannedRun, number_text
 from memfold.studies.composing import compose_run, prepare_data
-from memfold.studies.executor import StopSignal
 from memfold.studies.packing import pack_runs
+from memfold.studies.process import StopSignal
 from memfold.studies.put_aside import sort_runs
 from memfold.studies.runner import Outcome, Runner, metric_of, run_all, runners
 from memfold.training.foreign_code import named_code

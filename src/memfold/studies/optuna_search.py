@@ -3,36 +3,19 @@
 import argparse
 import importlib.util
 import shlex
-import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from memfold.errors import InputError
-from memfold.file_models import read_yaml
-from memfold.runs.folder import write_text_atomically
-from memfold.runs.locks import try_lock, wait_for_lock
-from memfold.runs.primary import Primary
 from memfold.studies.arguments import (
     command_parser,
     ending_in_one_line,
     positive_integer,
     split_overrides,
 )
-from memfold.studies.executor import Stopped, StopSignal, work_in_parallel
-from memfold.studies.runner import Outcome, Runner, metric_of, run_all, runners
-from memfold.studies.space import Space
-from memfold.studies.tuned_configuration import Configuration, experiment_files, origin
-
-if TYPE_CHECKING:
-    from memfold.studies.optuna_study import Study, Trial
+from memfold.studies.process import StopSignal
 
 __all__ = ["main"]
-
-_TEST_LOCK = ".test"
-_SECONDS_BETWEEN_LOOKS = 0.5
 
 _EXAMPLE = """example:
   python scripts/tune.py tuning/sgd.yaml --study studies/rps_digits --trials 20 -- \\
@@ -56,151 +39,17 @@ def main(arguments: Sequence[str], program: Path, conf: Path) -> int:
     own, common = split_overrides(arguments)
     options = _parser().parse_args(own)
     command = shlex.join(["python", "scripts/tune.py", *arguments])
-    return ending_in_one_line(lambda stop: _tune(options, common, program, conf, command, stop))
 
+    def body(stop: StopSignal) -> int:
+        if importlib.util.find_spec("optuna") is None:
+            raise InputError(
+                "tuning needs the extra tune: pip install -c constraints.txt -e '.[tune]'"
+            )
+        from memfold.studies.optuna_runs import tune
 
-def _tune(
-    options: argparse.Namespace,
-    common: Sequence[str],
-    program: Path,
-    conf: Path,
-    command: str,
-    stop: StopSignal,
-) -> int:
-    if importlib.util.find_spec("optuna") is None:
-        raise InputError("tuning needs the extra tune: pip install -c constraints.txt -e '.[tune]'")
-    from memfold.studies.optuna_study import Study, database_errors
-    from memfold.studies.tuning_report import describe, write_report
+        return tune(options, common, program, conf, command, stop)
 
-    space = read_yaml(options.space, Space)
-    configuration = Configuration(conf, common, space)
-    folder: Path = options.study
-    with stop.caught(), database_errors(folder):
-        files = experiment_files(conf, folder, options.write_experiment)
-        study = Study(folder.resolve(), space, common)
-        workers = runners(program, options.workers, stop)
-        work = partial(_run_trials, study, configuration, options.trials)
-        work_in_parallel([partial(work, worker) for worker in workers], stop.event)
-        best = study.best()
-        with try_lock(study.folder / _TEST_LOCK) as is_free:
-            if not is_free:
-                print(f"another process runs the test seeds and writes {folder}/report.md")
-                return 0 if stop.number is None else 128 + stop.number
-            tests: dict[int, Outcome] = {}
-            if best is not None and not stop.event.is_set():
-                seeds = ", ".join(map(str, space.tuning_seeds))
-                mean = f"{space.objective.metric} {best.value:.4f}, the mean of seeds {seeds}"
-                for file, arguments in files.items():
-                    again = f"python train.py {' '.join(arguments)} seed=1"
-                    head = [origin(folder), f"{mean}; trial {best.number}", again]
-                    write_text_atomically(file, configuration.experiment(best.setting, head))
-                with suppress(Stopped):
-                    tests = _run_tests(study, configuration, workers, best)
-            commands = {"The study, to go on with it or to join it": command}
-            if best is not None:
-                with_file = shlex.join([*next(iter(files.values())), "seed=1"])
-                without = shlex.join([*configuration.overrides(best.setting), "seed=1"])
-                commands["A run with the best setting"] = f"python train.py {with_file}"
-                commands["The same without the experiment file"] = f"python train.py {without}"
-            content = describe(study, configuration, best, tests, commands)
-            write_report(study, content)
-    return _conclude(content, space.objective.judged, options, stop)
-
-
-def _run_trials(
-    study: "Study", configuration: Configuration, num_trials: int, worker: Runner
-) -> None:
-    """Run trials until the study has enough, or the worker is told to stop.
-
-    Enough are `num_trials` that are completed or pruned, or as many that failed.
-    """
-    from memfold.studies.optuna_trial import run_trial
-
-    while not worker.stop.event.is_set():
-        with ExitStack() as hold:
-            with study.claimed():
-                states = [trial.state for trial in study.trials()]
-                num_done = states.count("completed") + states.count("pruned")
-                if num_done >= num_trials or states.count("failed") >= num_trials:
-                    return
-                trial = None
-                if num_done + states.count("running") < num_trials:
-                    trial = study.next_trial()
-                    hold.enter_context(wait_for_lock(study.lock(trial.number)))
-            if trial is not None:
-                with suppress(Stopped):
-                    run_trial(study, configuration, trial, worker)
-                _print_trial(study.trials()[trial.number])
-                continue
-        worker.stop.event.wait(_SECONDS_BETWEEN_LOOKS)  # a running one may fail
-
-
-def _print_trial(trial: "Trial") -> None:
-    shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in trial.setting.items()}
-    setting = " ".join(f"{key}={value}" for key, value in shown.items())
-    match trial.state:
-        case "completed":
-            outcome = f"{trial.value:.4f}"
-        case "pruned":
-            outcome = f"pruned after epoch {trial.num_epochs}"
-        case "failed":
-            outcome = f"failed: {trial.notes.reason}"
-        case _:
-            outcome = "interrupted, to be tried again"
-    print(f"trial {trial.number}: {setting}: {outcome} ({trial.notes.seconds:.0f} s)", flush=True)
-
-
-def _run_tests(
-    study: "Study", configuration: Configuration, workers: Sequence[Runner], best: "Trial"
-) -> dict[int, Outcome]:
-    """Run the best setting with every test seed that has not been run with it."""
-    study.claim_test_folder(best)
-    group = configuration.group(study.name, job_type=None)
-    overrides = configuration.overrides(best.setting)
-    seeds, metric = study.space.test_seeds, study.space.objective.judged.test
-    runs = [(f"s{seed}", [*overrides, f"seed={seed}", *group]) for seed in seeds]
-
-    def report(name: str, outcome: Outcome) -> None:
-        value = metric_of(outcome.result, metric)
-        shown = "-" if value is None else f"{value:.4f}"
-        text = f"failed: {outcome.error}" if outcome.error else f"{metric} {shown}"
-        print(f"test seed {name.removeprefix('s')}: {text}", flush=True)
-
-    outcomes = run_all(runs, study.test_folder, workers, report)
-    return {seed: outcomes[f"s{seed}"] for seed in seeds}
-
-
-def _conclude(
-    content: dict[str, Any], primary: Primary, options: argparse.Namespace, stop: StopSignal
-) -> int:
-    """Say how it ended, and return the exit status."""
-    counts, best, test = content["num_trials"], content["best"], content["test"]
-    num_done = counts["completed"] + counts["pruned"]
-    summary = (
-        f"{num_done} of {options.trials} trials done ({counts['completed']} completed, "
-        f"{counts['pruned']} pruned), {counts['failed']} failed"
-    )
-    if stop.number is not None:
-        print(f"interrupted: {summary}; the same command goes on", file=sys.stderr)
-        return 128 + stop.number
-    if best is None:
-        reasons = [trial["error"] for trial in content["trials"] if trial["error"]]
-        raise InputError(f"--study {options.study}: all trials failed, the last: {reasons[-1]}")
-    print(f"{summary}; best: trial {best['trial']}, {content['metric']} {best['value']:.4f}")
-    print(f"report: {options.study / 'report.md'}")
-    failed = [run for run in test["runs"] if run["error"]]
-    if failed:
-        raise InputError(
-            f"{len(failed)} of {len(test['runs'])} runs with test seeds failed, "
-            f"the last: {failed[-1]['error']}; the same command tries them again"
-        )
-    summary = test[primary.test]
-    if summary["mean"] is not None:
-        from memfold.studies.tuning_report import show_test
-
-        seeds = ", ".join(map(str, content["test_seeds"]))
-        print(f"{show_test(summary, primary)} (seeds {seeds})")
-    return 0
+    return ending_in_one_line(body)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -26,7 +26,6 @@ __all__ = ["Notes", "Study", "Trial", "database_errors"]
 
 _DATABASE = "study.db"
 _CLAIM = ".claim"
-_RUNS = ("trials", "test")
 _DEFINITION = "definition"
 _TESTED = "tested"
 _STATES = {
@@ -100,8 +99,8 @@ class Study:
             common: Overrides of `train.py` that all trials share.
 
         Raises:
-            InputError: The folder holds something else, or runs without their study, or a study of
-                another space or other overrides, or cannot be used.
+            InputError: The folder holds something else, or a study of another space or other
+                overrides, or cannot be used.
         """
         self.folder = folder
         self.space = space
@@ -180,13 +179,6 @@ class Study:
 
     def _open(self) -> tuple[optuna.storages.RDBStorage, optuna.Study]:
         """Open the only study in the file, by whatever name: a moved folder goes on as itself."""
-        has_runs = any((self.folder / name).exists() for name in _RUNS)
-        orphaned = (
-            f"--study {self.folder} holds runs, but its {_DATABASE} has no study of them; put "
-            f"{_DATABASE} back, or choose another folder"
-        )
-        if has_runs and not self._file.exists():
-            raise InputError(orphaned)
         url = sqlalchemy.URL.create("sqlite", database=str(self._file)).render_as_string()
         storage = optuna.storages.RDBStorage(
             url.replace("{", "{{").replace("}", "}}"),  # Optuna fills in a template
@@ -197,8 +189,6 @@ class Study:
             raise InputError(
                 f"{self._file} holds {len(names)} studies, not one; choose another folder"
             )
-        if has_runs and not names:
-            raise InputError(orphaned)
         pruning = self.space.pruner
         return storage, optuna.create_study(
             storage=storage,

@@ -19,7 +19,7 @@ from memfold.runs.folder import (
     write_text_atomically,
     writing,
 )
-from memfold.studies.executor import Stopped
+from memfold.studies.process import Stopped
 from memfold.tasks.evaluation import evaluate
 from memfold.training.load import fresh_network, load_model, read_data, read_task
 

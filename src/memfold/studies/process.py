@@ -8,9 +8,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +22,8 @@ from memfold.runs.result import UNFINISHED
 
 __all__ = [
     "SECONDS_TO_STOP",
+    "StopSignal",
+    "Stopped",
     "is_one_of_several_tasks",
     "job_environment",
     "reason",
@@ -30,7 +34,59 @@ SECONDS_TO_STOP = {signal.SIGINT: 30.0, signal.SIGTERM: 130.0}
 """Until a run is killed. After SIGTERM it saves a checkpoint, for which it gives itself 120 s."""
 _SECONDS_BETWEEN_LOOKS = 0.25
 _SECONDS_TO_FOLLOW = 5.0
+_SECONDS_OF_ONE_REQUEST = 2.0
+"""A process group and its members may be signalled both; only what comes later is impatience."""
 _OF_A_CLUSTER = ("SLURM_", "SUBMITIT_")
+
+
+class Stopped(Exception):
+    """The user, or the machine, wants all runs to stop."""
+
+
+@dataclass
+class StopSignal:
+    """Ctrl-C or SIGTERM, once it has come."""
+
+    lets_save: bool = True
+    """Whether runs get SIGTERM, after which they save a checkpoint, at Ctrl-C too."""
+    event: threading.Event = field(default_factory=threading.Event)
+    number: int | None = None
+    is_urgent: bool = False
+    """Whether the user has asked again: nothing is waited for."""
+    since: float = 0.0
+    """When it came, by `time.monotonic`."""
+
+    def note(self, number: int, *_: object) -> None:
+        """Handle a signal."""
+        if self.number is None:
+            self.number, self.since = number, time.monotonic()
+            self.event.set()
+        elif time.monotonic() - self.since > _SECONDS_OF_ONE_REQUEST:
+            self.is_urgent = True
+
+    @contextmanager
+    def caught(self, handler: Callable[..., None] | None = None) -> Iterator[None]:
+        """Call `handler`, by default `note`, instead of dying. For the main thread."""
+        before = {
+            one: signal.signal(one, handler or self.note)
+            for one in (signal.SIGINT, signal.SIGTERM)
+            # A shell that starts a program in the background lets it ignore Ctrl-C.
+            if signal.getsignal(one) is not signal.SIG_IGN
+        }
+        try:
+            yield
+        finally:
+            for one, former in before.items():
+                signal.signal(one, former)
+
+    def wanted(self) -> signal.Signals | None:
+        """Return what a run shall get, if anything."""
+        if self.is_urgent:
+            return signal.SIGKILL
+        if not self.event.is_set():
+            return None
+        is_passed_on = self.number is not None and not self.lets_save
+        return signal.Signals(self.number) if is_passed_on else signal.SIGTERM
 
 
 def run_program(

@@ -10,7 +10,7 @@ from pathlib import Path
 from memfold.errors import InputError
 from memfold.runs.folder import LOCK, OUTPUT, OVERRIDES, writing
 from memfold.runs.locks import is_held
-from memfold.studies.executor import Stopped
+from memfold.studies.process import Stopped
 
 __all__ = ["put_aside", "sort_runs", "wait_for_orphan"]
 

@@ -7,11 +7,13 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
 
 from memfold.errors import InputError
 from memfold.files import read_json
@@ -27,8 +29,7 @@ from memfold.runs.folder import (
     writing,
 )
 from memfold.runs.recorded import read_overrides
-from memfold.studies.executor import Stopped, StopSignal, share_out, work_in_parallel
-from memfold.studies.process import reason, run_program
+from memfold.studies.process import Stopped, StopSignal, reason, run_program
 from memfold.studies.put_aside import put_aside, wait_for_orphan
 
 __all__ = [
@@ -39,10 +40,13 @@ __all__ = [
     "metric_of",
     "run_all",
     "runners",
+    "share_out",
     "share_work",
+    "variables_for",
 ]
 
 _T = TypeVar("_T")
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 # How a run says that it cannot be resumed whatever the user does; another model or another
 # configuration is no such reason.
 _DAMAGED = re.compile(
@@ -176,6 +180,55 @@ def runners(program: Path, num_slots: int, stop: StopSignal) -> list[Runner]:
     return [Runner(program, stop, variables) for variables in share_out(num_slots, os.environ)]
 
 
+def share_out(num_slots: int, environment: Mapping[str, str]) -> list[dict[str, str]]:
+    """Divide the cores and the GPUs of this machine.
+
+    Args:
+        num_slots: At least 1; one alone gets everything.
+        environment: Of this process. What it sets for threads stays.
+
+    Returns:
+        The variables for the runs of each slot.
+    """
+    if num_slots == 1:
+        return [{}]
+    devices = _visible_gpus(environment)
+    made = []
+    for index in range(num_slots):
+        variables = {}
+        if "OMP_NUM_THREADS" not in environment:
+            num_cores = len(os.sched_getaffinity(0))
+            variables["OMP_NUM_THREADS"] = str(max(1, num_cores // num_slots))
+        if len(devices) > 1:
+            own = devices[index::num_slots] or [devices[index % len(devices)]]
+            variables[_VISIBLE] = ",".join(own)
+        made.append(variables)
+    return made
+
+
+def variables_for(run: DictConfig, slot: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of a slot for one run, which sees all GPUs if it needs more than that.
+
+    Args:
+        run: Its configuration.
+        slot: Of `share_out`.
+    """
+    devices = OmegaConf.select(run, "trainer.devices")
+    num_own = len(slot.get(_VISIBLE, "").split(","))
+    is_on_cpu = OmegaConf.select(run, "trainer.accelerator") == "cpu"
+    is_enough = str(devices).isdecimal() and int(devices) <= num_own and not is_on_cpu
+    return {name: value for name, value in slot.items() if is_enough or name != _VISIBLE}
+
+
+def _visible_gpus(environment: Mapping[str, str]) -> list[str]:
+    named = environment.get(_VISIBLE)
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    import torch
+
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
 def run_all(
     runs: Iterable[tuple[str, Sequence[str]]],
     folder: Path,
@@ -242,7 +295,13 @@ def share_work(
             with suppress(Stopped):
                 do(worker, item)
 
-    work_in_parallel([partial(work, worker) for worker in workers], stop)
+    with ThreadPoolExecutor(len(workers)) as threads:
+        try:
+            for done in as_completed([threads.submit(work, worker) for worker in workers]):
+                done.result()
+        except BaseException:
+            stop.set()
+            raise
     if stop.is_set():
         raise Stopped
 

@@ -2,27 +2,29 @@
 
 import os
 import shlex
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, open_dict
 
 from memfold.errors import InputError
-from memfold.overrides import unresolved
+from memfold.overrides import quote_value, unresolved
 from memfold.runs.folder import is_completed, read_result, writing
 from memfold.runs.locks import locked
 from memfold.studies.composing import composed_job
-from memfold.studies.executor import Stopped, StopSignal
-from memfold.studies.other_launchers import TaskWatch
+from memfold.studies.process import SECONDS_TO_STOP, Stopped, StopSignal
 from memfold.studies.runner import runners, share_work
-from memfold.studies.sweep_arguments import resume_arguments
-from memfold.studies.sweep_folder import PLAN, read_notes
+from memfold.studies.sweep_folder import PLAN, read_notes, request_stop
 from memfold.studies.sweep_job import CONSOLE, SweepJob, objective_of
-from memfold.studies.sweep_plan import admit, sweep_folder
+from memfold.studies.sweep_plan import admit, resume_arguments, sweep_folder
 from memfold.studies.sweep_report import (
     describe_end,
     print_table,
@@ -32,6 +34,7 @@ from memfold.studies.sweep_report import (
 
 __all__ = ["RunningSweep", "num_parallel_jobs"]
 
+_SECONDS_BETWEEN_LOOKS = 0.3
 _LOCAL = "hydra_plugins.memfold.launcher.LocalSlots"
 
 
@@ -64,13 +67,9 @@ class RunningSweep:
         self._reported: set[int] = set()
         self._adapt(config)
         self._announce(config.hydra)
-        self._tasks = TaskWatch(
-            self.folder,
-            self._plan.attempt,
-            self._stop,
-            self._report,
-            is_on_cluster=_launcher(config.hydra).endswith(".SlurmLauncher"),
-        )
+        self._over = threading.Event()
+        self._watch = threading.Thread(target=self._report_until_over, name="sweep", daemon=True)
+        self._watch.start()
         self._held.enter_context(self._stop.caught(self._interrupt))
 
     def run_jobs(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
@@ -122,7 +121,10 @@ class RunningSweep:
             status: What it would be by what the launcher did: 0 when it came to its end.
         """
         with self._stop.caught():
-            self._tasks.end(has_failed=status != 0)
+            self._wait_for_tasks(has_failed=status != 0)
+            self._over.set()
+            self._watch.join()
+            self._report()
         self._held.close()
         if self._stop.number is not None:
             status = 128 + self._stop.number
@@ -144,6 +146,30 @@ class RunningSweep:
                 file=sys.stderr,
             )
         return status or int(num_failed + num_missing > 0)
+
+    def _wait_for_tasks(self, *, has_failed: bool) -> None:
+        """Wait for jobs that the launcher has left to themselves, or stop them.
+
+        Args:
+            has_failed: Whether it gave up, as it does when it loses a process.
+        """
+        while has_failed and not self._stop.event.is_set() and _processes(self.folder):
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        if self._stop.number is None:
+            return
+        deadline = self._stop.since + SECONDS_TO_STOP[signal.Signals(self._stop.number)]
+        while self._has_jobs() and time.monotonic() < deadline and not self._stop.is_urgent:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        for process in _processes(self.folder):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def _has_jobs(self) -> bool:
+        """Tell whether a job runs here, or by its own account on a cluster."""
+        if not _launcher(self._config.hydra).endswith(".SlurmLauncher"):
+            return bool(_processes(self.folder))
+        notes = read_notes(self.folder)
+        return any(note.seconds is None and note.attempt == self._plan.attempt for note in notes)
 
     def _adapt(self, config: DictConfig) -> None:
         """Add to the overrides with which Hydra composes every job."""
@@ -176,6 +202,10 @@ class RunningSweep:
         varied = "".join(f" {text}" for text in overrides if text not in self._common)
         _say(f"[{len(self._reported)}{of_all}] {number}:{varied}{':' if varied else ''} {end}")
 
+    def _report_until_over(self) -> None:
+        while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
+            self._report()
+
     def _report(self) -> None:
         for note in read_notes(self.folder, known=self._reported):
             if note.attempt == self._plan.attempt and note.seconds is not None:
@@ -185,7 +215,8 @@ class RunningSweep:
     def _interrupt(self, number: int, *_: object) -> None:
         """End the launcher, whatever it does, and then the jobs that it leaves to themselves."""
         self._stop.note(number)
-        self._tasks.request_stop(number)
+        with suppress(InputError):
+            request_stop(self.folder, self._plan.attempt, signal.Signals(number))
         raise KeyboardInterrupt
 
 
@@ -221,3 +252,18 @@ def _refuse_several_tasks(hydra: DictConfig) -> None:
             f"hydra.launcher.tasks_per_node={num_tasks}: submitit_local starts one process per "
             "job, which starts the others itself: trainer=ddp trainer.devices=N"
         )
+
+
+def _processes(folder: Path) -> list[psutil.Process]:
+    """Return the processes of jobs, ranks and submitit's tasks of a sweep on this machine."""
+    run = quote_value(str(folder))[:-1] + "/"  # the job's number follows
+    task = f"{folder}/.submitit"
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        arguments = process.info["cmdline"] or ()
+        if any(
+            (text.startswith("hydra.run.dir=") and run in text) or text.startswith(task)
+            for text in arguments
+        ):
+            found.append(process)
+    return found

@@ -1,11 +1,15 @@
-"""One job of a sweep: what it is started with, and what the sweep keeps of it."""
+"""One job of a sweep: what it is started with, and what the sweep keeps of it.
+
+The local launcher runs it in the sweep's own process, others of Hydra's, such as submitit's, in
+tasks that may be on other machines.
+"""
 
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -21,12 +25,18 @@ from memfold.runs.folder import is_completed, read_result
 from memfold.runs.primary import primary_of
 from memfold.runs.result import ResultFile, describe_job
 from memfold.studies.composing import group_in_wandb, meaning
-from memfold.studies.executor import variables_for
-from memfold.studies.process import is_one_of_several_tasks, reason
-from memfold.studies.runner import Runner, metric_of
-from memfold.studies.sweep_folder import JobNote, find_note, read_notes
+from memfold.studies.process import Stopped, StopSignal, is_one_of_several_tasks, reason
+from memfold.studies.runner import Runner, metric_of, variables_for
+from memfold.studies.sweep_folder import (
+    PLAN,
+    JobNote,
+    Plan,
+    find_note,
+    read_notes,
+    requested_stop,
+)
 
-__all__ = ["CONSOLE", "SweepJob", "objective_of"]
+__all__ = ["CONSOLE", "SweepJob", "objective_of", "run_sweep_job"]
 
 CONSOLE = "console.log"
 _OF_THE_SWEEP = (
@@ -139,6 +149,33 @@ class SweepJob:
             ResultFile(self.folder, {**facts, **known}).fail(why)
 
 
+def run_sweep_job(cfg: DictConfig, script: Path) -> float:
+    """Run one job in the process that its launcher calls for it.
+
+    Args:
+        cfg: The job's configuration.
+        script: The program to start.
+
+    Returns:
+        The last primary metric; NaN when the job failed, so that the sweep goes on. A job that
+        would repeat an earlier one has that of the earlier one, once it is there.
+
+    Raises:
+        InputError: The folder is another job's.
+    """
+    job = SweepJob.of(cfg, script)
+    plan = Plan.find(job.sweep / PLAN)
+    earlier = None if plan is None else plan.repeats.get(str(job.note.number))
+    if earlier is not None:
+        with suppress(OSError):  # Hydra has made it
+            job.folder.rmdir()
+        return objective_of(job.sweep, earlier)
+    _leave_interrupts_to_the_sweep()
+    with suppress(Stopped):
+        job.bring_to_end(Runner(script, _Marks(job, plan)))
+    return objective_of(job.sweep, job.note.number)
+
+
 def objective_of(sweep: Path, number: int) -> float:
     """Return the last primary metric of a job; NaN when it has no result.
 
@@ -191,3 +228,28 @@ def _resolved(overrides: Sequence[str]) -> list[str]:
         except OmegaConfBaseException:
             resolved.append(text)
     return resolved
+
+
+class _Marks(StopSignal):
+    """What a task may know of the signals that the sweep's own process has got: by files."""
+
+    def __init__(self, job: SweepJob, plan: Plan | None) -> None:
+        super().__init__()
+        self._job = job
+        # On a cluster the jobs go on when the user's session ends.
+        is_on_cluster = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+        self._plan = None if is_on_cluster else plan
+
+    def wanted(self) -> signal.Signals | None:
+        """Return the signal that the job shall get, if any."""
+        number = requested_stop(self._job.sweep, self._job.note.attempt)
+        is_alone = self._plan is not None and self._plan.is_alone
+        return signal.SIGTERM if number is None and is_alone else number
+
+
+def _leave_interrupts_to_the_sweep() -> None:
+    """Ctrl-C reaches submitit's local tasks too; the process that the user started stops them."""
+    # For good: an exception would take the task down before its job.
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if "SUBMITIT_EXECUTOR" in os.environ and is_default:
+        signal.signal(signal.SIGINT, lambda *_: None)  # ignored, the job would inherit it

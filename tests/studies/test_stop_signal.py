@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from memfold.studies.executor import StopSignal
-from memfold.studies.process import run_program
+from memfold.studies.process import StopSignal, run_program
 
 
 @pytest.mark.parametrize("is_ignored", [False, True])
