@@ -49,7 +49,11 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "tasks": (SMALL | {"compression", "data", "processes"}, {"hydra", "omegaconf", "wandb"}),
     "overrides": (SMALL, LIBRARIES - {"hydra", "omegaconf"}),
     "processes": (SMALL | {"overrides"}, {"torch", "omegaconf", "wandb", "sklearn"}),
-    "runs": (SMALL | {"overrides", "processes"}, {"torch", "lightning", "wandb", "sklearn"}),
+    "file_models": (SMALL, LIBRARIES),
+    "runs": (
+        SMALL | {"file_models", "overrides", "processes"},
+        {"torch", "lightning", "wandb", "sklearn"},
+    ),
     "logging": (
         SMALL | {"compression", "memory", "processes", "runs"},
         {"hydra", "omegaconf", "sklearn"},
@@ -60,7 +64,6 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         | {"overrides", "processes", "runs", "strategies", "tasks"},
         {"sklearn"},
     ),
-    "file_models": (SMALL | {"runs"}, LIBRARIES),
     "studies": (
         SMALL
         | {

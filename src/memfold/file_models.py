@@ -21,8 +21,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from memfold.errors import InputError
-from memfold.files import read_json, read_yaml_text
-from memfold.runs.folder import write_text_atomically
+from memfold.files import read_json, read_yaml_text, write_text_atomically
 
 __all__ = ["Model", "Number", "Seed", "Seeds", "Text", "check", "distinct", "read_yaml"]
 

@@ -1,4 +1,4 @@
-"""Reading files that somebody else may have written.
+"""Reading files that somebody else may have written; writing so that a reader finds a whole one.
 
 A file may be a pipe that nobody writes to, a device that never ends, larger than any memory, or
 text that takes more to read than its length says. All of it is refused before it costs anything.
@@ -9,10 +9,24 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable
-from typing import Any, NoReturn
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NoReturn
 
-__all__ = ["open_regular", "parse_json", "read_json", "read_text", "read_yaml_text"]
+from memfold.errors import InputError
+
+__all__ = [
+    "open_regular",
+    "parse_json",
+    "read_json",
+    "read_text",
+    "read_yaml_text",
+    "replacing",
+    "sync_folder",
+    "write_text_atomically",
+    "writing",
+]
 
 _MAX_BYTES = 64 * 2**20
 """Of a text that is read whole: more than any result or report has."""
@@ -104,6 +118,66 @@ def read_yaml_text(path: str | os.PathLike[str]) -> str:
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
     return text
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a full disk or a lack of permission into one line.
+
+    Raises:
+        InputError: The block raised `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file so that a reader finds the old or the new contents, never a part.
+
+    The block gets an open file beside `path`, which takes its place once it is on the disk. Not
+    even a power cut loses both.
+
+    Raises:
+        InputError: The file cannot be written; it is then what it was.
+    """
+    # One name for all attempts: what a killed run left is replaced, not collected.
+    partial = path.with_name(path.name + ".partial")
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.unlink(missing_ok=True)  # it may be a link
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            sync_folder(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in `folder` to the disk; file systems that cannot are left alone."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a text file as `replacing` does.
+
+    Raises:
+        InputError: The file cannot be written; it is then what it was.
+    """
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def _open_regular(path: str, flags: int) -> int:

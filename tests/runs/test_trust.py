@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 from memfold.backbones import MLP
 from memfold.data.digits import Digits
 from memfold.errors import InputError
+from memfold.files import replacing
 from memfold.overrides import quote_value
-from memfold.runs.folder import replacing
 from memfold.runs.locks import locked
 from memfold.runs.recorded import is_setting, read_config, read_overrides
 from memfold.runs.resume import expand_arguments, resume_command

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from memfold.studies.sweep_folder import PLAN, Plan
+from memfold.runs.folder import SWEEP_PLAN
+from memfold.runs.sweep import SweepPlan
 from training.forked import Script
 
 STAND_IN = Path(__file__).with_name("sweep_stand_in.py")
@@ -19,8 +20,8 @@ STAND_IN = Path(__file__).with_name("sweep_stand_in.py")
 
 def write_plan(folder: Path, arguments: list[str], *jobs: list[str]) -> None:
     """Leave what a sweep writes down first."""
-    plan = Plan(command="python train.py", arguments=arguments, jobs=list(jobs), attempt=1)
-    plan.write(folder / PLAN)
+    plan = SweepPlan(command="python train.py", arguments=arguments, jobs=list(jobs), attempt=1)
+    plan.write(folder / SWEEP_PLAN)
 
 
 def start_sweep(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:

@@ -9,10 +9,10 @@ import pytest
 
 from memfold.runs.folder import JOB_NOTES
 from memfold.runs.primary import ACCURACY, Primary, primary_of
+from memfold.runs.sweep import JobNote, SweepPlan
 from memfold.studies.choose import _best, _table
 from memfold.studies.choose_plan import PlannedRun
 from memfold.studies.runner import Outcome
-from memfold.studies.sweep_folder import JobNote, Plan
 from memfold.studies.sweep_job import objective_of
 from memfold.studies.sweep_report import describe_end, print_table
 from memfold.studies.tuning_report import show_test
@@ -64,7 +64,7 @@ def test_the_table_of_a_sweep_writes_metrics_as_runs_do_and_names_the_best(
         }
         (tmp_path / str(number) / "result.json").write_text(json.dumps(contents))
         JobNote(number=number, folder=str(number), overrides=[], attempt=1).note(tmp_path)
-    plan = Plan(command="", arguments=[], jobs=[[], []], attempt=1)
+    plan = SweepPlan(command="", arguments=[], jobs=[[], []], attempt=1)
     assert print_table(tmp_path, plan) == (2, 0, 0)
     said = capsys.readouterr().out
     assert "test/rmse (lower is better)" in said

@@ -5,7 +5,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from memfold.studies.sweep_folder import JobNote
+from memfold.runs.sweep import JobNote
 from memfold.studies.sweep_report import report_command, upload_command
 
 

@@ -10,9 +10,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from memfold.errors import InputError
 from memfold.overrides import folder_override, quote_value
-from memfold.reporting.sweep_folders import read_sweep_folder
+from memfold.reporting.reading import read
+from memfold.runs.sweep import SweepPlan
 from memfold.studies.sweep import num_parallel_jobs
-from memfold.studies.sweep_folder import Plan
 from memfold.studies.sweep_plan import expand_sweep_arguments
 from studies.sweeps import (
     STAND_IN,
@@ -99,7 +99,7 @@ def test_a_strategy_with_one_ratio_is_run_once_a_seed(tmp_path: Path) -> None:
     assert (status, err) == (0, "")
     assert "[3/3] 0: compression=dense ratio=0.1: completed" in out
     assert list(statuses(folder)) == ["0", "2", "3"]
-    assert read_sweep_folder(folder).never_started == {}
+    assert not any("never started" in problem.reason for problem in read([folder])[1])
 
 
 @pytest.mark.ddp
@@ -280,7 +280,7 @@ def test_damaged_files_of_a_sweep(tmp_path: Path) -> None:
     assert "damaged" in console
     [run] = seen(tmp_path, 0)
     assert run["argv"][run["argv"].index("--config-path") + 1] == str(conf)
-    plan = Plan.find(tmp_path / "sweep.json")
+    plan = SweepPlan.find(tmp_path / "sweep.json")
     assert plan is not None
     assert plan.attempt == 2
     assert not any("joblib" in text for text in plan.arguments)  # for that time alone

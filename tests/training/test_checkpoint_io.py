@@ -77,7 +77,7 @@ class Disk:
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     disk = Disk()
-    monkeypatch.setattr("memfold.runs.folder.os.fsync", disk.fsync)
+    monkeypatch.setattr("memfold.files.os.fsync", disk.fsync)
     yield disk
     disk.may_end.set()
 

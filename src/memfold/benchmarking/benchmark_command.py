@@ -28,7 +28,7 @@ from memfold.benchmarking.results import Entry, describe_machine, read_results, 
 from memfold.benchmarking.tables import print_tables, to_markdown
 from memfold.benchmarking.workloads import WORKLOADS, workload
 from memfold.errors import InputError
-from memfold.runs.folder import write_text_atomically
+from memfold.files import write_text_atomically
 from memfold.strategies import strategy_class, strategy_names
 
 __all__ = ["main"]

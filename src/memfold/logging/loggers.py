@@ -11,8 +11,8 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from memfold.errors import InputError
-from memfold.files import read_text
-from memfold.runs.folder import METRICS, write_text_atomically, writing
+from memfold.files import read_text, write_text_atomically, writing
+from memfold.runs.folder import METRICS
 
 __all__ = [
     "ContinuedSteps",

@@ -8,9 +8,9 @@ from string import Template
 from plotly.offline import get_plotlyjs
 
 from memfold.errors import InputError
+from memfold.files import write_text_atomically
 from memfold.reporting.page_data import page_data
 from memfold.reporting.records import Comparison
-from memfold.runs.folder import write_text_atomically
 
 __all__ = ["write_page"]
 

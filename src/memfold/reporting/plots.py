@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from memfold.files import replacing
 from memfold.reporting.details import draw_curves, draw_densities, draw_memory
 from memfold.reporting.drawing import house_style
 from memfold.reporting.planes import draw_plane
@@ -23,7 +24,6 @@ from memfold.reporting.statistics import (
     points,
 )
 from memfold.reporting.styles import Style, comparison_styles
-from memfold.runs.folder import replacing
 
 __all__ = ["draw"]
 

@@ -10,7 +10,6 @@ from memfold.reporting.labels import join_backbones, label_methods, label_settin
 from memfold.reporting.records import Problem, Run
 from memfold.reporting.run_files import read_run_folder
 from memfold.reporting.run_lines import read_run_lines
-from memfold.reporting.sweep_folders import read_sweep_folder
 from memfold.reporting.unlike_runs import (
     keep_first,
     natural,
@@ -28,6 +27,7 @@ from memfold.runs.folder import (
     ROUNDS,
     SWEEP_PLAN,
 )
+from memfold.runs.sweep import SweepPlan, read_notes
 
 __all__ = ["read"]
 
@@ -141,13 +141,17 @@ def _is_compared(folder: Path) -> bool:
 
 def _read_plan(sweep: Path) -> tuple[Sequence[Path], list[Problem]]:
     try:
-        jobs = read_sweep_folder(sweep)
+        plan = SweepPlan.read(sweep / SWEEP_PLAN)
     except InputError as error:
         reason = f"{error}: jobs that never started are not known"
         return (), [Problem(_name(sweep), reason)]
-    return jobs.folders, [
-        Problem(_name(sweep), f"missing: job {number} never started ({overrides})")
-        for number, overrides in jobs.never_started.items()
+    notes = read_notes(sweep)
+    # A job that would repeat an earlier one is not run.
+    there = {str(note.number) for note in notes} | plan.repeats.keys()
+    return [sweep / note.folder for note in notes], [
+        Problem(_name(sweep), f"missing: job {number} never started ({' '.join(overrides)})")
+        for number, overrides in enumerate(plan.jobs or ())
+        if str(number) not in there
     ]
 
 

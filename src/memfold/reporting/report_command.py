@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 from memfold.errors import InputError
+from memfold.files import write_text_atomically, writing
 from memfold.reporting.reading import read
 from memfold.reporting.records import Comparison
 from memfold.reporting.references import read_references
@@ -15,7 +16,6 @@ from memfold.reporting.run_lines import RUN_LINES, to_run_lines
 from memfold.reporting.statistics import num_trainings
 from memfold.reporting.tables import to_csv, to_markdown
 from memfold.reporting.unlike_runs import sort_problems
-from memfold.runs.folder import write_text_atomically, writing
 
 __all__ = ["main", "write_report"]
 

@@ -2,13 +2,10 @@
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from memfold.errors import InputError
-from memfold.files import read_json
+from memfold.files import read_json, writing
 
 __all__ = [
     "ARTIFACT",
@@ -32,10 +29,6 @@ __all__ = [
     "refuse_odd_files",
     "refuse_used_folder",
     "remove_partial_files",
-    "replacing",
-    "sync_folder",
-    "write_text_atomically",
-    "writing",
 ]
 
 HYDRA_FOLDER = ".hydra"
@@ -61,19 +54,6 @@ SWEEP_PLAN = "sweep.json"
 """In the folder of a sweep, what it is to run."""
 JOB_NOTES = Path(".sweep", "jobs")
 """Folder beside it of a note for each job that was started."""
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a full disk or a lack of permission into one line.
-
-    Raises:
-        InputError: The block raised `OSError`.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def refuse_odd_files(folder: Path) -> None:
@@ -138,43 +118,6 @@ def refuse_used_folder(folder: Path, key: str = "hydra.run.dir") -> None:
         )
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file so that a reader finds the old or the new contents, never a part.
-
-    The block gets an open file beside `path`, which takes its place once it is on the disk. Not
-    even a power cut loses both.
-
-    Raises:
-        InputError: The file cannot be written; it is then what it was.
-    """
-    # One name for all attempts: what a killed run left is replaced, not collected.
-    partial = path.with_name(path.name + ".partial")
-    with writing(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.unlink(missing_ok=True)  # it may be a link
-            with partial.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-            sync_folder(path.parent)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the names in `folder` to the disk; file systems that cannot are left alone."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
-
-
 def remove_partial_files(folder: Path) -> None:
     """Remove what `replacing` and others have left of a run that was killed.
 
@@ -184,13 +127,3 @@ def remove_partial_files(folder: Path) -> None:
     for path in folder.rglob("*.partial"):
         with writing(path):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a text file as `replacing` does.
-
-    Raises:
-        InputError: The file cannot be written; it is then what it was.
-    """
-    with replacing(path) as file:
-        file.write(text.encode("utf-8"))

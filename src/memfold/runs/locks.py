@@ -8,8 +8,8 @@ from typing import IO, Any
 
 from memfold.errors import InputError
 from memfold.file_lock import take_lock
-from memfold.files import open_regular
-from memfold.runs.folder import LOCK, writing
+from memfold.files import open_regular, writing
+from memfold.runs.folder import LOCK
 
 __all__ = ["is_held", "lock_for_job", "locked", "try_lock", "wait_for_lock"]
 

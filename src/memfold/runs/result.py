@@ -15,8 +15,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from memfold.files import write_text_atomically
 from memfold.processes.ranks import is_rank_zero
-from memfold.runs.folder import RESULT, read_result, write_text_atomically
+from memfold.runs.folder import RESULT, read_result
 
 __all__ = ["UNFINISHED", "ResultFile", "describe_environment", "describe_job", "without_nonfinite"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from memfold.errors import InputError
-from memfold.runs.folder import writing
+from memfold.files import writing
 from memfold.runs.locks import locked
 from memfold.studies.process import Stopped, StopSignal
 

@@ -15,7 +15,8 @@ from omegaconf import DictConfig
 
 from memfold.errors import InputError
 from memfold.file_models import read_yaml
-from memfold.runs.folder import CHOICES, OTHERS, RUNS, write_text_atomically
+from memfold.files import write_text_atomically
+from memfold.runs.folder import CHOICES, OTHERS, RUNS
 from memfold.runs.primary import ACCURACY, primary_of
 from memfold.studies.arguments import (
     add_jobs,
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str], program: Path, conf: Path) -> int:
         named = set().union(*map(named_code, methods))
         with working_in(options.out, stop):
             progress = run_plan(plan, options.out, runners(program, options.jobs, stop))
-            num_packed = pack_runs([options.out / RUNS], plan.bits, stop.event, allow=named)
+            num_packed = pack_runs(options.out / RUNS, plan.bits, stop.event, allow=named)
         return _conclude(progress, num_packed, plan, options.out, program)
 
     return ending_in_one_line(body)

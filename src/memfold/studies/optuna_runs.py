@@ -18,8 +18,8 @@ from optuna.trial import TrialState
 
 from memfold.errors import InputError
 from memfold.file_models import read_yaml
-from memfold.files import read_text
-from memfold.runs.folder import METRICS, write_text_atomically
+from memfold.files import read_text, write_text_atomically
+from memfold.runs.folder import METRICS
 from memfold.runs.locks import try_lock, wait_for_lock
 from memfold.runs.primary import Primary
 from memfold.studies.optuna_study import Study, Trial, database_errors

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from memfold.errors import InputError
 from memfold.file_models import Model, check
-from memfold.runs.folder import writing
+from memfold.files import writing
 from memfold.runs.locks import is_held, wait_for_lock
 from memfold.studies.space import Setting, Space
 

@@ -3,22 +3,15 @@
 import json
 import math
 import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import memfold
 from memfold.data.data_module import DataModule
 from memfold.errors import InputError
-from memfold.runs.folder import (
-    ARTIFACT,
-    PACKED,
-    RESULT,
-    is_completed,
-    read_result,
-    write_text_atomically,
-    writing,
-)
+from memfold.files import write_text_atomically, writing
+from memfold.runs.folder import ARTIFACT, PACKED, RESULT, is_completed, read_result
 from memfold.studies.process import Stopped
 from memfold.tasks.evaluation import evaluate
 from memfold.training.load import fresh_network, load_model, read_data, read_task
@@ -27,13 +20,13 @@ __all__ = ["pack_runs"]
 
 
 def pack_runs(
-    folders: Iterable[Path],
+    runs: Path,
     bits: Sequence[int],
     stop: threading.Event | None = None,
     *,
     allow: Collection[str] = (),
 ) -> int:
-    """Pack all completed runs below `folders`, and evaluate what was packed.
+    """Pack all completed runs in the folder `runs`, and evaluate what was packed.
 
     Runs whose training knew the bits of the artifact (`artifact.train_bits`) have that artifact.
 
@@ -42,7 +35,7 @@ def pack_runs(
     stays.
 
     Args:
-        folders: Run folders, and folders that have some at any depth.
+        runs: Holds run folders.
         bits: Per stored value: 16, or 8 to 3.
         stop: Set when the work shall end.
         allow: Classes that are not memfold's; see `load_model`.
@@ -56,7 +49,9 @@ def pack_runs(
     """
     last: dict[str, DataModule] = {}
     num_packed = 0
-    for run in _completed_runs(folders):
+    for run in sorted(file.parent for file in runs.glob(f"*/{RESULT}")):
+        if not is_completed(run):
+            continue
         for number in bits:
             if stop is not None and stop.is_set():
                 raise Stopped
@@ -64,18 +59,6 @@ def pack_runs(
                 _pack(run, number, last, allow)
                 num_packed += 1
     return num_packed
-
-
-def _completed_runs(folders: Iterable[Path]) -> list[Path]:
-    runs = set()
-    for folder in folders:
-        if not folder.is_dir():
-            raise InputError(f"{folder} is no folder")
-        for file in folder.rglob(RESULT):
-            parts = file.relative_to(folder).parts
-            if PACKED not in parts and not any(part.startswith(".") for part in parts):
-                runs.add(file.parent)
-    return sorted(filter(is_completed, runs))
 
 
 def _is_packed(run: Path, bits: int) -> bool:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from memfold.files import writing
 from memfold.processes.ranks import LAUNCHER_VARIABLES, declare_parent
-from memfold.runs.folder import writing
 from memfold.runs.result import UNFINISHED
 
 __all__ = [

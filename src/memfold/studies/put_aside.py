@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from memfold.errors import InputError
-from memfold.runs.folder import LOCK, OUTPUT, OVERRIDES, writing
+from memfold.files import writing
+from memfold.runs.folder import LOCK, OUTPUT, OVERRIDES
 from memfold.runs.locks import is_held
 from memfold.studies.process import Stopped
 

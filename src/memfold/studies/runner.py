@@ -16,18 +16,9 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from memfold.errors import InputError
-from memfold.files import read_json
+from memfold.files import read_json, write_text_atomically, writing
 from memfold.overrides import quote_value
-from memfold.runs.folder import (
-    LOCK,
-    OUTPUT,
-    OVERRIDES,
-    can_be_resumed,
-    is_completed,
-    read_result,
-    write_text_atomically,
-    writing,
-)
+from memfold.runs.folder import LOCK, OUTPUT, OVERRIDES, can_be_resumed, is_completed, read_result
 from memfold.runs.recorded import read_overrides
 from memfold.studies.process import Stopped, StopSignal, reason, run_program
 from memfold.studies.put_aside import put_aside, wait_for_orphan

@@ -16,13 +16,14 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, open_dict
 
 from memfold.errors import InputError
+from memfold.files import writing
 from memfold.overrides import quote_value, unresolved
-from memfold.runs.folder import is_completed, read_result, writing
+from memfold.runs.folder import SWEEP_PLAN, is_completed, read_result
 from memfold.runs.locks import locked
+from memfold.runs.sweep import read_notes, request_stop
 from memfold.studies.composing import composed_job
 from memfold.studies.process import SECONDS_TO_STOP, Stopped, StopSignal
 from memfold.studies.runner import runners, share_work
-from memfold.studies.sweep_folder import PLAN, read_notes, request_stop
 from memfold.studies.sweep_job import CONSOLE, SweepJob, objective_of
 from memfold.studies.sweep_plan import admit, resume_arguments, sweep_folder
 from memfold.studies.sweep_report import (
@@ -61,7 +62,7 @@ class RunningSweep:
             self.folder.mkdir(parents=True, exist_ok=True)
         self._held.enter_context(locked(self.folder))
         self._plan = admit(config, self.folder, resume=resume)
-        self._plan.write(self.folder / PLAN)
+        self._plan.write(self.folder / SWEEP_PLAN)
         # What all jobs have says nothing of one.
         self._common = set.intersection(*map(set, self._plan.jobs or [[]]))
         self._reported: set[int] = set()

@@ -21,20 +21,19 @@ from omegaconf.errors import OmegaConfBaseException
 from memfold.errors import InputError
 from memfold.overrides import quote_value, unresolved
 from memfold.processes.ranks import is_rank_zero
-from memfold.runs.folder import is_completed, read_result
+from memfold.runs.folder import SWEEP_PLAN, is_completed, read_result
 from memfold.runs.primary import primary_of
 from memfold.runs.result import ResultFile, describe_job
-from memfold.studies.composing import group_in_wandb, meaning
-from memfold.studies.process import Stopped, StopSignal, is_one_of_several_tasks, reason
-from memfold.studies.runner import Runner, metric_of, variables_for
-from memfold.studies.sweep_folder import (
-    PLAN,
+from memfold.runs.sweep import (
     JobNote,
-    Plan,
+    SweepPlan,
     find_note,
     read_notes,
     requested_stop,
 )
+from memfold.studies.composing import group_in_wandb, meaning
+from memfold.studies.process import Stopped, StopSignal, is_one_of_several_tasks, reason
+from memfold.studies.runner import Runner, metric_of, variables_for
 
 __all__ = ["CONSOLE", "SweepJob", "objective_of", "run_sweep_job"]
 
@@ -164,7 +163,7 @@ def run_sweep_job(cfg: DictConfig, script: Path) -> float:
         InputError: The folder is another job's.
     """
     job = SweepJob.of(cfg, script)
-    plan = Plan.find(job.sweep / PLAN)
+    plan = SweepPlan.find(job.sweep / SWEEP_PLAN)
     earlier = None if plan is None else plan.repeats.get(str(job.note.number))
     if earlier is not None:
         with suppress(OSError):  # Hydra has made it
@@ -233,7 +232,7 @@ def _resolved(overrides: Sequence[str]) -> list[str]:
 class _Marks(StopSignal):
     """What a task may know of the signals that the sweep's own process has got: by files."""
 
-    def __init__(self, job: SweepJob, plan: Plan | None) -> None:
+    def __init__(self, job: SweepJob, plan: SweepPlan | None) -> None:
         super().__init__()
         self._job = job
         # On a cluster the jobs go on when the user's session ends.

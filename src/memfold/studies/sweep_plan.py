@@ -25,11 +25,11 @@ from omegaconf.errors import OmegaConfBaseException
 from memfold.compression import Strategy
 from memfold.errors import InputError
 from memfold.overrides import folder_override, is_override, quote_value, unresolved
-from memfold.runs.folder import LOCK, RESULT, refuse_used_folder
+from memfold.runs.folder import LOCK, RESULT, SWEEP_PLAN, refuse_used_folder
 from memfold.runs.locks import locked
 from memfold.runs.recorded import is_setting
+from memfold.runs.sweep import SweepPlan, read_notes, request_stop
 from memfold.studies.composing import composed_job
-from memfold.studies.sweep_folder import PLAN, Plan, read_notes, request_stop
 
 __all__ = ["admit", "expand_sweep_arguments", "resume_arguments", "sweep_folder"]
 
@@ -62,7 +62,7 @@ def sweep_folder(config: DictConfig) -> Path:
         raise InputError(f"{_FOLDER} must be the same for all jobs: {reason}") from error
 
 
-def admit(config: DictConfig, folder: Path, *, resume: bool) -> Plan:
+def admit(config: DictConfig, folder: Path, *, resume: bool) -> SweepPlan:
     """Return the plan of this attempt, unless it would spoil what is in the folder.
 
     Args:
@@ -75,13 +75,13 @@ def admit(config: DictConfig, folder: Path, *, resume: bool) -> Plan:
             two jobs have one folder.
     """
     jobs = _planned_jobs(config)
-    before = Plan.find(folder / PLAN) if resume else None
+    before = SweepPlan.find(folder / SWEEP_PLAN) if resume else None
     if before is None:
         _refuse_used(folder)
     elif before.jobs != jobs:
         raise InputError(
-            f"sweep.resume={folder}: the same overrides now give other jobs than {PLAN} lists; "
-            "start a new sweep"
+            f"sweep.resume={folder}: the same overrides now give other jobs than {SWEEP_PLAN} "
+            "lists; start a new sweep"
         )
     _refuse_common_folders(config, jobs or [])
     for job in (file.parent for file in folder.rglob(LOCK)):
@@ -90,7 +90,7 @@ def admit(config: DictConfig, folder: Path, *, resume: bool) -> Plan:
                 pass
     if before is not None:  # its jobs may still wait in a queue
         request_stop(folder, before.attempt, signal.SIGTERM)
-    return Plan(
+    return SweepPlan(
         command=shlex.join(["python", *sys.argv]) if before is None else before.command,
         # What a resumed sweep is given besides, such as another launcher, is for this time.
         arguments=_lasting(sys.argv[1:]) if before is None else before.arguments,
@@ -102,7 +102,7 @@ def admit(config: DictConfig, folder: Path, *, resume: bool) -> Plan:
 
 def resume_arguments(folder: Path) -> list[str]:
     """Return what to type after the program's name to go on with the sweep in `folder`."""
-    plan = Plan.find(folder / PLAN)
+    plan = SweepPlan.find(folder / SWEEP_PLAN)
     again: list[str] = []
     with suppress(OverrideParseException):
         if plan is not None:
@@ -138,9 +138,11 @@ def expand_sweep_arguments(arguments: Sequence[str]) -> list[str]:
         )
     folder = Path(str(resume.value()).replace(r"\${", "${"))
     try:
-        plan = Plan.read(folder / PLAN)
+        plan = SweepPlan.read(folder / SWEEP_PLAN)
     except FileNotFoundError as error:
-        raise InputError(f"{_RESUME}={folder} is no folder of a sweep: it has no {PLAN}") from error
+        raise InputError(
+            f"{_RESUME}={folder} is no folder of a sweep: it has no {SWEEP_PLAN}"
+        ) from error
     except InputError as error:
         raise InputError(
             f"{_RESUME}={folder}: {error}; start the sweep again in another folder: "
@@ -263,9 +265,9 @@ def _refuse_common_folders(config: DictConfig, jobs: Sequence[list[str]]) -> Non
 
 def _refuse_used(folder: Path) -> None:
     if read_notes(folder):
-        if Plan.find(folder / PLAN) is None:
+        if SweepPlan.find(folder / SWEEP_PLAN) is None:
             raise InputError(
-                f"{_FOLDER}={folder} holds a sweep whose {PLAN} is missing or damaged; "
+                f"{_FOLDER}={folder} holds a sweep whose {SWEEP_PLAN} is missing or damaged; "
                 "choose another folder"
             )
         again = shlex.join(resume_arguments(folder))

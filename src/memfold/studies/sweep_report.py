@@ -12,7 +12,7 @@ from rich.table import Table
 from memfold.runs.data_names import digest, source_of
 from memfold.runs.folder import is_completed, read_result
 from memfold.runs.primary import ACCURACY, Primary, primary_of
-from memfold.studies.sweep_folder import Plan, read_notes
+from memfold.runs.sweep import SweepPlan, read_notes
 
 __all__ = ["describe_end", "print_table", "report_command", "upload_command"]
 
@@ -41,7 +41,7 @@ def describe_end(result: Mapping[str, Any], seconds: float) -> str:
     return ", ".join([*facts, f"{seconds:.1f} s"])
 
 
-def print_table(sweep: Path, plan: Plan) -> tuple[int, int, int]:
+def print_table(sweep: Path, plan: SweepPlan) -> tuple[int, int, int]:
     """List every job, also those that were planned and never started.
 
     Returns:

@@ -9,7 +9,7 @@ from typing import Any
 
 import optuna
 
-from memfold.runs.folder import write_text_atomically
+from memfold.files import write_text_atomically
 from memfold.runs.primary import Primary
 from memfold.studies.optuna_study import Study, Trial
 from memfold.studies.runner import Outcome, fit_seconds, metric_of

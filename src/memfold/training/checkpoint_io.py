@@ -8,7 +8,7 @@ from typing import IO, Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from memfold.runs.folder import replacing
+from memfold.files import replacing
 
 __all__ = ["AsyncCheckpointIO", "AtomicCheckpointIO"]
 

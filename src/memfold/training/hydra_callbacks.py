@@ -13,15 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from memfold.errors import InputError
+from memfold.files import writing
 from memfold.overrides import unresolved
 from memfold.processes.external_launch import refuse_lone_node
 from memfold.processes.ranks import is_rank_zero
-from memfold.runs.folder import (
-    HYDRA_FOLDER,
-    refuse_odd_files,
-    refuse_used_folder,
-    writing,
-)
+from memfold.runs.folder import HYDRA_FOLDER, refuse_odd_files, refuse_used_folder
 from memfold.runs.locks import lock_for_job
 
 __all__ = ["RunFolderGuard", "exiting"]

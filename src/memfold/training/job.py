@@ -21,6 +21,7 @@ import memfold
 from memfold.compression import compression_of
 from memfold.data.own_files import checksum_of
 from memfold.errors import InputError
+from memfold.files import write_text_atomically, writing
 from memfold.logging.loggers import ContinuedSteps
 from memfold.logging.quiet import hush_libraries
 from memfold.logging.wandb_run import WandbRun, close_wandb
@@ -33,8 +34,6 @@ from memfold.runs.folder import (
     read_result,
     refuse_used_folder,
     remove_partial_files,
-    write_text_atomically,
-    writing,
 )
 from memfold.runs.locks import locked
 from memfold.runs.recorded import read_config

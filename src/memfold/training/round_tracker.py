@@ -25,19 +25,10 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from memfold.compression.rounds import Begin, Rounds
 from memfold.errors import InputError
-from memfold.files import read_json
+from memfold.files import read_json, sync_folder, write_text_atomically, writing
 from memfold.logging.epoch_metrics import CHECKPOINT_KEY
 from memfold.logging.loggers import ContinuedSteps
-from memfold.runs.folder import (
-    ARTIFACT,
-    LAST_CHECKPOINT,
-    METRICS,
-    RESULT,
-    ROUNDS,
-    sync_folder,
-    write_text_atomically,
-    writing,
-)
+from memfold.runs.folder import ARTIFACT, LAST_CHECKPOINT, METRICS, RESULT, ROUNDS
 from memfold.runs.result import without_nonfinite
 from memfold.training.callbacks import MemoryMetrics, StepTimer
 from memfold.training.checkpoint_io import AtomicCheckpointIO

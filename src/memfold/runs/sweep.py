@@ -16,17 +16,15 @@ from pydantic import Field
 
 from memfold.errors import InputError
 from memfold.file_models import Model
-from memfold.files import read_text
-from memfold.runs.folder import writing
+from memfold.files import read_text, writing
+from memfold.runs.folder import JOB_NOTES
 
-__all__ = ["PLAN", "JobNote", "Plan", "find_note", "read_notes", "request_stop", "requested_stop"]
+__all__ = ["JobNote", "SweepPlan", "find_note", "read_notes", "request_stop", "requested_stop"]
 
-PLAN = "sweep.json"
-_INTERNALS = ".sweep"
 _SECONDS_OF_ROUNDING = 2.0  # in what psutil derives from the time of the boot
 
 
-class Plan(Model):
+class SweepPlan(Model):
     """`sweep.json`: which jobs a sweep has, and who runs it."""
 
     command: str
@@ -71,17 +69,17 @@ class JobNote(Model):
     def note(self, sweep: Path) -> None:
         """Write the note. A full disk costs the line about the job, not the job."""
         with suppress(InputError):
-            self.write(_notes(sweep) / f"{self.number}.json")
+            self.write(sweep / JOB_NOTES / f"{self.number}.json")
 
 
 def find_note(sweep: Path, number: int) -> JobNote | None:
     """Return the note on a job; `None` where there is none, or it is replaced at this moment."""
-    return JobNote.find(_notes(sweep) / f"{number}.json")
+    return JobNote.find(sweep / JOB_NOTES / f"{number}.json")
 
 
 def read_notes(sweep: Path, known: Collection[int] = ()) -> list[JobNote]:
     """Return the notes on all jobs that were started, but for the numbers in `known`."""
-    numbers = {file.stem for file in _notes(sweep).glob("*.json")} - set(map(str, known))
+    numbers = {file.stem for file in (sweep / JOB_NOTES).glob("*.json")} - set(map(str, known))
     notes = [find_note(sweep, int(number)) for number in numbers if number.isdecimal()]
     return sorted((note for note in notes if note is not None), key=lambda note: note.number)
 
@@ -106,9 +104,5 @@ def requested_stop(sweep: Path, attempt: int) -> signal.Signals | None:
     return signal.SIGINT if name == signal.SIGINT.name else signal.SIGTERM
 
 
-def _notes(sweep: Path) -> Path:
-    return sweep / _INTERNALS / "jobs"
-
-
 def _stop_mark(sweep: Path, attempt: int) -> Path:
-    return sweep / _INTERNALS / f"stop_{attempt}"
+    return (sweep / JOB_NOTES).with_name(f"stop_{attempt}")
