@@ -174,7 +174,7 @@ def test_a_better_setting_found_later_is_tested_anew(
     later = report(tmp_path)
     assert later["best"]["trial"] != 0
     assert later["test"]["test/acc"]["mean"] > first["test"]["test/acc"]["mean"]
-    assert (tmp_path / "study" / "test-of-trial-0" / "s11" / "result.json").exists()
+    assert (tmp_path / "study" / "test" / ".replaced" / "1" / "s11" / "result.json").exists()
 
 
 def test_a_failed_test_run_is_an_error_and_is_resumed(

@@ -250,7 +250,6 @@ def _run_tests(
     study: Study, configuration: Configuration, workers: Sequence[Runner], best: Trial
 ) -> dict[int, Outcome]:
     """Run the best setting with every test seed that has not been run with it."""
-    study.claim_test_folder(best)
     group = configuration.group(study.name, job_type=None)
     overrides = configuration.overrides(best.setting)
     seeds, metric = study.space.test_seeds, study.space.objective.judged.test

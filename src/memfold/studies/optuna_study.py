@@ -18,8 +18,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from memfold.errors import InputError
 from memfold.file_models import Model, check
-from memfold.files import writing
 from memfold.runs.locks import is_held, wait_for_lock
+from memfold.runs.recorded import leaves_of
 from memfold.studies.space import Setting, Space
 
 __all__ = ["Notes", "Study", "Trial", "database_errors"]
@@ -27,7 +27,6 @@ __all__ = ["Notes", "Study", "Trial", "database_errors"]
 _DATABASE = "study.db"
 _CLAIM = ".claim"
 _DEFINITION = "definition"
-_TESTED = "tested"
 _STATES = {
     TrialState.COMPLETE: "completed",
     TrialState.PRUNED: "pruned",
@@ -165,18 +164,6 @@ class Study:
         """Where the runs of the best setting with the test seeds are."""
         return self.folder / "test"
 
-    def claim_test_folder(self, best: Trial) -> None:
-        """Set the test runs of an earlier best setting aside: more trials have found a better one.
-
-        Raises:
-            InputError: The folder cannot be moved.
-        """
-        before = self.optuna.user_attrs.get(_TESTED)
-        if isinstance(before, int) and before != best.number and self.test_folder.exists():
-            with writing(self.test_folder):
-                self.test_folder.rename(self.folder / f"test-of-trial-{before}")
-        self.optuna.set_user_attr(_TESTED, best.number)
-
     def _open(self) -> tuple[optuna.storages.RDBStorage, optuna.Study]:
         """Open the only study in the file, by whatever name: a moved folder goes on as itself."""
         url = sqlalchemy.URL.create("sqlite", database=str(self._file)).render_as_string()
@@ -236,12 +223,10 @@ def _sampler(space: Space, number: int) -> optuna.samplers.BaseSampler:
         )
 
 
-def _first_difference(before: Any, now: Any, name: str = "") -> str:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in [*before, *now]:
-            if before.get(key) != now.get(key):
-                path = f"{name}.{key}" if name else key
-                return _first_difference(before.get(key), now.get(key), path)
-        return "the parameters in another order"
-    words = [" ".join(map(str, v)) if isinstance(v, list) else v for v in (before, now)]
-    return f"{name} {words[0]!r:.200}, not {words[1]!r:.200}"
+def _first_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    old, new = dict(leaves_of(before)), dict(leaves_of(now))
+    keys = dict.fromkeys([*old, *new])
+    pairs = ((key, old.get(key, "nothing"), new.get(key, "nothing")) for key in keys)
+    key, *values = next(pair for pair in pairs if pair[1] != pair[2])
+    words = [" ".join(map(str, v)) if isinstance(v, list) else v for v in values]
+    return f"{key} {words[0]!r:.200}, not {words[1]!r:.200}"
