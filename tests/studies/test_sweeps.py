@@ -245,8 +245,15 @@ def refused(folder: Path, *arguments: str) -> str:
 
 @pytest.mark.ddp
 def test_sweep_that_cannot_be_looked_after_is_refused(tmp_path: Path) -> None:
-    err = refused(tmp_path / "a", "hydra.sweep.subdir=same", "seed=1,2")
-    assert "hydra.sweep.subdir=same gives jobs 0 and 1 one folder" in err
+    for subdir, message in (
+        ("same", "hydra.sweep.subdir gives jobs 0 and 1 one folder, same; name each swept key"),
+        ("${x}", "'x' not found"),
+    ):
+        arguments = (f"hydra.sweep.subdir={subdir}", "seed=1,2")
+        status, out, err = sweep(tmp_path / "a", *arguments)  # again in the same folder
+        assert (status, out.count("\n"), err.count("\n")) == (1, 1, 1)
+        assert message in err
+        assert not list((tmp_path / "a").rglob("result.json"))
     err = refused(tmp_path / "b", "seed=1,2", "hydra.sweep.dir='x${hydra:job.num}'")
     assert "hydra.sweep.dir must be the same for all jobs" in err
     err = refused(tmp_path / "c", "seed=range(1,1)")

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -87,24 +87,26 @@ class RunningSweep:
         Raises:
             KeyboardInterrupt: The user wants to stop; all jobs have ended.
             InputError: A job has the folder of another, or a file cannot be written.
+            HydraException, OmegaConfBaseException: A job cannot be composed; none has started.
         """
         numbered = dict(enumerate(map(list, job_overrides), first))
-        num_slots = min(self._at_once, len(numbered))
         program = Path(sys.argv[0]).resolve()
-
-        def jobs() -> Iterator[SweepJob]:
-            for number, overrides in numbered.items():
-                if str(number) not in self._plan.repeats:
-                    with composed_job(self._config, number, overrides) as config:
-                        job = SweepJob.of(config, program)
-                    with writing(job.folder):
-                        job.folder.mkdir(parents=True, exist_ok=True)
-                    yield job
-
-        workers = runners(program, num_slots, self._stop)
+        jobs: dict[Path, SweepJob] = {}
+        for number, overrides in numbered.items():
+            if str(number) in self._plan.repeats:
+                continue
+            with composed_job(self._config, number, overrides) as config:
+                job = SweepJob.of(config, program)
+            other = jobs.setdefault(job.folder, job)
+            if other is not job:
+                raise InputError(
+                    f"hydra.sweep.subdir gives jobs {other.note.number} and {number} one folder, "
+                    f"{job.note.folder}; name each swept key in it, or ${{hydra.job.num}}"
+                )
+        workers = runners(program, min(self._at_once, len(numbered)), self._stop)
         with self._stop.caught():
             try:
-                share_work(jobs(), workers, lambda worker, job: job.bring_to_end(worker))
+                share_work(jobs.values(), workers, lambda worker, job: job.bring_to_end(worker))
             except Stopped:
                 raise KeyboardInterrupt from None
         returned = []

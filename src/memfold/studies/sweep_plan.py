@@ -29,11 +29,9 @@ from memfold.runs.folder import LOCK, RESULT, SWEEP_PLAN, refuse_used_folder
 from memfold.runs.locks import locked
 from memfold.runs.recorded import is_setting
 from memfold.runs.sweep import SweepPlan, read_notes, request_stop
-from memfold.studies.composing import composed_job
 
 __all__ = ["admit", "expand_sweep_arguments", "resume_arguments", "sweep_folder"]
 
-_NUMBER = "${hydra.job.num}"
 _RESUME = "sweep.resume"
 _FOLDER = "hydra.sweep.dir"
 _CALLBACK = "hydra.callbacks.sweep"
@@ -71,8 +69,7 @@ def admit(config: DictConfig, folder: Path, *, resume: bool) -> SweepPlan:
         resume: Whether to go on with the sweep that is in the folder.
 
     Raises:
-        InputError: The folder holds another sweep, a job in it still runs, there is no job, or
-            two jobs have one folder.
+        InputError: The folder holds another sweep, a job in it still runs, or there is no job.
     """
     jobs = _planned_jobs(config)
     before = SweepPlan.find(folder / SWEEP_PLAN) if resume else None
@@ -83,7 +80,6 @@ def admit(config: DictConfig, folder: Path, *, resume: bool) -> SweepPlan:
             f"sweep.resume={folder}: the same overrides now give other jobs than {SWEEP_PLAN} "
             "lists; start a new sweep"
         )
-    _refuse_common_folders(config, jobs or [])
     for job in (file.parent for file in folder.rglob(LOCK)):
         if job != folder:
             with locked(job):  # not while somebody else runs it
@@ -239,28 +235,6 @@ def _has_one_ratio(config: DictConfig, overrides: Sequence[str]) -> bool:
     except (HydraException, OmegaConfBaseException, ImportError, ValueError):
         return False  # the job will say it
     return issubclass(strategy, Strategy) and strategy.ratios == "one"
-
-
-def _refuse_common_folders(config: DictConfig, jobs: Sequence[list[str]]) -> None:
-    sweep = OmegaConf.to_container(config.hydra.sweep, resolve=False)
-    assert isinstance(sweep, dict)
-    subdir = str(sweep["subdir"])
-    # Composing takes 0.1 s per job. What is left is found when the second job comes to its folder.
-    if any(number in subdir for number in (_NUMBER, "${hydra:job.num}")):
-        return
-    first: dict[str, int] = {}
-    try:
-        for number, overrides in enumerate(jobs):
-            with composed_job(config, number, overrides) as job:
-                folder = os.path.normpath(str(job.hydra.sweep.subdir))
-            if folder in first:
-                raise InputError(
-                    f"hydra.sweep.subdir={subdir} gives jobs {first[folder]} and {number} one "
-                    f"folder, {folder}; name each swept key in it, or {_NUMBER}"
-                )
-            first[folder] = number
-    except (HydraException, OmegaConfBaseException):  # the sweeper or the job will say it
-        return
 
 
 def _refuse_used(folder: Path) -> None:
