@@ -75,13 +75,15 @@ def main(arguments: Sequence[str], root: Path) -> int:
         methods = [run for plan in plans.values() for run in compose_methods(plan, root / "conf")]
         program = Path(os.path.relpath(root / "train.py"))
         report = report_command(root, plans, out, schedule(options.epochs))
+        runs = list(commands(program, plans, out))
         if options.dry_run:
-            for command in [*commands(program, plans, out), report]:
+            for command in [*runs, report]:
                 print(shlex.join(["python", *command]))
             return 0
         prepare_data(methods)
         num_slots = options.jobs_per_device * num_devices(overrides)
-        print(f"{num_slots} runs at once, {schedule(options.epochs)} each", flush=True)
+        how = f"{num_slots} at once, {schedule(options.epochs)} each"
+        print(f"runs: {len(runs)}, {how}", flush=True)
         failed = []
         with working_in(out, stop):
             for name, plan in plans.items():

@@ -54,7 +54,7 @@ def test_all_runs_and_the_report_are_made(
 ) -> None:
     status, out, err = reproduce()
     assert (status, err) == (0, "")
-    assert "1 runs at once, 4 epochs instead of 160 (drops after 2 and 3) each" in out
+    assert "runs: 2, 1 at once, 4 epochs instead of 160 (drops after 2 and 3) each" in out
     assert "[2/2] stable_rps-0.1-s1: val/acc 0.9010 " in out
     dense, compressed = (
         json.loads((runs / f"{name}.overrides.json").read_text())
