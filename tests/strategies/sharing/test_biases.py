@@ -86,9 +86,12 @@ def test_layers_with_several_biases(module):
 
 
 @pytest.mark.parametrize("bits", [32, 8])
-@pytest.mark.parametrize("strategy", SHARING)
+@pytest.mark.parametrize("strategy", [*SHARING, "subspace"])
 def test_artifact(strategy, bits, tmp_path):
     model, batch, file = share(network(), strategy).eval(), images(), tmp_path / "m.safetensors"
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
     memfold.save(model, file, bits=bits)
     loaded, dense = memfold.load(file, network()), memfold.load(file, network(), form="dense")
     torch.testing.assert_close(loaded.eval()(batch), dense.eval()(batch))
@@ -96,15 +99,16 @@ def test_artifact(strategy, bits, tmp_path):
     assert error == 0 if bits == 32 else 0 < error < 0.05
 
 
-def test_a_budget_buys_the_bytes_of_the_biases(tmp_path):
+@pytest.mark.parametrize("strategy", ["stable_rps", "hashednet", "subspace"])
+def test_a_budget_buys_the_bytes_of_the_biases(strategy, tmp_path):
     def model() -> nn.Module:
         return nn.Sequential(nn.Linear(16, 300), nn.ReLU(), nn.Linear(300, 100))
 
     counts = {}
     for shares in (False, True):
-        shared = memfold.compress(model(), "stable_rps", budget_bytes=6000, share_biases=shares)
+        shared = memfold.compress(model(), strategy, budget_bytes=6000, share_biases=shares)
         assert 5990 < memfold.save(shared, tmp_path / str(shares)) <= 6000
-        counts[shares] = shared.shared_values.numel()
+        counts[shares] = compression_of(shared).num_values
     # 400 numbers, less a scale for each of the two biases and their names in the header.
     assert 350 < counts[True] - counts[False] < 400
 

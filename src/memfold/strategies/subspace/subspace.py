@@ -54,6 +54,14 @@ class Subspace(Strategy, name="subspace"):
     per: Literal["model", "weight"] = "model"
     """What has coordinates: the model, as in the paper, or each weight, in proportion to its size,
     which costs less where there are many weights."""
+    share_biases: bool = False
+    """Compute the biases of layers, not of norms, like weights, as the paper does: they start as
+    random as PyTorch's default makes them, and leave the artifact."""
+
+    @property
+    def takes_biases(self) -> bool:
+        """See the option."""
+        return self.share_biases
 
     def build(
         self, model: nn.Module, weights: tuple[CompressibleWeight, ...], context: Context
