@@ -7,12 +7,16 @@ python scripts/tune.py tuning/sgd.yaml --study studies/rps_digits --trials 20 --
 docs/tuning.md says how. Needs the extra `tune`.
 """
 
+import importlib.util
 import sys
 from pathlib import Path
-
-from memfold.studies.optuna_search import main
 
 ROOT = Path(__file__).resolve().parents[1]
 
 if __name__ == "__main__":
+    if importlib.util.find_spec("optuna") is None:
+        extra = "pip install -c constraints.txt -e '.[tune]'"
+        sys.exit(f"error: tuning needs the extra tune: {extra}")
+    from memfold.studies.optuna_search import main
+
     sys.exit(main(sys.argv[1:], program=ROOT / "train.py", conf=ROOT / "conf"))

@@ -58,7 +58,7 @@ class Worker:
 
     def __init__(self, folder: Path, num_trials: int, *options: str, **environment: str) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["memfold.studies.optuna_runs", "studies.tuned"])
+        context.set_forkserver_preload(["memfold.studies.optuna_search", "studies.tuned"])
         self._output = Path(tempfile.mkdtemp(dir=folder))
         given = arguments(folder, num_trials, *options)
         self.process = context.Process(target=_work, args=(given, self._output, environment))
