@@ -127,6 +127,10 @@ def test_a_line_of_other_bytes_and_one_of_any_length(tmp_path, monkeypatch):
 def test_a_file_that_holds_something_else_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff\xfe")
-    runs, (problem,) = read(["picture.png"])
-    assert runs == []
-    assert (problem.folder, problem.reason) == ("picture.png", "is no text")
+    (tmp_path / "run.log").write_text("epoch 1\n" * 1000)
+    (tmp_path / "results.json").write_text('{\n  "kind": "other"\n}\n')
+    for name in ("picture.png", "run.log", "results.json"):
+        runs, (problem,) = read([name])
+        assert runs == []
+        assert problem.folder == name
+        assert problem.reason.startswith("holds no line of a runs.jsonl: ")

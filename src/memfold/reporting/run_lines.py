@@ -30,19 +30,17 @@ def to_run_lines(comparison: Comparison) -> str:
 
 
 def read_run_lines(path: Path, name: str) -> tuple[list[Run], list[Problem]]:
-    """Read what `to_run_lines` wrote. A line that is damaged becomes a problem.
+    """Read what `to_run_lines` wrote. A line that is damaged is a problem, a file of such is one.
 
     Args:
         path: The file.
         name: What it is called in a report.
     """
-    runs, problems = [], []
+    runs, problems, damaged = [], [], []
     try:
         lines = list(_lines(path))
     except OSError as error:
         return [], [Problem(name, f"cannot be read: {error.strerror or error}")]
-    if lines and not _is_text(lines[0]):
-        return [], [Problem(name, "is no text")]
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -53,8 +51,10 @@ def read_run_lines(path: Path, name: str) -> tuple[list[Run], list[Problem]]:
             else:
                 problems.append(check(Problem, content))
         except InputError as error:
-            problems.append(Problem(f"{name} line {number}", str(error)))
-    return runs, problems
+            damaged.append(Problem(f"{name} line {number}", str(error)))
+    if damaged and not (runs or problems):
+        return [], [Problem(name, f"holds no line of a {RUN_LINES}: {damaged[0].reason}")]
+    return runs, problems + damaged
 
 
 def _named(run: Run) -> dict[str, Any]:
@@ -89,14 +89,6 @@ def _lines(path: Path) -> Iterator[bytes]:
             yield line
             if len(line) == _LONGEST_LINE:
                 return
-
-
-def _is_text(line: bytes) -> bool:
-    try:
-        line.decode("utf-8")
-    except ValueError:
-        return False
-    return True
 
 
 def _load(line: bytes) -> object:

@@ -131,6 +131,8 @@ def encoder():
         (gpt, {"layers": "blocks.*.attention"}, "blocks.0.attention is a part of blocks.0"),
         (gpt, {"routing": "both"}, "compression.routing must be"),
         (gpt, {"gate_scale": 0.0}, "compression.gate_scale must be"),
+        (gpt, {"gate_scale": 0.5, "routing": "token"}, "gate_scale=0.5 is for compression.routing"),
+        (gpt, {"gate_scale": 0.5, "gate": "none"}, "gate_scale=0.5 is for compression.routing"),
         (gpt, {"balance": -1.0}, "compression.balance must be"),
         (gpt, {"balance": 0.0, "gate": "none"}, "nothing would train the router"),
     ],

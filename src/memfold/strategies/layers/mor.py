@@ -29,6 +29,7 @@ from memfold.strategies.layers.repeated import Stack
 __all__ = ["MixtureOfRecursions", "MorWeights"]
 
 _ROUTER_SCALE = 0.02
+_GATE_SCALE = 0.1
 _BALANCE = {"expert": 0.001, "token": 0.01}
 
 
@@ -44,8 +45,8 @@ class MixtureOfRecursions(MiddleLoop, name="mor"):
     gate: Literal["weighted", "none"] = "weighted"
     """Whether what a loop gives is multiplied by its gate, which trains the router, and added; or
     put in the place of what it took."""
-    gate_scale: Positive = 0.1
-    """What the sigmoid of a gate is multiplied by, with `routing=expert`."""
+    gate_scale: Positive = _GATE_SCALE
+    """What the sigmoid of a gate is multiplied by, with `routing=expert` and `gate=weighted`."""
     balance: NonNegative | None = None
     """Weight of the router's own term of the loss, see `memfold.extra_loss`; null stands for 0.001
     with `routing=expert`, 0.01 with `token`."""
@@ -55,7 +56,8 @@ class MixtureOfRecursions(MiddleLoop, name="mor"):
 
         Raises:
             InputError: There is not one capacity for each loop, or a loop takes more than the one
-                before; or tokens choose, who know no capacity; or nothing trains the router.
+                before; or tokens choose, who know no capacity; or there are no gates to scale, or
+                nothing trains the router.
         """
         super().__post_init__()
         if self.routing == "token" and self.capacity is not None:
@@ -69,6 +71,12 @@ class MixtureOfRecursions(MiddleLoop, name="mor"):
             raise InputError(
                 f"compression.capacity={list(self.capacities)}: one number for each of "
                 f"{self.loops} loops is needed, none larger than the one before"
+            )
+        has_scale = self.routing == "expert" and self.gate == "weighted"
+        if self.gate_scale != _GATE_SCALE and not has_scale:
+            raise InputError(
+                f"compression.gate_scale={self.gate_scale} is for compression.routing=expert with "
+                "compression.gate=weighted; leave it out"
             )
         if self.gate == "none" and self.balance == 0:
             raise InputError(

@@ -99,7 +99,7 @@ def stack_of(model: nn.Module, weights: Sequence[CompressibleWeight], pattern: s
     if not common:
         raise InputError(
             f"the repeated layers ({sample_names(list(layers))}) have no compressible weight that "
-            "each of them has: see compression.include, compression.exclude, compression.min_size"
+            "each of them has (frozen ones are none): see compression.include, exclude and min_size"
         )
     shapes = {name: weights[numbers[0]].shape for name, numbers in common.items()}
     return Stack(tuple(layers), common, shapes)
