@@ -13,6 +13,7 @@ import memfold
 from memfold.compression import compression_of
 from memfold.data.spec import Classes, DataSpec, Images
 from memfold.errors import InputError
+from memfold.strategies.layers.masa import Masa
 from memfold.tasks import Classification, TaskModule
 from strategies import basis
 
@@ -116,6 +117,19 @@ def test_parts_in_another_number_are_refused_before_anything_changes(monkeypatch
     with pytest.raises(ValueError, match=r"[35] tensors of mix are given, not 4"):
         memfold.compress(model, "three_levels")
     assert [name for name, _ in model.named_parameters()] == list(network().state_dict())
+
+
+def test_parts_of_another_shape_are_refused_before_anything_changes(monkeypatch) -> None:
+    start, model = Masa.start, nn.Sequential(*[nn.Linear(6, 6) for _ in range(3)])
+
+    def changed(*given):
+        parts = start(*given)
+        return {**parts, "atoms": [atoms.flatten() for atoms in parts["atoms"]]}
+
+    monkeypatch.setattr(Masa, "start", changed)
+    with pytest.raises(ValueError, match=r"atoms of shape \(36,\) is given, not \(1, 6, 6\)"):
+        memfold.compress(model, "masa", include=["*"])
+    assert [*model.state_dict()] == [f"{i}.{name}" for i in range(3) for name in ("weight", "bias")]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Computed weights that an artifact holds as one vector: their parts, and weights left whole."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import ClassVar
 
@@ -29,6 +29,24 @@ class PartValues(ComputedWeights):
     @abstractmethod
     def part_shape(self, index: int, name: str) -> Sequence[int]:
         """Return the shape of a part of weight number `index`."""
+
+    def attach(self, parts: Mapping[str, Iterable[Tensor]]) -> None:
+        """See `ComputedWeights.attach`.
+
+        Raises:
+            ValueError: One has another shape than `part_shape` says, too.
+        """
+        given = {name: list(parts[name]) for name in self.parts}
+        shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in self.parts}
+        for index, name in self._slots():
+            if name is not None:
+                shapes[name].append(tuple(self.part_shape(index, name)))
+        for name, tensors in given.items():
+            for tensor, shape in zip(tensors, shapes[name], strict=False):
+                if tensor.shape != shape:
+                    found = tuple(tensor.shape)
+                    raise ValueError(f"{name} of shape {found} is given, not {shape}")
+        super().attach(given)
 
     def accept(self, weights: Sequence[CompressibleWeight], tensors: Mapping[str, Tensor]) -> None:
         """Replace the weights by an artifact's values; the model is unchanged when this raises.

@@ -92,7 +92,11 @@ class LayerStrategy(Strategy):
         stack: Stack,
         context: Context,
     ) -> Mapping[str, list[Tensor]]:
-        """Return the parts at the start of the training, as `ComputedWeights.attach` takes them."""
+        """Return the parts at the start of the training, as `ComputedWeights.attach` takes them.
+
+        Those of groups are in the order of `LayerWeights.firsts`, which need not be that in which
+        `make` has named the groups; those of weights in the order of `computed`.
+        """
 
     def build(
         self, model: nn.Module, weights: tuple[CompressibleWeight, ...], context: Context
