@@ -1,4 +1,4 @@
-"""Moves of runs that were cut off are finished, whichever plan comes next."""
+"""Moves of runs that were cut off are finished by the plan that began them."""
 
 import threading
 from pathlib import Path
@@ -28,19 +28,18 @@ def write(folder: Path, *names: str) -> None:
 
 
 @pytest.mark.parametrize("is_wanted", [True, False])
-@pytest.mark.parametrize("place", ["runs", "aside"])
 @pytest.mark.parametrize("num_moved", [0, 1, 2, 3])
-def test_a_move_that_was_cut_off(
-    num_moved: int, place: str, is_wanted: bool, tmp_path: Path
+def test_a_move_that_was_cut_off_is_finished(
+    num_moved: int, is_wanted: bool, tmp_path: Path
 ) -> None:
     runs, aside = tmp_path / "runs", tmp_path / "aside"
-    source, target = (runs, aside) if place == "runs" else (aside, runs)
+    source, target = (aside, runs) if is_wanted else (runs, aside)
     write(target, *PARTS[:num_moved])
     write(source, *PARTS[num_moved:])
     others = sort_runs(runs, aside, [NAME] if is_wanted else [], threading.Event())
     assert others == ([] if is_wanted else [NAME])
-    assert parts(runs if is_wanted else aside) == set(PARTS)
-    assert not parts(aside if is_wanted else runs) - {PARTS[0]}
+    assert parts(target) == set(PARTS)
+    assert not parts(source)
 
 
 def test_a_run_that_is_still_ending_is_not_moved(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def put_aside(folder: Path) -> None:
 def sort_runs(runs: Path, aside: Path, wanted: Iterable[str], stop: threading.Event) -> list[str]:
     """Move the runs that are not wanted from `runs` to `aside`, and those that are back.
 
-    A kill in between leaves each file in one of the two; the next call goes on.
+    A kill in between leaves each file in one of the two; the same call goes on.
 
     Args:
         runs: Holds run folders that a study has started, and the files beside them.
@@ -52,10 +52,6 @@ def sort_runs(runs: Path, aside: Path, wanted: Iterable[str], stop: threading.Ev
         InputError: A folder cannot be written, or a run that is to be moved does not end.
     """
     wanted = set(wanted)
-    for source, target in ((runs, aside), (aside, runs)):
-        for name in sorted(_names(source) - _names(target)):
-            if _is_cut_off(name, source, target):
-                _move(name, source, target)
     for name in sorted(_names(runs) - wanted):
         wait_for_orphan(runs / name, stop)
         _move(name, runs, aside)
@@ -82,13 +78,6 @@ def wait_for_orphan(folder: Path, stop: threading.Event) -> None:
 
 def _names(folder: Path) -> set[str]:
     return {file.name.removesuffix(OVERRIDES) for file in folder.glob(f"*{OVERRIDES}")}
-
-
-def _is_cut_off(name: str, source: Path, target: Path) -> bool:
-    """Tell whether a part of what is found in `source` has been moved before a kill."""
-    if (target / name).exists():
-        return not (source / name).exists()
-    return (target / (name + OUTPUT)).exists()
 
 
 def _move(name: str, source: Path, target: Path) -> None:
