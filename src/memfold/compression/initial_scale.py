@@ -1,6 +1,6 @@
 """How far the initial weights of a tensor spread, for strategies that draw others like them."""
 
-from math import isfinite
+from math import isfinite, prod
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ def initial_scale_of(weight: CompressibleWeight) -> float:
     """Measure lambda: the standard deviation of a tensor's initial weights, as a float32 number.
 
     A constant tensor (zero-initialised heads, one-element weights) has none. Its absolute value
-    stands in for it; for zeros, as biases often are, the standard deviation 1 / sqrt(3 fan_in) that
-    PyTorch's own default initialisation would have had.
+    stands in for it; for zeros, the standard deviation 1 / sqrt(3 fan_in) that PyTorch's own
+    default initialisation would have had, or for a bias that of the weight beside it: it is the
+    weight of an input that is always 1.
 
     Raises:
         InputError: A weight is not finite.
@@ -33,8 +34,14 @@ def initial_scale_of(weight: CompressibleWeight) -> float:
     if not isfinite(spread):
         raise InputError(f"{weight.name} has initial weights that are not finite")
     if spread == 0:
-        spread = (3 * weight.fan_in) ** -0.5
+        spread = _of_zeros(weight)
     return max(float(np.float32(spread)), float(np.finfo(np.float32).tiny))
+
+
+def _of_zeros(weight: CompressibleWeight) -> float:
+    beside = weight.beside if weight.is_bias else None
+    spread = 0.0 if beside is None else _standard_deviation(in_memory_order(beside.detach()))
+    return spread or (3 * prod(weight.shape[1:] or weight.shape)) ** -0.5
 
 
 def _standard_deviation(flat: Tensor) -> float:

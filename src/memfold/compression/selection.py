@@ -79,15 +79,12 @@ class CompressibleWeight:
         return is_bias(self.owners[0].attribute)
 
     @property
-    def fan_in(self) -> int:
-        """Inputs of each output: of a bias, those of the weight that it stands beside."""
-        owner, shape = self.owners[0], self.shape
-        if self.is_bias:
-            beside = owner.module._parameters.get(owner.attribute.replace("bias", "weight"))
-            if beside is None or beside.dim() < 2:
-                return self.numel
-            shape = beside.shape
-        return prod(shape[1:])
+    def beside(self) -> nn.Parameter | None:
+        """The weight of the layer whose bias this is, if a layer that owns it has one."""
+        found = (
+            o.module._parameters.get(o.attribute.replace("bias", "weight")) for o in self.owners
+        )
+        return next((weight for weight in found if weight is not None), None)
 
     def matches(self, pattern: str) -> bool:
         """Whether a pattern means its name at an owner, or a module around it."""

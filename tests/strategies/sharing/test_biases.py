@@ -57,14 +57,28 @@ def test_at_ratio_one_the_biases_are_those_of_the_dense_model():
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
-def test_biases_of_zero_start_as_pytorch_draws_them():
-    model = nn.Sequential(nn.Linear(400, 3), nn.Linear(3, 2))
-    for layer in model:
-        nn.init.zeros_(layer.bias)
+def test_biases_of_zero_start_as_random_as_the_weights_beside_them():
+    model = nn.Sequential(nn.Linear(400, 3), nn.LSTM(3, 2))
+    model.alone_bias = nn.Parameter(torch.zeros(12))
+    zeros = [tensor for name, tensor in model.named_parameters() if "bias" in name]
+    for tensor in zeros:
+        nn.init.zeros_(tensor)
+    spreads = {n: t.std().item() for n, t in model.named_parameters() if "weight" in n}
     compression = compression_of(share(model))
     scales = dict(zip(compression.names, compression.scales, strict=True))
-    assert scales["0.bias"] == pytest.approx((3 * 400) ** -0.5)
-    assert scales["1.bias"] == pytest.approx((3 * 3) ** -0.5)
+    for name in ("0.bias", "1.bias_ih_l0", "1.bias_hh_l0"):
+        beside = spreads[name.replace("bias", "weight")]
+        assert scales[name] == pytest.approx(beside) == scales[name.replace("bias", "weight")]
+    assert scales["alone_bias"] == pytest.approx(36**-0.5)
+
+
+def test_a_tied_bias_is_that_of_the_layer_that_has_a_weight():
+    model = nn.Sequential(nn.Linear(5, 4))
+    model.bias = model[0].bias
+    nn.init.zeros_(model.bias)
+    spread = model[0].weight.std().item()
+    compression = compression_of(share(model))
+    assert compression.scales == pytest.approx([spread, spread])
 
 
 @pytest.mark.parametrize("module", [nn.LSTM(6, 5), nn.MultiheadAttention(6, 2)], ids=type)

@@ -39,8 +39,8 @@ class SharingStrategy(Strategy):
     parametrised: ClassVar[Parametrised] = "stateless"
 
     share_biases: bool = False
-    """Take the biases of layers, not of norms, into the vector as well, where they start as random
-    as PyTorch's default makes them: in small files they are much of the bytes."""
+    """Take the biases of layers, not of norms, into the vector as well, like weights of an input
+    that is always 1: in small files they are much of the bytes."""
     sign: Sign = "column"
     """What has a random sign of its own: each row and each column of a tensor (`column`), each
     contiguous run of slots (`run`), or each weight (`weight`)."""

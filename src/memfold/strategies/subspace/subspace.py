@@ -55,8 +55,8 @@ class Subspace(Strategy, name="subspace"):
     """What has coordinates: the model, as in the paper, or each weight, in proportion to its size,
     which costs less where there are many weights."""
     share_biases: bool = False
-    """Compute the biases of layers, not of norms, like weights, as the paper does: they start as
-    random as PyTorch's default makes them, and leave the artifact."""
+    """Compute the biases of layers, not of norms, like weights, as the paper does: they leave the
+    artifact, and start as random as the weights beside them."""
 
     @property
     def takes_biases(self) -> bool:
