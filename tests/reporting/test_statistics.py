@@ -290,6 +290,16 @@ def test_settings_bits_and_requests_are_never_compared_with_each_other():
     assert [(c.requested_ratio, c.budget_bytes) for c in matrix.cells] == [(None, 100_000)]
 
 
+@pytest.mark.parametrize(("found", "asked"), [(0.109, "0.1"), (0.091, "0.1"), (0.28, "~0.28")])
+def test_a_ratio_that_was_not_come_near_is_compared_with_none(found, asked):
+    runs = [run("synflow", 0.1), replace(run("tied", 0.1), ratio=found)]
+    assert runs[1].asked == asked
+    (tied,) = (point for point in points(runs, AXES["ratio"]) if point.method == "tied")
+    is_near = asked == "0.1"
+    assert (tied.x, tied.requested_ratio) == ((0.1, 0.1) if is_near else (found, None))
+    assert len(win_matrix(runs)) == is_near
+
+
 def test_the_common_request_is_in_the_middle_of_those_that_most_methods_have():
     runs = [run(m, ratio=r) for m in "ab" for r in (0.3, 0.1, 0.01)] + [run("a", ratio=0.001)]
     assert common_request([*runs, run("dense")]) == ("ratio", 0.1)

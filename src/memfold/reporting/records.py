@@ -28,6 +28,7 @@ SMALLEST_RATIO = 1e-9
 """A logarithmic axis has no place for 0."""
 MAX_STEPS = 2**53
 """What a float counts."""
+_NEAR = 0.1
 _LARGEST = 2**63 - 1  # what is larger is damaged, and overflows a float at some point
 
 Count = Annotated[int, Field(strict=True, ge=0, le=_LARGEST)]
@@ -165,9 +166,10 @@ class Run:
     def request(self) -> tuple[str, float]:
         """What was asked for: seeds and folds that share it, and the rest, are averaged.
 
-        Ratios of two networks are no more alike than their weights are many; bytes are.
+        Ratios of two networks are no more alike than their weights are many; bytes are. A ratio
+        that the strategy did not come near counts as if nobody had asked for it.
         """
-        if self.requested_ratio is not None:
+        if self.requested_ratio is not None and self.is_near:
             return f"ratio{self._of_network}", self.requested_ratio
         if self.budget_bytes is not None:
             return "budget_bytes", self.budget_bytes
@@ -179,8 +181,14 @@ class Run:
         kind, value = self.request
         if kind == "budget_bytes":
             return f"{value:,.0f} bytes"
-        mark = "" if self.is_dense or self.requested_ratio is not None else "~"
+        mark = "~" if kind.startswith("found") and not self.is_dense else ""
         return f"{mark}{value:g}{self._of_network}"
+
+    @property
+    def is_near(self) -> bool:
+        """Whether the ratio is the one that was asked for, to a tenth of it."""
+        asked = self.requested_ratio
+        return asked is not None and abs(self.ratio - asked) <= _NEAR * asked
 
     @property
     def _of_network(self) -> str:

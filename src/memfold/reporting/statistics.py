@@ -143,7 +143,7 @@ class WinMatrix:
 
 
 def _requested_ratio(run: Run) -> float | None:
-    return None if run.network else run.requested_ratio or run.ratio
+    return None if run.network else run.requested_ratio if run.is_near else run.ratio
 
 
 AXES: dict[str, Axis] = {
@@ -337,13 +337,14 @@ def _average(group: list[tuple[float, Run]]) -> Point:
     x, x_std = _mean_and_std([x for x, _ in group])
     y, y_std = _mean_and_std([run.test for run in runs])
     first = runs[0]
+    requested_ratio = first.requested_ratio if first.is_near else None
     return Point(
         first.setting,
         first.method,
         first.strategy,
         first.bits,
-        first.requested_ratio,
-        first.budget_bytes if first.requested_ratio is None else None,
+        requested_ratio,
+        first.budget_bytes if requested_ratio is None else None,
         x,
         x_std,
         y,

@@ -177,11 +177,14 @@ def _mark(value: float | None, metric: Primary, best: float | None) -> str:
 
 
 def _ratio(result: Mapping[str, Any]) -> str | None:
-    """Return what was asked for, or else what came out."""
+    """Return what was asked for, or else what came out; both where they are far apart."""
     compression = _section(result, "compression")
-    asked = compression.get("requested_ratio")
-    value = compression.get("ratio") if asked is None else asked
-    return f"{value:.3g}" if isinstance(value, int | float) else None
+    found, asked = compression.get("ratio"), compression.get("requested_ratio")
+    if not isinstance(found, int | float):
+        return None
+    if not isinstance(asked, int | float):
+        return f"{found:.3g}"
+    return f"{asked:.3g}" + (f" (is {found:.3g})" if abs(found - asked) > 0.1 * asked else "")
 
 
 def _text(value: object) -> str:
