@@ -9,6 +9,7 @@ from pydantic import Field
 from memfold.file_models import Text
 from memfold.reporting.metrics import is_share, name_of
 from memfold.runs.primary import ACCURACY, Primary
+from memfold.runs.result import is_near
 
 __all__ = [
     "MAX_STEPS",
@@ -28,7 +29,6 @@ SMALLEST_RATIO = 1e-9
 """A logarithmic axis has no place for 0."""
 MAX_STEPS = 2**53
 """What a float counts."""
-_NEAR = 0.1
 _LARGEST = 2**63 - 1  # what is larger is damaged, and overflows a float at some point
 
 Count = Annotated[int, Field(strict=True, ge=0, le=_LARGEST)]
@@ -188,7 +188,7 @@ class Run:
     def is_near(self) -> bool:
         """Whether the ratio is the one that was asked for, to a tenth of it."""
         asked = self.requested_ratio
-        return asked is not None and abs(self.ratio - asked) <= _NEAR * asked
+        return asked is not None and is_near(self.ratio, asked)
 
     @property
     def _of_network(self) -> str:

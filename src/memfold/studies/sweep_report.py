@@ -12,6 +12,7 @@ from rich.table import Table
 from memfold.runs.data_names import digest, source_of
 from memfold.runs.folder import is_completed, read_result
 from memfold.runs.primary import ACCURACY, Primary, primary_of
+from memfold.runs.result import is_near
 from memfold.runs.sweep import SweepPlan, read_notes
 
 __all__ = ["describe_end", "print_table", "report_command", "upload_command"]
@@ -184,7 +185,7 @@ def _ratio(result: Mapping[str, Any]) -> str | None:
         return None
     if not isinstance(asked, int | float):
         return f"{found:.3g}"
-    return f"{asked:.3g}" + (f" (is {found:.3g})" if abs(found - asked) > 0.1 * asked else "")
+    return f"{asked:.3g}" + (f" (is {found:.3g})" if not is_near(found, asked) else "")
 
 
 def _text(value: object) -> str:

@@ -137,6 +137,18 @@ def test_error_feedback_makes_up_for_weights_whose_values_biases_use_too(tmp_pat
     assert errors[1] < errors[0]
 
 
+def test_tied_layers_have_their_biases_in_one_place():
+    def model() -> nn.Module:
+        layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        return nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+
+    shared, x = share(model(), "tied_rps", layers="layers.*").eval(), torch.randn(2, 5, 16)
+    biases = [layer.linear1.bias for layer in shared.layers]
+    assert torch.equal(biases[0], biases[2])
+    assert not torch.equal(biases[0], biases[1])
+    torch.testing.assert_close(memfold.densify(shared)(x), shared(x))
+
+
 def test_a_model_without_values_gives_its_biases_too():
     def model() -> nn.Module:
         return nn.Sequential(nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 4))
