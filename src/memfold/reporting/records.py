@@ -8,8 +8,7 @@ from pydantic import Field
 
 from memfold.file_models import Text
 from memfold.reporting.metrics import is_share, name_of
-from memfold.runs.primary import ACCURACY, Primary
-from memfold.runs.result import is_near
+from memfold.runs.primary import ACCURACY, Primary, is_near
 
 __all__ = [
     "MAX_STEPS",

@@ -1,10 +1,10 @@
-"""The metric by which a run is judged, as its `result.json` names it."""
+"""By what a run is judged: its metric, as `result.json` names it, and whether its ratio counts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["ACCURACY", "Primary", "primary_of", "show_number"]
+__all__ = ["ACCURACY", "Primary", "is_near", "primary_of", "show_number"]
 
 
 @dataclass(frozen=True, order=True)
@@ -67,3 +67,8 @@ def primary_of(result: Mapping[str, Any]) -> Primary:
     if not (isinstance(name, str) and isinstance(unit, str) and "/" in name):
         return ACCURACY
     return Primary(name, "min" if mode == "min" else "max", unit)
+
+
+def is_near(ratio: float, asked: float) -> bool:
+    """Whether a ratio is what was asked for, to a tenth of it; others are compared with nothing."""
+    return abs(ratio - asked) <= 0.1 * asked

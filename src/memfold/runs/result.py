@@ -19,14 +19,7 @@ from memfold.files import write_text_atomically
 from memfold.processes.ranks import is_rank_zero
 from memfold.runs.folder import RESULT, read_result
 
-__all__ = [
-    "UNFINISHED",
-    "ResultFile",
-    "describe_environment",
-    "describe_job",
-    "is_near",
-    "without_nonfinite",
-]
+__all__ = ["UNFINISHED", "ResultFile", "describe_environment", "describe_job", "without_nonfinite"]
 
 _OF_NO_EFFECT = {"data.root", "data.seed", "data.download"}
 
@@ -169,8 +162,3 @@ def without_nonfinite(value: object) -> object:
     if isinstance(value, list | tuple):
         return [without_nonfinite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def is_near(ratio: float, asked: float) -> bool:
-    """Whether a ratio is what was asked for, to a tenth of it; others are compared with nothing."""
-    return abs(ratio - asked) <= 0.1 * asked

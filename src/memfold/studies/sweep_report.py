@@ -11,8 +11,7 @@ from rich.table import Table
 
 from memfold.runs.data_names import digest, source_of
 from memfold.runs.folder import is_completed, read_result
-from memfold.runs.primary import ACCURACY, Primary, primary_of
-from memfold.runs.result import is_near
+from memfold.runs.primary import ACCURACY, Primary, is_near, primary_of
 from memfold.runs.sweep import SweepPlan, read_notes
 
 __all__ = ["describe_end", "print_table", "report_command", "upload_command"]
