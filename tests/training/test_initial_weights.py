@@ -1,5 +1,6 @@
 """Runs that start from weights: of a file or another run, in the dense backbone."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import memfold
+from memfold.backbones.gpt import GPT
 from memfold.compression import compression_of
 from memfold.errors import InputError
 from memfold.logging.quiet import hush_libraries
@@ -217,6 +219,45 @@ def test_a_new_head_is_kept_where_it_is_not_strict() -> None:
     assert f"of another shape: head.weight {shapes}" in taken.describe()
     with pytest.raises(InputError, match="has no tensor of the backbone's: it has x"):
         InitialWeights("file", {"x": torch.ones(1)}, strict=False).fill(net)
+
+
+def gpt(depth: int, seed: int = 0) -> GPT:
+    torch.manual_seed(seed)
+    return GPT(11, 6, width=8, depth=depth, num_heads=2)
+
+
+@pytest.mark.parametrize("layers", [[0, 1, 2, 3, 4], [0, 1, 3, 4], [4, 2], [1, 1, 1]])
+def test_layers_that_are_left_out_are_as_if_they_were_deleted(layers: list[int]) -> None:
+    source, net = gpt(5, seed=1), gpt(len(layers))
+    taken = InitialWeights("file", source.state_dict(), strict=True, layers=layers)
+    taken.fill(net)
+    blocks = [copy.deepcopy(source.blocks[layer]) for layer in layers]
+    source.blocks = nn.ModuleList(blocks)
+    tokens = torch.arange(6).remainder(11)[None]
+    assert torch.equal(net.eval()(tokens), source.eval()(tokens))
+    assert taken.report["layers"] == layers
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([0, 1, 2], r"init_layers names 3 layers, one for each of the 2 .*blocks\.0, blocks\.1"),
+        ([0, 5], "init_layers names layer 5, and there are 5 layers like those of the backbone"),
+    ],
+)
+def test_layers_that_are_not_there_are_refused(layers: list[int], message: str) -> None:
+    net = gpt(2)
+    before = state_of(net)
+    with pytest.raises(InputError, match=message):
+        InitialWeights("file", gpt(5).state_dict(), strict=True, layers=layers).fill(net)
+    assert same(state_of(net), before)
+
+
+def test_layers_of_nothing_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="init_layers says which layers of init_from"):
+        started(tmp_path, "init_layers=[0,1]")
+    with pytest.raises(InputError, match="init_layers must be a list"):
+        started(tmp_path, "init_layers=[-1]", "init_from=x")
 
 
 def test_files_that_hold_no_weights_are_refused(tmp_path: Path) -> None:

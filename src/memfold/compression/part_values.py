@@ -6,12 +6,12 @@ from math import prod
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from memfold.compression.accounting import storage_key
 from memfold.compression.budget import Stored, like
 from memfold.compression.materialise import device_of
-from memfold.compression.parts import ComputedWeights
+from memfold.compression.parts import ComputedWeights, Level
 from memfold.compression.selection import CompressibleWeight
 
 __all__ = ["PartValues"]
@@ -28,7 +28,16 @@ class PartValues(ComputedWeights):
 
     @abstractmethod
     def part_shape(self, index: int, name: str) -> Sequence[int]:
-        """Return the shape of a part of weight number `index`."""
+        """Return the shape of a part of weight number `index`, or of one in `stored_parts`."""
+
+    @property
+    def stored_parts(self) -> Mapping[str, Level]:
+        """What the vector has of each weight, group or model: here, the parts."""
+        return self.parts
+
+    def stored_part(self, index: int, name: str) -> Tensor:
+        """Return one of `stored_parts`."""
+        return self.part(index, name)
 
     def attach(self, parts: Mapping[str, Iterable[Tensor]]) -> None:
         """See `ComputedWeights.attach`.
@@ -38,7 +47,7 @@ class PartValues(ComputedWeights):
         """
         given = {name: list(parts[name]) for name in self.parts}
         shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in self.parts}
-        for index, name in self._slots():
+        for index, name in self._slots(self.parts):
             if name is not None:
                 shapes[name].append(tuple(self.part_shape(index, name)))
         for name, tensors in given.items():
@@ -57,7 +66,7 @@ class PartValues(ComputedWeights):
         device, dtype = device_of(self.model, weights), weights[0].tensor.dtype
         values = self.values_in(tensors, self.values_name).to(device, dtype)
         parts: dict[str, list[Tensor]] = {name: [] for name in self.parts}
-        for index, name in self._slots():
+        for index, name in self._slots(self.stored_parts):
             shape = self.shapes[index] if name is None else self.part_shape(index, name)
             chunk, values = values.tensor_split([prod(shape)])
             if name is None:
@@ -72,9 +81,9 @@ class PartValues(ComputedWeights):
 
     @property
     def num_values(self) -> int:
-        """Numbers in the parts and in the weights left whole."""
-        shapes = (self.shapes[i] if n is None else self.part_shape(i, n) for i, n in self._slots())
-        return sum(map(prod, shapes))
+        """Numbers in what is stored of the parts and in the weights left whole."""
+        slots = self._slots(self.stored_parts)
+        return sum(prod(self.shapes[i] if n is None else self.part_shape(i, n)) for i, n in slots)
 
     @property
     def index_bytes(self) -> int:
@@ -102,27 +111,27 @@ class PartValues(ComputedWeights):
         names = {k for k, v in state if isinstance(v, Tensor) and storage_key(v) in held}
         return super().owned_names() | names
 
-    def stored_values(self) -> dict[str, list[nn.Parameter]]:
+    def stored_values(self) -> dict[str, list[Tensor]]:
         """See `Compression.stored_values`."""
         return {self.values_name: list(self._tensors())}
 
-    def _slots(self) -> Iterator[tuple[int, str | None]]:
+    def _slots(self, parts: Mapping[str, Level]) -> Iterator[tuple[int, str | None]]:
         """Yield weight number and name of every part once; no name for a weight left whole."""
-        computed, seen = set(self.computed), set[tuple[nn.Module, str]]()
+        computed, seen = set(self.computed), set[tuple[str, int | None]]()
         for index in range(len(self.shapes)):
             if index not in computed:
                 yield index, None
                 continue
-            for name in self.parts:
-                home = self.home(index, name)
-                if home not in seen:
-                    seen.add(home)
+            for name, level in parts.items():
+                whose = {"weight": index, "group": self.first(index), "model": None}[level]
+                if (name, whose) not in seen:
+                    seen.add((name, whose))
                     yield index, name
 
-    def _tensors(self) -> Iterator[nn.Parameter]:
-        for index, name in self._slots():
+    def _tensors(self) -> Iterator[Tensor]:
+        for index, name in self._slots(self.stored_parts):
             if name is None:
                 module, attribute = self.places[index][0]
                 yield getattr(module, attribute)
             else:
-                yield self.part(index, name)
+                yield self.stored_part(index, name)

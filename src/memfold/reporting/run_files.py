@@ -181,6 +181,8 @@ def _options(compression: Mapping[str, object], values: Mapping[str, Any]) -> di
         options["feedback_samples"] = values["feedback_samples"]
     if isinstance(given, dict):
         options["init_from"] = "/".join(PurePath(str(given.get("source"))).parts[-2:])
+        if given.get("layers"):
+            options["init_from"] += f" layers {given['layers']}"
     return options
 
 

@@ -112,7 +112,7 @@ def _name_backbone(options: object, choice: str | None) -> str | None:
 
 def _describe_recipe(config: Mapping[Any, Any], choices: Mapping[str, Any]) -> dict[str, object]:
     """Return what decides how the network is trained, named as on the command line."""
-    recipe: dict[str, object] = {"init_from": config.get("init_from")}
+    recipe: dict[str, object] = {k: config.get(k) for k in ("init_from", "init_layers")}
     for group in ("backbone", "data", "optimizer", "scheduler", "task"):
         if group in ("optimizer", "scheduler"):
             recipe[group] = choices.get(group)

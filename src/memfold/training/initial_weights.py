@@ -1,8 +1,10 @@
 """Weights that a run starts from: those of a file or of another run, in the dense backbone."""
 
 import pickle
+import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +18,7 @@ from memfold.data.spec import DataSpec
 from memfold.errors import InputError
 from memfold.files import open_regular
 from memfold.runs.folder import ARTIFACT, HYDRA_FOLDER, can_be_resumed
+from memfold.strategies.layers.repeated import repeated_layers
 from memfold.training.checkpoint_reading import read_plain_values
 from memfold.training.foreign_code import named_code
 from memfold.training.load import load_model
@@ -33,17 +36,27 @@ _MOST_NAMES = 6
 class InitialWeights:
     """Tensors that are to become the dense backbone's, and a report of which did."""
 
-    def __init__(self, source: str, tensors: Mapping[str, Tensor], *, strict: bool) -> None:
+    def __init__(
+        self,
+        source: str,
+        tensors: Mapping[str, Tensor],
+        *,
+        strict: bool,
+        layers: Sequence[int] | None = None,
+    ) -> None:
         """Keep them.
 
         Args:
             source: As the user names it.
             tensors: By state-dict name, perhaps behind a prefix that all of a network's have.
             strict: Whether all of the backbone's must be there, in its shapes, and no others.
+            layers: For each repeated layer of the backbone, which one's tensors it gets, by its
+                number there; those of others are left out. `None`: the one of its own number.
         """
         self._source = source
         self._tensors = tensors
         self._strict = strict
+        self._layers = layers
         self.report: dict[str, Any] = {"source": source}
         """For `result.json`, once `fill` was called: how many were taken, and names."""
 
@@ -52,11 +65,15 @@ class InitialWeights:
 
         Raises:
             InputError: Tensors are missing, superfluous or of another shape or kind, and it is
-                strict; or nothing fits, values are not finite, or a tied tensor has two values.
+                strict; or nothing fits, values are not finite, or a tied tensor has two values; or
+                `layers` names one that is not there.
         """
         state = net.state_dict(keep_vars=True)
         own = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         prefix, found = _without_prefix(self._tensors, own)
+        if self._layers is not None:
+            found = _renumbered(found, own, list(repeated_layers(net, None)), self._layers)
+            self.report["layers"] = list(self._layers)
         ties = ties_of(net)
         taken = [name for name in own if name in found and _fits(found[name], own[name])]
         there = {ties.get(name, name) for name in own if name in found}
@@ -137,9 +154,12 @@ def read_initial_weights(
         spec: What its data are.
 
     Raises:
-        InputError: There is no such file or run, it is damaged, or holds something else.
+        InputError: There is no such file or run, it is damaged, or holds something else; or layers
+            are named, and none.
     """
     source = config["init_from"]
+    if source is None and config["init_layers"] is not None:
+        raise InputError("init_layers says which layers of init_from are taken: give init_from too")
     if source is None or (config["resume"] is not None and can_be_resumed(folder)):
         return None
     path = Path(source).expanduser()
@@ -147,7 +167,8 @@ def read_initial_weights(
         tensors = _read(path, config, spec)
     except InputError as error:
         raise InputError(f"init_from={source}: {error}") from error
-    return InitialWeights(source, tensors, strict=config["init_from_strict"])
+    strict, layers = config["init_from_strict"], config["init_layers"]
+    return InitialWeights(source, tensors, strict=strict, layers=layers)
 
 
 def _read(path: Path, config: Mapping[str, Any], spec: DataSpec) -> Mapping[str, Tensor]:
@@ -224,6 +245,60 @@ def _without_prefix(
             raise InputError(f"init_from: two tensors could be {known}: with {best} and without")
         found[known] = tensor
     return best, found
+
+
+def _renumbered(
+    tensors: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    paths: Sequence[str],
+    layers: Sequence[int],
+) -> dict[str, Tensor]:
+    """Give repeated layers the names of others.
+
+    Args:
+        tensors: By state-dict name.
+        own: The backbone's.
+        paths: Of the backbone's repeated layers, which end in numbers.
+        layers: See `InitialWeights`.
+
+    Raises:
+        InputError: There are more or fewer of them than paths, or one is not there.
+    """
+    if len(layers) != len(paths):
+        raise InputError(
+            f"init_layers names {len(layers)} layers, one for each of the {len(paths)} repeated "
+            f"layers of the backbone ({_sample(paths)}) is needed"
+        )
+    stem, _, first = paths[0].rpartition(".")
+    if not first.isdecimal():
+        raise InputError(f"init_layers wants layers that are numbered, not {_sample(paths)}")
+    there, like = _numbered(tensors, stem), _shapes(_numbered(own, stem)[int(first)])
+    alike = [layer for _, layer in sorted(there.items()) if _shapes(layer) == like]
+    if max(layers) >= len(alike):
+        raise InputError(
+            f"init_layers names layer {max(layers)}, and there are {len(alike)} layers like those "
+            "of the backbone, from 0 on"
+        )
+    repeated = {id(tensor) for layer in alike for tensor in layer.values()}
+    found = {name: tensor for name, tensor in tensors.items() if id(tensor) not in repeated}
+    for path, number in zip(paths, layers, strict=True):
+        found |= {path + rest: tensor for rest, tensor in alike[number].items()}
+    return found
+
+
+def _numbered(tensors: Mapping[str, Tensor], stem: str) -> Mapping[int, dict[str, Tensor]]:
+    """Return what stands behind the numbers that follow `stem`: number -> `.name` -> tensor."""
+    pattern = re.compile(rf"{re.escape(f'{stem}.' if stem else '')}(\d+)(\..*)", re.DOTALL)
+    found: dict[int, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        match = pattern.fullmatch(name)
+        if match is not None:
+            found[int(match[1])][match[2]] = tensor
+    return found
+
+
+def _shapes(layer: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in layer.items()}
 
 
 def _fits(found: Tensor, own: Tensor) -> bool:

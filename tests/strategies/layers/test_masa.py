@@ -7,7 +7,7 @@ from torch import nn
 import memfold
 from memfold.backbones.gpt import GPT
 from memfold.compression import compression_of
-from memfold.strategies.layers.masa import legendre
+from memfold.strategies.layers.atoms import legendre
 
 DEPTH = 6
 NAME = "attention.qkv.weight"
@@ -110,12 +110,12 @@ def test_the_error_of_a_fit_is_what_the_dropped_singular_values_are(num_atoms):
 
 
 @pytest.mark.parametrize("gains", [False, True])
-@pytest.mark.parametrize("coefficients", ["trained", "polynomial"])
+@pytest.mark.parametrize("coefficients", ["trained", "network", "polynomial"])
 def test_what_is_stored_is_the_closed_form_and_comes_back(coefficients, gains, tmp_path):
     options = {"coefficients": coefficients, "gains": gains}
     model = masa(ratio=0.5, **options)
     atoms, rows = compression_of(model).num_atoms, 3 * 16
-    per_layer = (atoms if coefficients == "trained" else 0) + (atoms * rows if gains else 0)
+    per_layer = (0 if coefficients == "polynomial" else atoms) + (atoms * rows if gains else 0)
     assert compression_of(model).num_values == atoms * rows * 16 + DEPTH * per_layer
     with torch.no_grad():
         for parameter in model.parameters():
@@ -126,6 +126,35 @@ def test_what_is_stored_is_the_closed_form_and_comes_back(coefficients, gains, t
         expected = model.eval()(tokens())
         for other in (loaded, memfold.densify(model)):
             torch.testing.assert_close(other(tokens()), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_network_of_coefficients_starts_as_none_and_is_not_stored(tmp_path):
+    model, plain = masa(ratio=0.5, coefficients="network"), masa(ratio=0.5)
+    assert torch.equal(layers_of(model), layers_of(plain))
+    loss_of(model).backward()
+    torch.optim.SGD(model.parameters(), 0.5).step()
+    assert not torch.equal(layers_of(model)[0], layers_of(model)[1])
+    memfold.save(model, tmp_path / "model.safetensors")
+    loaded = memfold.load(tmp_path / "model.safetensors", gpt())
+    values = sum(tensor.numel() for tensor in loaded.parameters())
+    assert values == sum(tensor.numel() for tensor in plain.parameters())
+    for depth in range(DEPTH):
+        found = part(loaded, depth, "coefficients").detach()
+        names = ("first", "second", "third")
+        first, second, third = (part(model, 0, name).detach() for name in names)
+        hidden = nn.functional.gelu(first @ part(model, depth, "embedding").detach())
+        mixed = third @ nn.functional.gelu(second @ hidden)
+        mixed[depth // 2] += 1
+        torch.testing.assert_close(found, mixed, rtol=1e-12, atol=1e-12)
+    memfold.save(loaded, tmp_path / "again.safetensors")
+    again = memfold.load(tmp_path / "again.safetensors", gpt())
+    assert torch.equal(layers_of(again), layers_of(loaded))
+
+
+@pytest.mark.parametrize("options", [{"train_bits": 4}, {"initial_values": "least_squares"}])
+def test_a_network_of_coefficients_is_neither_rounded_nor_fitted(options):
+    with pytest.raises(memfold.InputError, match="coefficients=network takes neither"):
+        masa(coefficients="network", **options)
 
 
 def test_polynomials_are_those_of_legendre_and_span_all_layers():

@@ -13,7 +13,13 @@ from torch import nn
 import memfold
 from memfold.backbones.gpt import GPT
 from memfold.compression import compression_of
-from memfold.strategies.layers.similarity import crash_map, layer_features, linear_cka, map_of
+from memfold.strategies.layers.similarity import (
+    crash_map,
+    kept_layers,
+    layer_features,
+    linear_cka,
+    map_of,
+)
 from memfold.training import run
 from training.jobs import PYTHONPATH, REPOSITORY, SMALL, compose_job
 
@@ -96,6 +102,18 @@ def test_the_map_is_that_of_clusters_joined_one_after_the_other(similarities, da
     assert map_of(similarities, num_layers) == tuple(range(num_layers))
 
 
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12, unique=True), st.data())
+def test_the_layers_that_change_the_least_go_first(similarities, data):
+    num_layers = len(similarities) + 1
+    stay = kept_layers(similarities, data.draw(st.integers(0, num_layers - 1)))
+    gone = set(range(num_layers)) - set(stay)
+    assert list(stay) == sorted(set(stay))
+    assert stay[0] == 0
+    alike = {layer: similarities[layer - 1] for layer in range(1, num_layers)}
+    assert all(alike[out] > alike[layer] for out in gone for layer in stay[1:])
+    assert kept_layers(similarities, 0) == tuple(range(num_layers))
+
+
 def test_equal_layers_are_joined():
     model = gpt()
     with torch.no_grad():
@@ -165,6 +183,7 @@ def test_a_map_starts_a_network_from_a_trained_one(tmp_path):
     [
         (lambda: crash_map(gpt(), batches(), 0), "6 repeated layers keeps 1 to 6 of them, not 0"),
         (lambda: crash_map(gpt(), batches(), 7), "6 repeated layers keeps 1 to 6 of them, not 7"),
+        (lambda: kept_layers([0.5], 2), "of 2 repeated layers 0 to 1 can be dropped, not 2"),
         (lambda: crash_map(gpt(), [], 2), "data= holds no samples"),
         (lambda: crash_map(gpt(), batches(), 2, num_samples=1), "give the same for all samples"),
         (lambda: crash_map(nn.Linear(3, 3), batches(), 2), "has no repeated layers"),

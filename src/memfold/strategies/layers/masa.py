@@ -7,6 +7,7 @@ arXiv 2508.04581.
     W_l = sum_s c_ls diag(g_ls) D_s     with `gains`, a number for each atom, layer and row
     c_lk = P_k(t_l)                     with `coefficients=polynomial`, nothing stored: Legendre's
                                         polynomials at t from -1 to 1
+    c_l = h_l + network(e_l)            with `coefficients=network`; c is stored, the network not
 
 What shrinks: parameters, gradients, optimizer state, what DDP reduces. What does not: activations
 and operations, to which building the weights is added.
@@ -16,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +25,16 @@ from memfold.compression.parts import Level
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context, Strategy
 from memfold.compression.trained_values import report_loss
+from memfold.errors import InputError
+from memfold.seeding import derive_seed
+from memfold.strategies.layers.atoms import fit, legendre, nearest, spread
 from memfold.strategies.layers.base import LayerStrategy, LayerWeights
+from memfold.strategies.layers.coefficient_networks import (
+    NETWORK_PARTS,
+    network_output,
+    network_shapes,
+    network_start,
+)
 from memfold.strategies.layers.projections import patterns_of
 from memfold.strategies.layers.repeated import Stack
 
@@ -38,13 +47,27 @@ class Masa(LayerStrategy, name="masa"):
 
     include: tuple[str, ...] = ("q", "k", "v")
     """Projections by their kind (`q`, `k`, `v`, `o`), or patterns as elsewhere."""
-    coefficients: Literal["trained", "polynomial"] = "trained"
-    """Whether each layer's are trained, or follow from its depth."""
+    coefficients: Literal["trained", "network", "polynomial"] = "trained"
+    """Whether each layer's are trained, come from a trained network that no file holds, or follow
+    from its depth."""
     gains: bool = False
     """Whether each row of an atom has a trained factor in each layer."""
     initial_values: Literal["random", "least_squares"] = "random"
     """Whether atoms start as the weights of layers, evenly spaced, which the layers around them
     take over; or as what comes nearest to all weights, which is for trained ones."""
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            InputError: A network is to give coefficients that were fitted, or are rounded.
+        """
+        super().__post_init__()
+        if self.coefficients == "network" and (self.initial_values != "random" or self.train_bits):
+            raise InputError(
+                "compression.coefficients=network takes neither compression.initial_values="
+                "least_squares nor artifact.train_bits: compression.coefficients=trained does"
+            )
 
     def sizes(self, stack: Stack) -> Sequence[int]:
         """Return how many atoms there may be."""
@@ -77,19 +100,43 @@ class Masa(LayerStrategy, name="masa"):
         atoms, mixes = [], dict[int, Tensor]()
         for numbers in stack.weights.values():
             layers = torch.stack([weights[i].tensor.detach() for i in numbers])
-            found, mixed = made.fit(layers) if fits else made.spread(layers)
+            begin = fit if fits else spread
+            found, mixed = begin(layers, made.num_atoms, polynomial=made.is_polynomial)
             atoms.append(found.to(layers))
             mixes |= dict(zip(numbers, mixed.to(layers, copy=True).unbind(), strict=True))
         like = weights[0].tensor.detach()
         ones = [like.new_ones(tuple(made.part_shape(i, "gains"))) for i in made.computed]
-        return {"atoms": atoms, "coefficients": [mixes[i] for i in made.computed], "gains": ones}
+        parts = {"atoms": atoms, "coefficients": [mixes[i] for i in made.computed], "gains": ones}
+        for name in NETWORK_PARTS.keys() & made.parts.keys():
+            of = made.computed if made.parts[name] == "weight" else made.firsts
+            seeds = (derive_seed(self.seed, name, weights[index].name) for index in of)
+            shape = network_shapes(made.num_atoms)[name]
+            parts[name] = [network_start(name, shape, seed).to(like) for seed in seeds]
+        return parts
+
+    def rebuild(
+        self,
+        model: nn.Module,
+        weights: tuple[CompressibleWeight, ...],
+        num_values: int,
+        tensors: Mapping[str, Tensor],
+    ) -> PartValues:
+        """See `Strategy.rebuild`: what was stored is trained on as it is, without a network."""
+        if self.coefficients == "network":
+            return replace(self, coefficients="trained").rebuild(
+                model, weights, num_values, tensors
+            )
+        return super().rebuild(model, weights, num_values, tensors)
 
     def _select(self, model: nn.Module) -> tuple[CompressibleWeight, ...]:
         return Strategy._select(replace(self, include=patterns_of(model, self.include)), model)
 
 
 class MasaWeights(LayerWeights):
-    """`<weight>_atoms` at the first layer; `<weight>_coefficients` and `<weight>_gains` at each."""
+    """`<weight>_atoms` at the first layer; `<weight>_coefficients` and `<weight>_gains` at each.
+
+    In place of coefficients, those of `coefficients=network` have the parts of `NETWORK_PARTS`.
+    """
 
     values_name: ClassVar[str] = "atom_values"
     root_names: ClassVar[tuple[str, ...]] = (values_name,)
@@ -103,25 +150,47 @@ class MasaWeights(LayerWeights):
         num_atoms: int,
     ) -> None:
         """Take note of the layers, and of S, which is the same for every projection."""
-        parts: dict[str, Level] = {"atoms": "group"}
-        if strategy.coefficients == "trained":
-            parts["coefficients"] = "weight"
+        stored: dict[str, Level] = {"atoms": "group"}
+        if strategy.coefficients != "polynomial":
+            stored["coefficients"] = "weight"
         if strategy.gains:
-            parts["gains"] = "weight"
+            stored["gains"] = "weight"
+        self._stored = stored
+        parts = dict(stored)
+        if strategy.coefficients == "network":
+            del parts["coefficients"]
+            parts |= NETWORK_PARTS
         groups = list(stack.weights.values())
         super().__init__(strategy, model, weights, groups, parts)
         self.num_atoms = num_atoms
         self._depths = {index: depth for group in groups for depth, index in enumerate(group)}
-        self._polynomials = legendre(len(stack), num_atoms)
+        self.is_polynomial = strategy.coefficients == "polynomial"
+        start = legendre if self.is_polynomial else nearest
+        self._fixed = start(len(stack), num_atoms)
+
+    @property
+    def stored_parts(self) -> Mapping[str, Level]:
+        """See `PartValues.stored_parts`: coefficients, not the network that gives them."""
+        return self._stored
+
+    def stored_part(self, index: int, name: str) -> Tensor:
+        """See `PartValues.stored_part`."""
+        return self.coefficients(index) if name == "coefficients" else self.part(index, name)
+
+    def coefficients(self, index: int) -> Tensor:
+        """Return c_l of weight number `index`, shape (S,)."""
+        if "coefficients" in self.parts:
+            return self.part(index, "coefficients")
+        fixed = self._fixed[self._depths[index]].to(self.part(index, "atoms"))
+        if "embedding" not in self.parts:
+            return fixed
+        return fixed + network_output(*(self.part(index, name) for name in NETWORK_PARTS))
 
     def weight(self, index: int) -> Tensor:
         """Mix the atoms."""
         atoms = self.part(index, "atoms")
-        if "coefficients" in self.parts:
-            mixed = self.part(index, "coefficients")
-        else:
-            mixed = self._polynomials[self._depths[index]].to(atoms)
         with torch.autocast(atoms.device.type, enabled=False):
+            mixed = self.coefficients(index)
             if "gains" not in self.parts:
                 return torch.tensordot(mixed, atoms, 1)
             factors = mixed[:, None] * self.part(index, "gains")
@@ -129,49 +198,6 @@ class MasaWeights(LayerWeights):
 
     def part_shape(self, index: int, name: str) -> Sequence[int]:
         """See `PartValues.part_shape`."""
-        shape = self.shapes[index]
-        shapes = {"atoms": (self.num_atoms, *shape), "coefficients": (self.num_atoms,)}
-        return shapes.get(name, (self.num_atoms, shape[0]))
-
-    def spread(self, layers: Tensor) -> tuple[Tensor, Tensor]:
-        """Take evenly spaced layers for atoms, and for each layer the one that it is nearest to.
-
-        Args:
-            layers: The weights of one projection, shape (L, ...).
-
-        Returns:
-            Atoms (S, ...) and coefficients (L, S); at S = L, the layers themselves.
-        """
-        depth, atoms = len(layers), self.num_atoms
-        homes = torch.arange(depth) * atoms // depth
-        if "coefficients" in self.parts:
-            firsts = [int((homes == atom).nonzero()[0]) for atom in range(atoms)]
-            return layers[firsts].clone(), torch.eye(atoms)[homes]
-        # All layers start as one, which the constant polynomial stands for.
-        start = torch.zeros(atoms, *layers.shape[1:]).to(layers)
-        start[0] = layers[0]
-        return start, self._polynomials
-
-    def fit(self, layers: Tensor) -> tuple[Tensor, Tensor]:
-        """Fit atoms and coefficients to weights by least squares: the principal components.
-
-        Args:
-            layers: See `spread`.
-
-        Returns:
-            See `spread`; float64.
-        """
-        flat = layers.double().flatten(1)
-        if "coefficients" in self.parts:
-            mixed = torch.linalg.eigh(flat @ flat.T).eigenvectors.flip(1)[:, : self.num_atoms]
-            atoms = mixed.T @ flat
-        else:
-            mixed = self._polynomials
-            atoms = torch.linalg.lstsq(mixed, flat).solution
-        return atoms.view(self.num_atoms, *layers.shape[1:]), mixed
-
-
-def legendre(num_layers: int, num_terms: int) -> Tensor:
-    """Return P_k(t_l) for k < K at L points evenly spaced in [-1, 1]: float64, shape (L, K)."""
-    points = np.linspace(-1, 1, num_layers)
-    return torch.from_numpy(np.polynomial.legendre.legvander(points, num_terms - 1))
+        shape, atoms = self.shapes[index], self.num_atoms
+        shapes = {"atoms": (atoms, *shape), "coefficients": (atoms,), "gains": (atoms, shape[0])}
+        return (shapes | network_shapes(atoms))[name]

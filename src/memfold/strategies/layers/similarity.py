@@ -1,4 +1,4 @@
-"""A map of tied layers from what layers compute: which of them are alike, and which stay.
+"""What layers compute tells which of them are alike: a map of tied layers, and which may go.
 
 Kornblith et al., "Similarity of neural network representations revisited", ICML 2019, arXiv
 1905.00414: linear CKA. Zhang et al., "CRaSh: clustering, removing, and sharing enhance fine-tuning
@@ -17,7 +17,7 @@ from memfold.compression.samples import take_batches
 from memfold.errors import InputError
 from memfold.strategies.layers.repeated import repeated_layers
 
-__all__ = ["crash_map", "layer_features", "linear_cka", "map_of"]
+__all__ = ["crash_map", "kept_layers", "layer_features", "linear_cka", "map_of"]
 
 
 def crash_map(
@@ -69,6 +69,26 @@ def map_of(similarities: Sequence[float], num_own: int) -> tuple[int, ...]:
     ends = [0, *cuts, length]
     kept = [start + (end - start) // 2 for start, end in pairwise(ends)]
     return tuple(min(kept, key=lambda own: (abs(own - place), -own)) for place in range(length))
+
+
+def kept_layers(similarities: Sequence[float], num_dropped: int) -> tuple[int, ...]:
+    """Return the layers that stay when those go whose outputs are most like their inputs.
+
+    Args:
+        similarities: Of L - 1 pairs of neighbours; that of a layer's output and its input is that
+            of the layer before it and itself. The first layer stays.
+        num_dropped: How many go.
+
+    Raises:
+        InputError: There are fewer than that beside the first.
+    """
+    length = len(similarities) + 1
+    if not 0 <= num_dropped < length:
+        raise InputError(
+            f"of {length} repeated layers 0 to {length - 1} can be dropped, not {num_dropped}"
+        )
+    order = sorted(range(1, length), key=lambda layer: -similarities[layer - 1])
+    return tuple(sorted({0, *order[num_dropped:]}))
 
 
 def linear_cka(one: Tensor, other: Tensor) -> float:
