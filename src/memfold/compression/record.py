@@ -35,7 +35,7 @@ class Record:
         """Return plain values, the same in whatever order the mappings were made."""
         return {
             "version": VERSION,
-            "strategy": self.strategy.to_dict(),
+            "strategy": self.strategy.stored.to_dict(),
             "num_values": self.num_values,
             "weights": list(self.weights.items()),
             "values": list(self.values.items()),

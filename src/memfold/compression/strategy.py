@@ -167,6 +167,11 @@ class Strategy(ABC):
         return False
 
     @property
+    def stored(self) -> "Strategy":
+        """The strategy of a network that is loaded from a file of this one."""
+        return self
+
+    @property
     def packing(self) -> Packing:
         """How an artifact stores the learned values."""
         return Packing(self.bits, self.block_size, self.coding)

@@ -3,7 +3,7 @@
 "Share your attention: transformer weight sharing via matrix-based dictionary learning", AAAI 2026,
 arXiv 2508.04581: an embedding of each layer goes through three linear layers. For one projection:
 
-    c_l = h_l + V3 gelu(V2 gelu(V1 e_l))        V3 starts at 0, and so c at h, which is not trained
+    c_l = h_l + V3 gelu(V2 gelu(V1 e_l)) / 64   V3 starts at 0, and so c at h, which is not trained
 
 The sizes are not in the main text.
 """
@@ -44,4 +44,5 @@ def network_start(name: str, shape: Sequence[int], seed: int) -> Tensor:
 
 def network_output(embedding: Tensor, first: Tensor, second: Tensor, third: Tensor) -> Tensor:
     """Return c_l - h_l, shape (S,)."""
-    return third @ functional.gelu(second @ functional.gelu(first @ embedding))
+    # Over the width, so that a step of Adam moves it no further than trained coefficients.
+    return third @ functional.gelu(second @ functional.gelu(first @ embedding)) / WIDTH

@@ -114,19 +114,11 @@ class Masa(LayerStrategy, name="masa"):
             parts[name] = [network_start(name, shape, seed).to(like) for seed in seeds]
         return parts
 
-    def rebuild(
-        self,
-        model: nn.Module,
-        weights: tuple[CompressibleWeight, ...],
-        num_values: int,
-        tensors: Mapping[str, Tensor],
-    ) -> PartValues:
-        """See `Strategy.rebuild`: what was stored is trained on as it is, without a network."""
-        if self.coefficients == "network":
-            return replace(self, coefficients="trained").rebuild(
-                model, weights, num_values, tensors
-            )
-        return super().rebuild(model, weights, num_values, tensors)
+    @property
+    def stored(self) -> "Masa":
+        """See `Strategy.stored`: what a network gave is trained on as it is."""
+        is_network = self.coefficients == "network"
+        return replace(self, coefficients="trained") if is_network else self
 
     def _select(self, model: nn.Module) -> tuple[CompressibleWeight, ...]:
         return Strategy._select(replace(self, include=patterns_of(model, self.include)), model)
