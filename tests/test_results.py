@@ -20,7 +20,8 @@ def test_the_report_draws_the_committed_tables(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    runs, problems = read([folder / "runs.jsonl"])
+    command = (folder / "README.md").read_text(encoding="utf-8")
+    runs, problems = read([folder / "runs.jsonl"], is_joined="--join-backbones" in command)
     comparison = Comparison(tuple(runs), tuple(problems))
     committed = (folder / "table.md").read_text(encoding="utf-8")
     title = committed.splitlines()[0].removeprefix("# ")
