@@ -50,3 +50,51 @@ def test_the_table_of_the_readme_is_that_of_the_results() -> None:
         ratios = [None if method == "dense" else float(head) for head in heads]
         assert accuracies == [found.get((method, ratio), "-") for ratio in ratios]
     assert len(found) == sum(cell != "-" for row in rows[1:] for cell in row[1:]) + 1
+
+
+_RPS = "stable_rps (gradient_scale={}, share_biases={}, train_bits={})"
+_LENET = _RPS.format("length", "false", "null")
+_ROWS = {
+    "narrow CNN, trained with 4 bits": [["small (train_bits=4), cnn (width=32)"]],
+    "`stable_rps` in a CNN": [[f"{_RPS.format('length', 'false', '4')}, cnn (width=16)"]],
+    "`stable_rps`, LeNet, trained with 4 bits |": [[_RPS.format("length", "false", "4")]],
+    "the same with `share_biases=true`": [[_RPS.format("length", "true", "4")]],
+    "`stable_rps`, LeNet, trained with 4 bits, shared": [[_RPS.format("length", "true", "4")]],
+    "the same behind 2x2": [[f"{_RPS.format('length', 'true', '4')}, mlp (pooling=2)"]],
+    "`ltr`": [["ltr"]],
+    "lottery tickets": [["ltr"]],
+    "narrow CNN, 32 bits": [["small (train_bits=null), cnn (width=32)"]],
+    "`stable_rps`, projection": [[_RPS.format("projection", "false", "null")]],
+    "`stable_rps`, length": [[_LENET]],
+    "`roast`": [
+        ["roast (gradient_scale=length, initial_scale=null)"],
+        ["roast (gradient_scale=none, initial_scale=0.04)"],
+    ],
+    "`hashednet`": [["hashednet (gradient_scale=length)"], ["hashednet (gradient_scale=none)"]],
+    "narrow MLP behind 4x4": [[f"small (train_bits=null), mlp (pooling={n})"] for n in (4, 2)],
+    "narrow MLP behind pooling": [[f"small (train_bits=null), mlp (pooling={n})" for n in (2, 4)]],
+    "best pruned": [["rand", "mag", "snip", "grasp", "synflow", "set", "rigl"]],
+}
+"""How rows begin -> for each number in a cell, the methods of which it is the best."""
+
+
+@pytest.mark.parametrize("page", ["README.md", "results/fashion_mnist_bytes/README.md"])
+def test_the_tables_by_bytes_are_those_of_the_results(page: str) -> None:
+    """Rows `| method | 90.1 ± 0.2 | 89.2 ± 0.4 |` below sizes of the file."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    ((head, table),) = re.findall(r"^\| (\| [\d,]+ bytes.*) \|\n\|[-|]+\n((?:\|.*\n)+)", text, re.M)
+    sizes = [int(size.replace(",", "")) for size in re.findall(r"([\d,]+) bytes", head)]
+    runs, _ = read([ROOT / "results" / "fashion_mnist_bytes" / "runs.jsonl"], is_joined=True)
+    found = {
+        (point.method, point.budget_bytes): point
+        for point in points(runs, AXES["stored_bytes"])
+        if point.budget_bytes is not None
+    }
+    rows = table.splitlines()
+    for row in rows:
+        ((_, numbers),) = ((k, v) for k, v in _ROWS.items() if row.startswith(f"| {k}"))
+        for cell, size in zip(row.strip("| ").split(" | ")[1:], sizes, strict=True):
+            best = [max((found[m, size] for m in ms), key=lambda p: p.y) for ms in numbers]
+            expected = [f"{100 * p.y:.1f} ± {100 * (p.y_std or 0):.1f}" for p in best]
+            assert re.findall(r"\d+\.\d ± \d+\.\d", cell) == expected
+    assert len(rows) >= 7

@@ -254,6 +254,9 @@ def test_layers_that_are_not_there_are_refused(layers: list[int], message: str) 
 
 
 def test_layers_of_nothing_are_refused(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(2, 3))
+    with pytest.raises(InputError, match="init_layers: the backbone has no layers that are alike"):
+        InitialWeights("file", state_of(net), strict=True, layers=[0]).fill(net)
     with pytest.raises(InputError, match="init_layers says which layers of init_from"):
         started(tmp_path, "init_layers=[0,1]")
     with pytest.raises(InputError, match="init_layers must be a list"):

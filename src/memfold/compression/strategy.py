@@ -273,7 +273,8 @@ class Strategy(ABC):
             InputError: A weight or tensor is missing or does not fit.
         """
         check_not_compressed(model)
-        compression = self.rebuild(model, named_weights(model, names), num_values, tensors)
+        weights = named_weights(model, names)
+        compression = self.stored.rebuild(model, weights, num_values, tensors)
         set_compression(model, compression)
         return compression
 

@@ -72,7 +72,7 @@ class InitialWeights:
         own = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         prefix, found = _without_prefix(self._tensors, own)
         if self._layers is not None:
-            found = _renumbered(found, own, list(repeated_layers(net, None)), self._layers)
+            found = _renumbered(found, own, _repeated(net), self._layers)
             self.report["layers"] = list(self._layers)
         ties = ties_of(net)
         taken = [name for name in own if name in found and _fits(found[name], own[name])]
@@ -245,6 +245,13 @@ def _without_prefix(
             raise InputError(f"init_from: two tensors could be {known}: with {best} and without")
         found[known] = tensor
     return best, found
+
+
+def _repeated(net: nn.Module) -> list[str]:
+    try:
+        return list(repeated_layers(net, None))
+    except InputError as error:
+        raise InputError("init_layers: the backbone has no layers that are alike") from error
 
 
 def _renumbered(

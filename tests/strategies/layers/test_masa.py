@@ -7,6 +7,7 @@ from torch import nn
 import memfold
 from memfold.backbones.gpt import GPT
 from memfold.compression import compression_of
+from memfold.compression.strategy import Strategy
 from memfold.strategies.layers.atoms import legendre
 
 DEPTH = 6
@@ -149,6 +150,15 @@ def test_a_network_of_coefficients_starts_as_none_and_is_not_stored(tmp_path):
     memfold.save(loaded, tmp_path / "again.safetensors")
     again = memfold.load(tmp_path / "again.safetensors", gpt())
     assert torch.equal(layers_of(again), layers_of(loaded))
+
+
+def test_what_a_file_holds_is_trained_on_as_it_is_also_where_it_names_a_network():
+    saved = compression_of(masa(ratio=0.5))
+    network = Strategy.from_dict({"name": "masa", "ratio": 0.5, "coefficients": "network"})
+    tensors = {**saved.value_tensors(), **saved.index_tensors()}
+    network.restore(model := gpt(), saved.names, saved.num_values, tensors)
+    assert torch.equal(layers_of(model), layers_of(masa(ratio=0.5)))
+    assert part(model, 0, "coefficients").requires_grad
 
 
 @pytest.mark.parametrize("options", [{"train_bits": 4}, {"initial_values": "least_squares"}])

@@ -187,21 +187,6 @@ def test_rand_depends_on_the_seed_alone():
     assert compression_of(untouched).index_bytes == 8
 
 
-def test_rand_spreads_as_draws_without_replacement():
-    share = 0.1
-    sizes = [300 * 200, 200 * 100, 100 * 10]
-    for seed in range(3):
-        model = nn.Sequential(nn.Linear(300, 200), nn.Linear(200, 100), nn.Linear(100, 10))
-        counts = counts_of(memfold.compress(model, "rand", ratio=share, seed=seed))
-        for kept, size in zip(counts, sizes, strict=True):
-            deviation = math.sqrt(size * share * (1 - share) * (1 - size / sum(sizes)))
-            assert abs(kept - size * share) < 5 * deviation
-        for mask in masks_of(model)[:2]:  # within a layer too: rows and columns are alike
-            rows = mask.double().mean(1)
-            spread = math.sqrt(share * (1 - share) / mask.shape[1])
-            assert ((rows - share).abs() < 5 * spread).all()
-
-
 def test_rand_with_another_ratio_is_nested():
     small, large = (masks_of(prune("rand", ratio=ratio)) for ratio in (0.05, 0.3))
     assert all((a <= b).all() for a, b in zip(small, large, strict=True))

@@ -1,4 +1,6 @@
-"""Random pruning stores its seed: positions that it does not draw are refused."""
+"""Random pruning spreads evenly and stores its seed: other positions are refused."""
+
+import math
 
 import pytest
 import torch
@@ -19,6 +21,22 @@ def masks_of(model):
 
 def equal(first, second):
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_rand_spreads_as_draws_without_replacement():
+    share = 0.1
+    sizes = [300 * 200, 200 * 100, 100 * 10]
+    for seed in range(3):
+        model = nn.Sequential(nn.Linear(300, 200), nn.Linear(200, 100), nn.Linear(100, 10))
+        memfold.compress(model, "rand", ratio=share, seed=seed)
+        counts = [int(m.sum()) for m in masks_of(model)]
+        for kept, size in zip(counts, sizes, strict=True):
+            deviation = math.sqrt(size * share * (1 - share) * (1 - size / sum(sizes)))
+            assert abs(kept - size * share) < 5 * deviation
+        for mask in masks_of(model)[:2]:  # within a layer too: rows and columns are alike
+            rows = mask.double().mean(1)
+            spread = math.sqrt(share * (1 - share) / mask.shape[1])
+            assert ((rows - share).abs() < 5 * spread).all()
 
 
 def test_rand_of_many_rounds_can_be_loaded(tmp_path):
