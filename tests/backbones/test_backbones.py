@@ -151,6 +151,18 @@ def test_an_mlp_of_squares_sees_their_means() -> None:
         MLP(2, 7, 10, pooling=8)
 
 
+def test_a_resnet20_of_squares_sees_their_means() -> None:
+    torch.manual_seed(0)
+    model, images = ResNet20(3, 9, 10, width=2, pooling=2).eval(), torch.randn(4, 3, 9, 9)
+    means = images[:, :, :8, :8].reshape(4, 3, 4, 2, 4, 2).mean((3, 5))
+    whole = ResNet20(3, 4, 10, width=2).eval()
+    whole.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model(images), whole(means))
+    assert model.with_widths(model.widths).pooling == 2
+    with pytest.raises(InputError, match=r"backbone\.pooling=9: must be at most .* 8"):
+        ResNet20(3, (10, 8), 10, pooling=9)
+
+
 @pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.parametrize("width", [0, -1, 1.5, True, "8"])
 def test_a_bad_width_names_the_key(name: str, width: object) -> None:

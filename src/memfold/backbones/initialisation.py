@@ -7,13 +7,23 @@ from torch import nn
 
 from memfold.errors import InputError
 
-__all__ = ["check_positive", "check_widths", "initialise"]
+__all__ = ["check_pooling", "check_positive", "check_widths", "initialise"]
 
 
 def check_positive(option: str, value: int) -> None:
     """Raise InputError unless the option `backbone.<option>` is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InputError(f"backbone.{option}={value}: must be an integer of at least 1")
+
+
+def check_pooling(pooling: int, image_size: int | tuple[int, int]) -> None:
+    """Raise InputError unless squares of `backbone.pooling` pixels fit into an image."""
+    check_positive("pooling", pooling)
+    smallest = min(image_size) if isinstance(image_size, tuple) else image_size
+    if pooling > smallest:
+        raise InputError(
+            f"backbone.pooling={pooling}: must be at most the image's size, {smallest}"
+        )
 
 
 def check_widths(option: str, widths: Sequence[int], count: int | None = None) -> tuple[int, ...]:

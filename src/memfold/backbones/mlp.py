@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memfold.backbones.facts import named_facts
-from memfold.backbones.initialisation import check_positive, check_widths, initialise
+from memfold.backbones.initialisation import (
+    check_pooling,
+    check_positive,
+    check_widths,
+    initialise,
+)
 from memfold.backbones.tables import Columns
 from memfold.data.spec import DataSpec, Table
 from memfold.errors import InputError
@@ -80,11 +85,7 @@ class MLP(_Perceptron):
                 image.
         """
         super().__init__()
-        check_positive("pooling", pooling)
-        if pooling > image_size:
-            raise InputError(
-                f"backbone.pooling={pooling}: must be at most the image's size, {image_size}"
-            )
+        check_pooling(pooling, image_size)
         self._facts = (in_channels, image_size, num_classes)
         self._options = {"pooling": pooling}
         self.pooling = pooling

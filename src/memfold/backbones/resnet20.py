@@ -6,9 +6,12 @@ padded ones, and with BatchNorm weights that start uniform in (0, 1), as in the 
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from memfold.backbones.initialisation import check_positive, initialise
+from torch import Tensor
+from torch.nn import functional as F
+
+from memfold.backbones.initialisation import check_pooling, check_positive, initialise
 from memfold.backbones.residual import ResidualNetwork
 from memfold.errors import InputError
 
@@ -29,6 +32,7 @@ class ResNet20(ResidualNetwork):
         width: int = 16,
         widths: Sequence[int] | None = None,
         norm_init: Literal["uniform", "ones"] = "uniform",
+        pooling: int = 1,
     ) -> None:
         """Build the network.
 
@@ -40,12 +44,15 @@ class ResNet20(ResidualNetwork):
             widths: Channels of the 3 stages and then of the first convolution of the 9 blocks
                 instead.
             norm_init: First BatchNorm weights: "uniform" in (0, 1), or "ones".
+            pooling: Height and width of the squares of pixels whose means it sees, in pixels: 2
+                leaves a quarter of the multiply-adds.
 
         Raises:
-            InputError: A width is not an integer of at least 1, there are not 12 `widths`, or
-                `norm_init` is unknown.
+            InputError: A width is not an integer of at least 1, there are not 12 `widths`,
+                `norm_init` is unknown, or a square does not fit into an image.
         """
         check_positive("width", width)
+        check_pooling(pooling, image_size)
         if norm_init not in _NORM_INITS:
             raise InputError(f"backbone.norm_init={norm_init}: must be one of {_NORM_INITS}")
         super().__init__(
@@ -56,9 +63,14 @@ class ResNet20(ResidualNetwork):
             widths=widths,
         )
         self._facts = (in_channels, image_size, num_classes)
-        self._norm_init: Literal["uniform", "ones"] = norm_init
+        self._options: dict[str, Any] = {"norm_init": norm_init, "pooling": pooling}
+        self.pooling = pooling
         initialise(self, norm_weight=norm_init)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, C, H, W) to logits (B, num_classes)."""
+        return super().forward(images if self.pooling == 1 else F.avg_pool2d(images, self.pooling))
 
     def with_widths(self, widths: Sequence[int]) -> "ResNet20":
         """Build a fresh network for the same data and options with these `widths`."""
-        return ResNet20(*self._facts, widths=widths, norm_init=self._norm_init)
+        return ResNet20(*self._facts, widths=widths, **self._options)
