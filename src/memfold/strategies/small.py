@@ -135,7 +135,7 @@ class Small(Strategy, name="small"):
     """Build the backbone narrower, so that it has the size that was asked for, within 2 %.
 
     With `ratio` that is the number of weights; with `budget_bytes` the bytes of the file, which
-    are never more than the budget.
+    are never more than the budget, and less than 98 % of it where no widths come closer.
     """
 
     ratios: ClassVar[Ratios] = "steps"

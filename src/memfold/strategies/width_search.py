@@ -30,6 +30,8 @@ def find_widths(
 ) -> Widths:
     """Return widths whose size is within limits, as close to a uniform scaling as that allows.
 
+    Where there are none and the target is the most, the largest size that was found below it.
+
     Args:
         dense: Widths that may not be exceeded. They are returned when the target is not below
             their size.
@@ -39,7 +41,8 @@ def find_widths(
         unit: Of the sizes, for the message.
 
     Raises:
-        InputError: No widths were found; the message has the nearest sizes.
+        InputError: No widths were found, and sizes above the target would do as well; the message
+            has the nearest sizes.
     """
     sizes: dict[Widths, int] = {}
 
@@ -69,7 +72,10 @@ def find_widths(
     found = _repair(ends, dense, scale, size_of, limits, sizes)
     if found is not None:
         return found
-    smaller = max(size for size in sizes.values() if size < limits.least)
+    nearest = max((w for w, size in sizes.items() if size < limits.least), key=size_of)
+    if limits.most == limits.target:  # a budget: less of it is better than no network
+        return nearest
+    smaller = size_of(nearest)
     larger = min(size for size in sizes.values() if size > limits.most)
     raise InputError(
         f"{request}: no widths were found that give {limits.target} {unit} within 2 %; the "
