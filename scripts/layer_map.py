@@ -30,6 +30,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--samples", type=positive_integer, default=512, metavar="N")
     parser.add_argument("--layers", metavar="GLOB", help="as compression.layers")
     given = parser.parse_args(arguments)
+    if given.drop is not None and given.layers is not None:
+        parser.error("--drop takes no --layers: init_layers counts the longest list of layers")
 
     def body(_: object) -> int:
         _, data = read_data(given.run)

@@ -269,15 +269,18 @@ def test_files_that_hold_no_weights_are_refused(tmp_path: Path) -> None:
     torch.save(Net(), tmp_path / "module.pt")
     old = tmp_path / "old.pt"
     torch.save(Net().state_dict(), old, _use_new_zipfile_serialization=False)
-    small = memfold.compress(nn.Sequential(nn.Linear(6, 5)), "mag", ratio=0.5)
-    torch.save(small.state_dict(), tmp_path / "compressed.pt")
+    for name in ("mag", "supermask", "stable_rps"):
+        small = memfold.compress(nn.Sequential(nn.Linear(6, 5)), name, ratio=0.5)
+        torch.save(small.state_dict(), tmp_path / f"{name}.pt")
     for name, message in {
         "nothing": "it cannot be read: No such file",
         "text": "it is damaged, or neither in safetensors format",
         "list.pt": "it holds no state dict",
         "module.pt": "holds pickled Python objects",
         "old.pt": r"it is a bare pickle, as torch\.save wrote before PyTorch 1\.6",
-        "compressed.pt": "it is of a compressed model",
+        "mag.pt": "it is of a compressed model",
+        "supermask.pt": "it is of a compressed model",
+        "stable_rps.pt": "it is of a compressed model",
         "": r".* is no run folder",
     }.items():
         with pytest.raises(InputError, match=f"^init_from={tmp_path / name}: .*{message}"):

@@ -14,11 +14,14 @@ from torch import Tensor, nn
 
 import memfold
 from memfold.compression.accounting import ties_of
+from memfold.compression.parts import MARKS
 from memfold.data.spec import DataSpec
 from memfold.errors import InputError
 from memfold.files import open_regular
 from memfold.runs.folder import ARTIFACT, HYDRA_FOLDER, can_be_resumed
 from memfold.strategies.layers.repeated import repeated_layers
+from memfold.strategies.pruning.stored_masks import FINGERPRINT as KEPT_FINGERPRINT
+from memfold.strategies.sharing.shared_vector import FINGERPRINT as SHARED_FINGERPRINT
 from memfold.training.checkpoint_reading import read_plain_values
 from memfold.training.foreign_code import named_code
 from memfold.training.load import load_model
@@ -29,7 +32,7 @@ __all__ = ["InitialWeights", "read_initial_weights"]
 _INSIDE = ("state_dict", "model_state_dict", "model")
 """What files of trainings call the state dict that is among other things in them."""
 _CHECKPOINTS: Mapping[str, Literal["last", "best"]] = {"last.ckpt": "last", "best.ckpt": "best"}
-_COMPRESSED = ("compression_marks", "shared_fingerprint")
+_COMPRESSED = (MARKS, SHARED_FINGERPRINT, KEPT_FINGERPRINT)
 _MOST_NAMES = 6
 
 

@@ -43,13 +43,13 @@ from memfold.strategies.sharing.running_passes import (
 from memfold.strategies.sharing.sources import ProductView, View, autocasts
 from memfold.strategies.sharing.whole_model import WholeModel, WholePass
 
-__all__ = ["Autograd", "SharedVector", "stored_like"]
+__all__ = ["FINGERPRINT", "Autograd", "SharedVector", "stored_like"]
 
 Autograd = Literal["auto", "whole", "lean", "classic"]
 
 _VALUES = "shared_values"
 _SCALES = "shared_scales"
-_FINGERPRINT = "shared_fingerprint"
+FINGERPRINT = "shared_fingerprint"
 
 # Options that the fingerprint holds as what they led to, or that do not change what values mean.
 _FREE_OPTIONS = {
@@ -73,7 +73,7 @@ class SharedVector(ComputedWeights):
 
     parts: Mapping[str, Level] = {_VALUES: "model"}
     root_names: ClassVar[tuple[str, ...]] = (_SCALES,)
-    mark: ClassVar[str] = _FINGERPRINT
+    mark: ClassVar[str] = FINGERPRINT
 
     def __init__(
         self,
@@ -253,7 +253,7 @@ class SharedVector(ComputedWeights):
         device = self.values.device
         return {
             _SCALES: torch.tensor(self.scales, dtype=torch.float32, device=device),
-            _FINGERPRINT: torch.tensor(self.fingerprint, dtype=torch.int64, device=device),
+            FINGERPRINT: torch.tensor(self.fingerprint, dtype=torch.int64, device=device),
         }
 
     def accept(self, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -262,7 +262,7 @@ class SharedVector(ComputedWeights):
         Raises:
             InputError: A tensor is missing, or does not fit.
         """
-        for name in (_VALUES, _SCALES, _FINGERPRINT):
+        for name in (_VALUES, _SCALES, FINGERPRINT):
             if name not in tensors:
                 raise InputError(f"the artifact has no tensor {name}")
         values = tensors[_VALUES]
@@ -285,7 +285,7 @@ class SharedVector(ComputedWeights):
             InputError: They do not fit.
         """
         scales = structure[_SCALES]
-        if not is_fingerprint(structure[_FINGERPRINT], self.fingerprint):
+        if not is_fingerprint(structure[FINGERPRINT], self.fingerprint):
             raise InputError(
                 "these values were folded with another strategy, seed, ratio, set of weights or "
                 f"mapping option than this model's {self.strategy}"
@@ -394,5 +394,5 @@ def _fingerprint(strategy: Strategy, mapping: SlotMapping) -> int:
 
 def stored_like(num_values: int, num_tensors: int, dtype: torch.dtype) -> Stored:
     """Describe what is stored: phi, and beside it what `SharedVector.index_bytes` counts."""
-    indices = {_SCALES: like([num_tensors], torch.float32), _FINGERPRINT: like([], torch.int64)}
+    indices = {_SCALES: like([num_tensors], torch.float32), FINGERPRINT: like([], torch.int64)}
     return Stored(num_values, {_VALUES: like([num_values], dtype)}, indices)
