@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import psutil
@@ -69,7 +68,7 @@ def footprint(model: nn.Module) -> Footprint:
     values = sum(part.value_bytes for part in parts)
     indices = sum(part.index_bytes for part in parts)
     stored = values + indices + untouched
-    dense = sum(part.dense_bytes + _lost_bytes(part) for part in parts)
+    dense = sum(part.dense_bytes + part.lost_bytes for part in parts)
     dense += tensor_bytes(left.values())
     num_weights = sum(part.num_weights for part in parts)
     num_values = sum(part.num_values for part in parts)
@@ -162,15 +161,6 @@ def _resident_peak() -> int:
         return peak if sys.platform == "darwin" else peak * 1024
     line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
-
-
-def _lost_bytes(part: Compression) -> int:
-    """Bytes by which the untouched tensors were larger in the dense model."""
-    tensors = state_tensors(part.model)
-    return sum(
-        (prod(shape) - tensors[name].numel()) * tensors[name].itemsize
-        for name, shape in part.dense_shapes().items()
-    )
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:

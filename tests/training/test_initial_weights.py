@@ -236,6 +236,12 @@ def test_layers_that_are_left_out_are_as_if_they_were_deleted(layers: list[int])
     tokens = torch.arange(6).remainder(11)[None]
     assert torch.equal(net.eval()(tokens), source.eval()(tokens))
     assert taken.report["layers"] == layers
+    assert taken.describe().endswith(f"from the layers {', '.join(map(str, layers))} there")
+
+
+def test_a_deeper_network_without_a_choice_of_layers_names_the_option() -> None:
+    with pytest.raises(InputError, match="init_layers says which of more layers it takes"):
+        InitialWeights("file", gpt(5).state_dict(), strict=True).fill(gpt(2))
 
 
 @pytest.mark.parametrize(

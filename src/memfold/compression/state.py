@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from memfold.compression.accounting import tensor_bytes, ties_of
+from memfold.compression.accounting import state_tensors, tensor_bytes, ties_of
 from memfold.compression.fake_quantisation import FakeQuantisation
 from memfold.compression.selection import CompressibleWeight
 from memfold.errors import InputError
@@ -139,6 +139,15 @@ class Compression(ABC):
     def dense_shapes(self) -> dict[str, torch.Size]:
         """Shapes in the dense model of untouched tensors that have another one here."""
         return {}
+
+    @property
+    def lost_bytes(self) -> int:
+        """Bytes by which the untouched tensors were larger in the dense model."""
+        tensors = state_tensors(self.model)
+        return sum(
+            (prod(shape) - tensors[name].numel()) * tensors[name].itemsize
+            for name, shape in self.dense_shapes().items()
+        )
 
     def structure(self) -> dict[str, Tensor]:
         """Tensors that say where the values belong, when that is not a function of the seed."""

@@ -100,9 +100,12 @@ class InitialWeights:
                 f"{_sample(self._tensors)}; the backbone has {_sample(own)}"
             )
         if self._strict and (missing or others or unused):
+            alike = {_unnumbered(name) for name in own}
+            has_more = self._layers is None and any(_unnumbered(name) in alike for name in unused)
             raise InputError(
                 f"init_from={self._source}: {self._differences()}; with init_from_strict=false "
                 "the backbone keeps its own values where the file has none that fit"
+                + ("; init_layers says which of more layers it takes" if has_more else "")
             )
         self._check(found, taken, ties)
         with torch.no_grad():
@@ -114,9 +117,10 @@ class InitialWeights:
         taken = f"init_from={self._source}: {self.report['taken']} tensors taken"
         if self.report["prefix"]:
             taken += f" (named {self.report['prefix']}... there)"
-        return (
-            f"{taken}; {self._differences() or 'all of the backbone, and nothing else was there'}"
-        )
+        rest = "and nothing else was there"
+        if self._layers is not None:
+            rest = f"from the layers {', '.join(map(str, self._layers))} there"
+        return f"{taken}; {self._differences() or f'all of the backbone, {rest}'}"
 
     def _differences(self) -> str:
         report, parts = self.report, []
@@ -305,6 +309,10 @@ def _numbered(tensors: Mapping[str, Tensor], stem: str) -> Mapping[int, dict[str
         if match is not None:
             found[int(match[1])][match[2]] = tensor
     return found
+
+
+def _unnumbered(name: str) -> str:
+    return re.sub(r"\d+", "", name)
 
 
 def _shapes(layer: Mapping[str, Tensor]) -> dict[str, torch.Size]:

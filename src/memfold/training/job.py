@@ -131,7 +131,8 @@ def _run_locked(cfg: DictConfig, folder: Path, termination: Termination) -> dict
             if isinstance(logger, ContinuedSteps):
                 logger.conclude(result, folder / ARTIFACT)
     except SIGTERMException:
-        reason = f"terminated (SIGTERM); continue with: {resume_command(folder)}"
+        then = "it was completed" if completed else f"continue with: {resume_command(folder)}"
+        reason = f"terminated (SIGTERM); {then}"
         with suppress(InputError):
             result_file.fail(reason)
         if is_rank_zero():

@@ -136,6 +136,7 @@ def test_shared_norms_are_stored_once_and_dense_models_have_their_own():
     model, own = tied(ratio=1 / 3, norms="shared"), tied(ratio=1 / 3)
     norms = sum(p.numel() for p in gpt().blocks[0].parameters() if p.dim() == 1)
     bytes_of = [memfold.footprint(m).untouched_bytes for m in (own, model)]
+    assert memfold.footprint(model).dense_bytes == memfold.footprint(gpt()).dense_bytes
     assert bytes_of[0] - bytes_of[1] == 8 * norms * (DEPTH - 2)
     assert model.blocks[4].norm1.weight is model.blocks[0].norm1.weight
     loss_of(model).backward()

@@ -205,6 +205,11 @@ class TiedWeights(LayerWeights):
         }
         return replace(super().described(dtype), ties=ties)
 
+    @property
+    def lost_bytes(self) -> int:
+        """See `Compression.lost_bytes`: norms and biases that are another layer's now."""
+        return sum(module.get_parameter(name).nbytes for module, name in self._others)
+
     def restore_dense(self) -> None:
         """See `Compression.restore_dense`."""
         super().restore_dense()
