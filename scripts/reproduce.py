@@ -12,8 +12,10 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+from omegaconf import DictConfig
 
 from memfold.errors import InputError
 from memfold.file_models import check
@@ -26,7 +28,7 @@ from memfold.studies.arguments import (
     split_overrides,
     working_in,
 )
-from memfold.studies.choose import compose_methods, run_plan
+from memfold.studies.choose import compose_methods, in_group, run_plan
 from memfold.studies.choose_plan import Plan
 from memfold.studies.composing import prepare_data
 from memfold.studies.process import Stopped, StopSignal, run_program
@@ -72,15 +74,15 @@ def main(arguments: Sequence[str], root: Path) -> int:
 
     def body(stop: StopSignal) -> int:
         plans = {name: plan_of(name, options, overrides) for name in options.experiments}
-        methods = [run for plan in plans.values() for run in compose_methods(plan, root / "conf")]
+        methods = {name: compose_methods(plan, root / "conf") for name, plan in plans.items()}
         program = Path(os.path.relpath(root / "train.py"))
         report = report_command(root, plans, out, schedule(options.epochs))
-        runs = list(commands(program, plans, out))
+        runs = list(commands(program, plans, methods, out))
         if options.dry_run:
             for command in [*runs, report]:
                 print(shlex.join(["python", *command]))
             return 0
-        prepare_data(methods)
+        prepare_data(run for own in methods.values() for run in own.values())
         num_slots = options.jobs_per_device * num_devices(overrides)
         how = f"{num_slots} at once, {schedule(options.epochs)} each"
         print(f"runs: {len(runs)}, {how}", flush=True)
@@ -88,7 +90,8 @@ def main(arguments: Sequence[str], root: Path) -> int:
         with working_in(out, stop):
             for name, plan in plans.items():
                 print(f"\n{out / name}", flush=True)
-                progress = run_plan(plan, out / name, runners(program, num_slots, stop))
+                workers = runners(program, num_slots, stop)
+                progress = run_plan(plan, methods[name], out / name, workers)
                 failed += [f"{name}/{line}" for line in progress.failed]
                 if progress.others:
                     others = ", ".join(progress.others)
@@ -131,13 +134,18 @@ def plan_of(experiment: str, options: argparse.Namespace, overrides: Sequence[st
     return check(Plan, content)
 
 
-def commands(program: Path, plans: dict[str, Plan], out: Path) -> Iterable[list[str]]:
+def commands(
+    program: Path,
+    plans: Mapping[str, Plan],
+    methods: Mapping[str, Mapping[str, DictConfig]],
+    out: Path,
+) -> Iterable[list[str]]:
     """List what every run could be started with by hand."""
     for name, plan in plans.items():
         for group in plan.groups:
             for run in plan.compared_runs(*group, None):
                 place = folder_override("hydra.run.dir", out / name / RUNS / run.name)
-                yield [str(program), *run.overrides, place]
+                yield [str(program), *in_group(run, methods[name][run.method]), place]
 
 
 def schedule(num_epochs: int) -> str:

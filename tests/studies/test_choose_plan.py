@@ -9,7 +9,9 @@ from hydra import compose, initialize_config_dir
 from memfold.errors import InputError
 from memfold.file_models import check, read_yaml
 from memfold.strategies import strategy_names
+from memfold.studies.choose import compose_methods, in_group
 from memfold.studies.choose_plan import Plan
+from memfold.studies.composing import compose_run
 from studies.plans import PLAN, REPOSITORY, write_plan
 
 
@@ -94,20 +96,25 @@ def test_a_plan_may_leave_nothing_to_choose(tmp_path: Path) -> None:
         ("wandb", "csv", False),
         ("csv", "", False),
         ("", "", True),  # the default of train.py
+        ("none, by an experiment", "", False),
     ],
 )
 def test_runs_in_wandb_have_a_group_and_those_only_tried_are_told_apart(
     common: str, own: str, is_logged: bool, tmp_path: Path
 ) -> None:
     method = ["compression=mag", *([f"logger={own}"] if own else [])]
-    overrides = ["trainer.max_epochs=2", *([f"logger={common}"] if common else [])]
-    changes = {"overrides": overrides, "methods": {"mag": method}}
+    given = ["debug=fast"] if common.startswith("none") else [f"logger={common}"] if common else []
+    changes = {"overrides": ["trainer.max_epochs=2", *given], "methods": {"mag": method}}
     plan = read_yaml(write_plan(tmp_path, **changes), Plan)
-    tried, compared = plan.tried_runs("mag", 0.1)[0], plan.compared_runs("mag", 0.1, 0.1)[0]
-    assert ("logger.group='mag'" in tried.overrides) == is_logged
-    assert ("logger.group='mag'" in compared.overrides) == is_logged
-    assert ("logger.job_type=tune" in tried.overrides) == is_logged
-    assert "logger.job_type=tune" not in compared.overrides
+    config = compose_methods(plan, REPOSITORY / "conf")["mag"]
+    tried = in_group(plan.tried_runs("mag", 0.1)[0], config, "tune")
+    compared = in_group(plan.compared_runs("mag", 0.1, 0.1)[0], config)
+    assert ("logger.group='mag'" in tried) == is_logged
+    assert ("logger.group='mag'" in compared) == is_logged
+    assert ("logger.job_type=tune" in tried) == is_logged
+    assert "logger.job_type=tune" not in compared
+    for overrides in (tried, compared):
+        compose_run(REPOSITORY / "conf", overrides)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from data.writers import write_cifar10
 from memfold.runs.locks import locked
@@ -91,7 +92,9 @@ def test_by_default_it_is_the_whole_comparison() -> None:
     options = script.parser().parse_args(["--out", "out"])
     plans = {name: script.plan_of(name, options, ["logger=wandb"]) for name in options.experiments}
     assert tuple(plans) == script.EXPERIMENTS
-    found = [*script.commands(Path("train.py"), plans, Path("out"))]
+    config = OmegaConf.create({"logger": {"group": None, "job_type": None}})
+    methods = {name: dict.fromkeys(plan.methods, config) for name, plan in plans.items()}
+    found = [*script.commands(Path("train.py"), plans, methods, Path("out"))]
     per_experiment = len(script.SEEDS) * (1 + (len(script.METHODS) - 1) * len(script.RATIOS))
     assert len(found) == per_experiment * len(script.EXPERIMENTS) == 615
     assert len({command[-1] for command in found}) == 615

@@ -25,14 +25,14 @@ from memfold.studies.arguments import (
     working_in,
 )
 from memfold.studies.choose_plan import Choose, Plan, PlannedRun, number_text
-from memfold.studies.composing import compose_run, prepare_data
+from memfold.studies.composing import compose_run, group_in_wandb, prepare_data
 from memfold.studies.packing import pack_runs
 from memfold.studies.process import StopSignal
 from memfold.studies.put_aside import sort_runs
 from memfold.studies.runner import Outcome, Runner, metric_of, run_all, runners
 from memfold.training.foreign_code import named_code
 
-__all__ = ["Progress", "compose_methods", "doubts", "main", "run_plan"]
+__all__ = ["Progress", "compose_methods", "doubts", "in_group", "main", "run_plan"]
 
 _Group = tuple[str, float | None]
 """A method, and the budget at which it chooses."""
@@ -59,10 +59,10 @@ def main(arguments: Sequence[str], program: Path, conf: Path) -> int:
     def body(stop: StopSignal) -> int:
         plan = read_yaml(options.plan, Plan)
         methods = compose_methods(plan, conf)
-        prepare_data(methods)
-        named = set().union(*map(named_code, methods))
+        prepare_data(methods.values())
+        named = set().union(*map(named_code, methods.values()))
         with working_in(options.out, stop):
-            progress = run_plan(plan, options.out, runners(program, options.jobs, stop))
+            progress = run_plan(plan, methods, options.out, runners(program, options.jobs, stop))
             num_packed = pack_runs(options.out / RUNS, plan.bits, stop.event, allow=named)
         return _conclude(progress, num_packed, plan, options.out, program)
 
@@ -94,14 +94,17 @@ class Progress:
         print(f"{place} {name}: {text} ({outcome.seconds:.0f} s)", flush=True)
 
 
-def run_plan(plan: Plan, folder: Path, workers: Sequence[Runner]) -> Progress:
+def run_plan(
+    plan: Plan, methods: Mapping[str, DictConfig], folder: Path, workers: Sequence[Runner]
+) -> Progress:
     """Run what is missing of a plan.
 
     Runs that this plan does not make are moved from `runs/` to `other_runs/`, and come back when a
     plan makes them.
 
     Args:
-        plan: Of which every method can be composed.
+        plan: What to run.
+        methods: See `compose_methods`.
         folder: Of the comparison; locked by the caller.
         workers: One for each run at a time.
 
@@ -114,9 +117,9 @@ def run_plan(plan: Plan, folder: Path, workers: Sequence[Runner]) -> Progress:
     progress = Progress(sum(map(len, tried.values())) + num_compared)
     chosen: Mapping[Any, float | None] = dict.fromkeys(plan.groups)
     if plan.choose is not None:
-        chosen = _choose(plan.choose, tried, folder, workers, progress)
+        chosen = _choose(plan.choose, tried, methods, folder, workers, progress)
     runs = [
-        (run.name, run.overrides)
+        (run.name, in_group(run, methods[run.method]))
         for group in plan.groups
         for run in plan.compared_runs(*group, chosen[group])
     ]
@@ -129,12 +132,17 @@ def run_plan(plan: Plan, folder: Path, workers: Sequence[Runner]) -> Progress:
 def _choose(
     choose: Choose,
     tried: Mapping[_Group, Sequence[PlannedRun]],
+    methods: Mapping[str, DictConfig],
     folder: Path,
     workers: Sequence[Runner],
     progress: Progress,
 ) -> dict[_Group, float | None]:
     """Try all values, write `choices.csv`, and return the best value of each group."""
-    named = [(run.name, run.overrides) for runs in tried.values() for run in runs]
+    named = [
+        (run.name, in_group(run, methods[run.method], "tune"))
+        for runs in tried.values()
+        for run in runs
+    ]
     outcomes = run_all(named, folder / CHOICES, workers, progress.note)
     best = {group: _best(runs, outcomes) for group, runs in tried.items()}
     results = {name: o.result for name, o in outcomes.items() if _judge(o)[0] is not None}
@@ -148,6 +156,18 @@ def _choose(
     table = _table(choose.budget_key, [*tried.values()], notes, outcomes)
     write_text_atomically(folder / f"{CHOICES}.csv", table)
     return {group: run.value for group, run in best.items()}
+
+
+def in_group(run: PlannedRun, config: DictConfig, job_type: str | None = None) -> list[str]:
+    """Return the overrides of a run, one group in W&B with the others of its method.
+
+    Args:
+        run: Of a plan.
+        config: What its method composes to.
+        job_type: "tune" where W&B shall leave it out of the comparison.
+    """
+    # The order is that of the runs there are: another one would run them again.
+    return [*run.overrides, *reversed(group_in_wandb(config, run.method, job_type))]
 
 
 def _judge(outcome: Outcome) -> tuple[float | None, str]:
@@ -237,8 +257,8 @@ def _conclude(progress: Progress, num_packed: int, plan: Plan, out: Path, progra
     return 0
 
 
-def compose_methods(plan: Plan, conf: Path) -> list[DictConfig]:
-    """Compose one run of each method.
+def compose_methods(plan: Plan, conf: Path) -> dict[str, DictConfig]:
+    """Compose one run of each method: name -> configuration.
 
     Raises:
         InputError: An override is unknown.
@@ -253,7 +273,7 @@ def compose_methods(plan: Plan, conf: Path) -> list[DictConfig]:
             composed[method] = compose_run(conf, run.overrides)
         except InputError as error:
             raise InputError(f"{_place_of(str(error), plan, conf, method)}: {error}") from error
-    return list(composed.values())
+    return composed
 
 
 def _place_of(mistake: str, plan: Plan, conf: Path, method: str) -> str:

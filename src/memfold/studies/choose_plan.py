@@ -7,14 +7,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from memfold.file_models import Model, Number, Seed, Seeds, Text, distinct
-from memfold.overrides import quote_value
 
 __all__ = ["Plan", "PlannedRun", "number_text"]
 
 _OF_THE_PLAN = {"ratio", "budget_bytes", "seed", "resume", "hydra.run.dir", "logger.group"}
 _DENSE = "compression=dense"
 _NO_TEST = "trainer.limit_test_batches=0"
-_TRIED = "logger.job_type=tune"  # where W&B leaves it out of the comparison
 
 _List = (Field(min_length=1, max_length=1000), AfterValidator(distinct))
 _Ratio = Annotated[float, Field(gt=0, le=1)]
@@ -144,9 +142,8 @@ class Plan(Model):
         """
         if self.choose is None:
             return []
-        more = (_NO_TEST, _TRIED) if self._is_in_wandb(method) else (_NO_TEST,)
         seed = self.choose.seed
-        return [self._run(method, place, value, seed, *more) for value in self.choose.values]
+        return [self._run(method, place, value, seed, _NO_TEST) for value in self.choose.values]
 
     def compared_runs(
         self, method: str, place: float | None, value: float | None
@@ -167,16 +164,9 @@ class Plan(Model):
             key = self.choose.key
             own.append(f"{key}={number_text(value)}")
             names.append(f"{key.rpartition('.')[2]}{number_text(value)}")
-        own += [f"seed={seed}", *more]
         names.append(f"s{seed}")
-        group = [f"logger.group={quote_value(method)}"] if self._is_in_wandb(method) else []
-        overrides = [*self.overrides, *self.methods[method], *own, *group]
+        overrides = [*self.overrides, *self.methods[method], *own, f"seed={seed}", *more]
         return PlannedRun("-".join(names), method, budget, value, tuple(overrides))
-
-    def _is_in_wandb(self, method: str) -> bool:
-        given = [*self.overrides, *self.methods[method]]
-        chosen = [text for text in given if text.startswith("logger=")][-1:]
-        return chosen in ([], ["logger=wandb"])  # train.py has it without being told
 
 
 def number_text(value: float | None) -> str:
