@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
         print(f"{key}={list(numbers)}".replace(" ", ""))
         return 0
 
-    return ending_in_one_line(body)
+    return ending_in_one_line(body, "interrupted")
 
 
 if __name__ == "__main__":

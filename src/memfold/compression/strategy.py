@@ -60,7 +60,8 @@ class Strategy(ABC):
     """What makes a model small. Subclasses register themselves: `class X(Strategy, name="x")`."""
 
     ratio: Ratio | None = None
-    """Stored learned values over compressible weights, in (0, 1]; 0.1 when no budget is given."""
+    """Stored learned values over compressible weights, in (0, 1]; `default_ratio` when no
+    budget is given."""
     budget_bytes: Count | None = None
     """Size of the artifact's file, its header included, instead of `ratio`: as full as the strategy
     can make it, and never fuller. With `coding` it becomes smaller, by what the data allow."""

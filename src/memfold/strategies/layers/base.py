@@ -122,7 +122,10 @@ class LayerStrategy(Strategy):
         place = bisect_left(sizes, num_values, key=self._count(model, weights, stack))
         made = self.make(model, weights, stack, sizes[min(place, len(sizes) - 1)])
         if made.num_values != num_values:
-            raise InputError(f"the artifact has {num_values} values, which fits no {self}")
+            raise InputError(
+                f"the artifact has {num_values} values, which no compression={self.name} of "
+                f"{len(stack)} such layers has"
+            )
         made.accept(weights, tensors)
         return made
 

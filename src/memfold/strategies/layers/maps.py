@@ -12,11 +12,13 @@ from typing import Literal
 
 from memfold.errors import InputError
 
-__all__ = ["LayerMap", "check_map", "depths_of", "layer_map", "looped_map"]
+__all__ = ["Entries", "LayerMap", "check_map", "depths_of", "layer_map", "looped_map"]
 
 LayerMap = Literal[
     "cycle", "sequence", "cycle_rev", "middle_cycle", "middle_sequence", "albert", "sandwich"
 ]
+Entries = tuple[int, ...]
+"""For each position, the layer whose weights it uses."""
 
 
 def depths_of(name: LayerMap, num_layers: int) -> list[int]:
@@ -38,17 +40,19 @@ def depths_of(name: LayerMap, num_layers: int) -> list[int]:
             return [3] if inner > 0 else []
 
 
-def layer_map(name: LayerMap, num_layers: int, num_own: int) -> tuple[int, ...]:
+def layer_map(name: LayerMap | Entries, num_layers: int, num_own: int) -> Entries:
     """Return m with m[l] in 0..K-1, the layer whose weights position l uses.
 
     Args:
         name: `cycle`: l mod K. `sequence`: l // (L / K). `cycle_rev`: a cycle whose last round goes
             backwards. `middle_cycle`, `middle_sequence`: the first and the last position have their
             own, the others follow the rule. `albert`: l K // L, groups of neighbours that need not
-            be equal. `sandwich`: first, last, and one for all between.
+            be equal. `sandwich`: first, last, and one for all between. Or entries: see `check_map`.
         num_layers: L.
         num_own: K, one of `depths_of`.
     """
+    if isinstance(name, tuple):
+        return check_map(name, num_layers)
     cycle = tuple(place % num_own for place in range(num_layers))
     match name:
         case "cycle":
@@ -64,14 +68,16 @@ def layer_map(name: LayerMap, num_layers: int, num_own: int) -> tuple[int, ...]:
             return (0, *(1 + number for number in inner), num_own - 1)
 
 
-def looped_map(name: LayerMap, num_layers: int, loops: int) -> tuple[int, ...]:
+def looped_map(name: LayerMap | Entries, num_layers: int, loops: int) -> Entries:
     """Return the map of that name in which `loops` layers, at most, use the same weights.
 
-    Of several (`albert`), it is the one with the fewest weights.
+    Of several (`albert`), it is the one with the fewest weights. Entries are as they are.
 
     Raises:
         InputError: There is none.
     """
+    if isinstance(name, tuple):
+        return check_map(name, num_layers)
     found = {}
     for own in depths_of(name, num_layers):
         entries = layer_map(name, num_layers, own)
@@ -84,7 +90,7 @@ def looped_map(name: LayerMap, num_layers: int, loops: int) -> tuple[int, ...]:
     return found[loops]
 
 
-def check_map(entries: Sequence[int], num_layers: int) -> tuple[int, ...]:
+def check_map(entries: Sequence[int], num_layers: int) -> Entries:
     """Return a map that a user wrote, with its layers numbered in the order of their first use.
 
     Args:

@@ -32,7 +32,7 @@ from memfold.strategies.factoring.matrices import (
     spectral_factors,
     weight_of,
 )
-from memfold.strategies.layers.maps import check_map, looped_map
+from memfold.strategies.layers.maps import looped_map
 from memfold.strategies.layers.repeated import Stack
 from memfold.strategies.layers.tied import Tied, TiedWeights
 
@@ -63,7 +63,8 @@ class RecursiveLora(Tied, name="recursive_lora"):
         size: int,
     ) -> "RecursiveLoraWeights":
         """See `LayerStrategy.make`."""
-        return RecursiveLoraWeights(self, model, weights, stack, self._entries(stack), size)
+        entries = looped_map(self.map, len(stack), self.loops)
+        return RecursiveLoraWeights(self, model, weights, stack, entries, size)
 
     def start(
         self,
@@ -94,16 +95,9 @@ class RecursiveLora(Tied, name="recursive_lora"):
             up.append(last.to(residual))
         return {**parts, "down": down, "up": up}
 
-    def _entries(self, stack: Stack) -> tuple[int, ...]:
-        if isinstance(self.map, tuple):
-            return check_map(self.map, len(stack))
-        return looped_map(self.map, len(stack), self.loops)
-
 
 class RecursiveLoraWeights(TiedWeights):
     """Beside the tied ones `<weight>_down` (r, columns) and `<weight>_up` (rows, r) at each."""
-
-    values_name: ClassVar[str] = "layer_values"
 
     def __init__(
         self,

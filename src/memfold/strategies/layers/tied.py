@@ -26,7 +26,7 @@ from memfold.compression.trained_values import report_loss
 from memfold.errors import InputError
 from memfold.strategies.layers.base import LayerStrategy, LayerWeights
 from memfold.strategies.layers.gradients import factor_of, scale_gradient
-from memfold.strategies.layers.maps import LayerMap, check_map, depths_of, layer_map
+from memfold.strategies.layers.maps import Entries, LayerMap, check_map, depths_of, layer_map
 from memfold.strategies.layers.others import shared_names, tie_others, untie
 from memfold.strategies.layers.repeated import Stack
 from memfold.strategies.sharing.gradient_scale import GradientScale
@@ -111,7 +111,7 @@ class TyingStrategy(LayerStrategy):
 class Tied(TyingStrategy, name="tied"):
     """Repeated layers share their weights; norms and biases stay each layer's own."""
 
-    map: LayerMap | tuple[int, ...] = "cycle"
+    map: LayerMap | Entries = "cycle"
     """Whose weights each position uses: a rule, of which `ratio` says how many layers have weights
     of their own, or a list with one entry for each position: `[0,1,1,2]`."""
 
@@ -135,10 +135,7 @@ class Tied(TyingStrategy, name="tied"):
         size: int,
     ) -> "TiedWeights":
         """See `LayerStrategy.make`."""
-        if isinstance(self.map, tuple):
-            entries = check_map(self.map, len(stack))
-        else:
-            entries = layer_map(self.map, len(stack), size)
+        entries = layer_map(self.map, len(stack), size)
         return TiedWeights(self, model, weights, stack, entries)
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from memfold.compression.selection import CompressibleWeight
 from memfold.options import Count
-from memfold.strategies.layers.maps import LayerMap, check_map, looped_map
+from memfold.strategies.layers.maps import Entries, LayerMap, looped_map
 from memfold.strategies.layers.repeated import stack_of
 from memfold.strategies.sharing.mapping import Span, spans_of
 from memfold.strategies.sharing.stable_rps import StableRPS
@@ -33,7 +33,7 @@ class TiedRPS(StableRPS, name="tied_rps"):
 
     initialises: ClassVar[bool] = False
 
-    map: LayerMap | tuple[int, ...] = "cycle"
+    map: LayerMap | Entries = "cycle"
     """Whose weights each position uses: a rule, or a list with one entry for each position:
     `[0,1,1,2]`."""
     loops: Count = 2
@@ -44,10 +44,7 @@ class TiedRPS(StableRPS, name="tied_rps"):
     def spans(self, model: nn.Module, weights: tuple[CompressibleWeight, ...]) -> tuple[Span, ...]:
         """See `SharingStrategy.spans`: layers with the same entry of the map lie in one place."""
         stack = stack_of(model, weights, self.layers)
-        if isinstance(self.map, tuple):
-            entries = check_map(self.map, len(stack))
-        else:
-            entries = looped_map(self.map, len(stack), self.loops)
+        entries = looped_map(self.map, len(stack), self.loops)
         firsts = {
             index: numbers[entries.index(entry)]
             for numbers in stack.weights.values()
