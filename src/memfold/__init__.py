@@ -75,7 +75,8 @@ def compress(
     Args:
         model: Any module, on any one device, in one dtype.
         strategy: A name from `strategies()`, or a built strategy with all of its options.
-        ratio: Stored learned values over compressible weights, in (0, 1]; 0.1 by default.
+        ratio: Stored learned values over compressible weights, in (0, 1]; by default 0.1, or what the
+            strategy has for it.
         budget_bytes: Size of the file that `save` writes, its header included, instead of `ratio`:
             it is as full as the strategy can make it, and never fuller. With `coding` what is
             stored becomes smaller than counted; the budget then is an upper bound.
@@ -95,8 +96,8 @@ def compress(
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if "name" in options or not isinstance(strategy, str | Strategy):
         raise InputError(f"strategy must be a name or a Strategy, got {strategy!r}")
-    given = {"ratio": ratio, "budget_bytes": budget_bytes, "seed": seed, **options}
-    given = {key: value for key, value in given.items() if value is not None}
+    given = {"ratio": ratio, "budget_bytes": budget_bytes, "seed": seed}
+    given = {key: value for key, value in given.items() if value is not None} | options
     if isinstance(strategy, str):
         strategy = Strategy.from_dict({"name": strategy, **given})
     elif given:

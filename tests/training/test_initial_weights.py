@@ -259,6 +259,23 @@ def test_layers_that_are_not_there_are_refused(layers: list[int], message: str) 
     assert same(state_of(net), before)
 
 
+@pytest.mark.parametrize("change", ["missing", "another shape", "one more"])
+def test_layers_with_a_gap_are_refused(change: str) -> None:
+    name = "blocks.1.up.bias"
+    state = gpt(4).state_dict()
+    match change:
+        case "missing":
+            state = {key: value for key, value in state.items() if not key.startswith("blocks.1.")}
+        case "another shape":
+            state[name] = state[name][1:]
+        case "one more":
+            state["blocks.1.more"] = state[name]
+    for strict in (True, False):
+        taken = InitialWeights("file", state, strict=strict, layers=[0, 2])
+        with pytest.raises(InputError, match="are numbered 0, 2, 3 there: one is missing, or has"):
+            taken.fill(gpt(2))
+
+
 def test_layers_of_nothing_are_refused(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(2, 3))
     with pytest.raises(InputError, match="init_layers: the backbone has no layers that are alike"):

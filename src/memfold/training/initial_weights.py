@@ -276,7 +276,8 @@ def _renumbered(
         layers: See `InitialWeights`.
 
     Raises:
-        InputError: There are more or fewer of them than paths, or one is not there.
+        InputError: There are more or fewer of them than paths, or one is not there, or has other
+            tensors.
     """
     if len(layers) != len(paths):
         raise InputError(
@@ -287,7 +288,13 @@ def _renumbered(
     if not first.isdecimal():
         raise InputError(f"init_layers wants layers that are numbered, not {_sample(paths)}")
     there, like = _numbered(tensors, stem), _shapes(_numbered(own, stem)[int(first)])
-    alike = [layer for _, layer in sorted(there.items()) if _shapes(layer) == like]
+    numbers = [number for number, layer in sorted(there.items()) if _shapes(layer) == like]
+    if numbers != [*range(int(first), int(first) + len(numbers))]:
+        raise InputError(
+            f"init_layers counts layers without a gap, those like the backbone's are numbered "
+            f"{', '.join(map(str, numbers))} there: one is missing, or has other tensors"
+        )
+    alike = [there[number] for number in numbers]
     if max(layers) >= len(alike):
         raise InputError(
             f"init_layers names layer {max(layers)}, and there are {len(alike)} layers like those "
