@@ -6,6 +6,7 @@ import pytest
 from torch import nn
 
 import memfold
+from memfold.backbones import GPT
 from memfold.compression.selection import select_weights
 from memfold.strategies.layers.repeated import repeated_layers, stack_of
 
@@ -37,6 +38,8 @@ def perceptron():
     [
         (encoder, None, ["layers.0", "layers.1", "layers.2"]),
         (perceptron, None, ["2", "4", "6"]),
+        # The embedding and the head of so narrow a network are larger than its two blocks.
+        (lambda: GPT(256, 8, width=16, depth=2), None, ["blocks.0", "blocks.1"]),
         (Experts, None, ["layers.0", "layers.1", "layers.2"]),
         (Experts, "layers.1.experts.*", [f"layers.1.experts.{i}" for i in range(8)]),
         (encoder, "layers.[01]", ["layers.0", "layers.1"]),

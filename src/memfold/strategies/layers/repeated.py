@@ -37,8 +37,9 @@ def repeated_layers(model: nn.Module, pattern: str | None) -> dict[str, nn.Modul
     Args:
         model: The root module.
         pattern: A shell glob for their paths, whose `*` stays between two dots; `None` takes the
-            longest list of modules whose parameters have the same names and shapes, the one with
-            more parameters if two are as long. Lists inside such a layer are left out.
+            longest list of modules of one class whose parameters have the same names and shapes,
+            the one with more parameters if two are as long. Lists inside such a layer are left
+            out.
 
     Raises:
         InputError: There are no two, or those that are named differ.
@@ -49,18 +50,18 @@ def repeated_layers(model: nn.Module, pattern: str | None) -> dict[str, nn.Modul
     for path, module in model.named_modules():
         if any(path.startswith(f"{layer}.") for layers in found for layer in layers):
             continue
-        alike: dict[_Shapes, dict[str, nn.Module]] = defaultdict(dict)
+        alike: dict[tuple[type, _Shapes], dict[str, nn.Module]] = defaultdict(dict)
         for name, child in module.named_children():
-            alike[_shapes(child)][f"{path}.{name}" if path else name] = child
+            alike[type(child), _shapes(child)][f"{path}.{name}" if path else name] = child
         found += [
             layers
-            for shapes, layers in alike.items()
+            for (_, shapes), layers in alike.items()
             if len(layers) > 1 and any(len(shape) > 1 for _, shape in shapes)
         ]
     if not found:
         raise InputError(
-            f"{type(model).__name__} has no repeated layers, no two modules side by side with "
-            "parameters of the same shapes; equal ones that lie apart can be named: "
+            f"{type(model).__name__} has no repeated layers, no two modules of a class side by "
+            "side with parameters of the same shapes; equal ones that lie apart can be named: "
             "compression.layers='*.encoder'"
         )
     return max(found, key=lambda layers: (len(layers), _size(next(iter(layers.values())))))
