@@ -35,7 +35,7 @@ from memfold.strategies.layers.coefficient_networks import (
     network_shapes,
     network_start,
 )
-from memfold.strategies.layers.projections import patterns_of
+from memfold.strategies.layers.matrix_kinds import patterns_of
 from memfold.strategies.layers.repeated import Stack
 
 __all__ = ["Masa", "MasaWeights"]

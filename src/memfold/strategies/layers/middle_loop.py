@@ -67,7 +67,6 @@ class LoopedWeights(TiedWeights):
         _check_whole(strategy.name, model, stack.paths)
         layers = [model.get_submodule(path) for path in stack.paths]
         loops = [layers[i : i + size] for i in range(begin, begin + looped, size)]
-        self._more = more
         width = _width(strategy.name, layers[0], stack.paths[0])
         self.hooks = self.make_hooks(strategy, model, loops, width)
 
@@ -81,17 +80,6 @@ class LoopedWeights(TiedWeights):
         """See `ComputedWeights.attach`."""
         super().attach(parts)
         self.hooks.connect()
-
-    def restore_dense(self) -> None:
-        """See `Compression.restore_dense`; what loops need stays."""
-        kept = {name: getattr(self.model, name) for name in self._more}
-        super().restore_dense()
-        for name, parameter in kept.items():
-            self.model.register_parameter(name, parameter)
-
-    def current_weight(self, index: int) -> Tensor:
-        """See `ComputedWeights.current_weight`: no weight depends on what the root has."""
-        return self.weight(index)
 
 
 def _check_whole(name: str, model: nn.Module, paths: Sequence[str]) -> None:

@@ -170,6 +170,7 @@ class TiedWeights(LayerWeights):
         if strategy.loop_scale:
             parts["scale"] = "weight"
         parts |= dict(more or {})
+        self._on_root = [name for name, level in parts.items() if level == "model"]
         super().__init__(strategy, model, weights, groups, parts)
         self.map = entries
         self.stack = stack
@@ -208,9 +209,12 @@ class TiedWeights(LayerWeights):
         return sum(module.get_parameter(name).nbytes for module, name in self._others)
 
     def restore_dense(self) -> None:
-        """See `Compression.restore_dense`."""
+        """See `Compression.restore_dense`; what hooks need on the root stays."""
+        kept = {name: getattr(self.model, name) for name in self._on_root}
         super().restore_dense()
         untie(self._others)
+        for name, parameter in kept.items():
+            self.model.register_parameter(name, parameter)
 
     def weight(self, index: int) -> Tensor:
         """Return the shared parameter, as a view, or with its rows scaled."""
@@ -218,8 +222,12 @@ class TiedWeights(LayerWeights):
         return shared * self.part(index, "scale") if "scale" in self.parts else shared
 
     def current_weight(self, index: int) -> Tensor:
-        """See `ComputedWeights.current_weight`; where nothing is computed, nothing is kept."""
-        return self.weight(index) if len(self.parts) == 1 else super().current_weight(index)
+        """See `ComputedWeights.current_weight`; where nothing is computed, nothing is kept.
+
+        No weight depends on what hooks need on the root.
+        """
+        is_direct = len(self.parts) == 1 or self._on_root
+        return self.weight(index) if is_direct else super().current_weight(index)
 
     def marks(self, *places: Tensor) -> Tensor:
         """See `ComputedWeights.marks`: the map tells where values belong."""

@@ -23,7 +23,7 @@ from memfold.errors import InputError
 from memfold.options import Count, NonNegative, Positive
 from memfold.seeding import derive_seed
 from memfold.strategies.layers.experts import ROUTER, Experts, Mlp, Routes
-from memfold.strategies.layers.projections import ATTENTION
+from memfold.strategies.layers.matrix_kinds import ATTENTION
 from memfold.strategies.layers.repeated import Stack
 from memfold.strategies.layers.tied import TiedWeights, TyingStrategy
 
@@ -143,12 +143,6 @@ class WideNetWeights(TiedWeights):
         super().attach(parts)
         self._experts.connect()
 
-    def restore_dense(self) -> None:
-        """See `Compression.restore_dense`; what experts need stays."""
-        router = getattr(self.model, ROUTER)
-        super().restore_dense()
-        self.model.register_parameter(ROUTER, router)
-
     def experts_start_as(self) -> list[Sequence[int]]:
         """Return for each expert the positions of whose MLPs it starts as the mean."""
         depth, size = len(self.map), self.size
@@ -166,10 +160,6 @@ class WideNetWeights(TiedWeights):
         """See `Compression.extra_loss`."""
         term = self._experts.balance() if self._balance else None
         return None if term is None else self._balance * term
-
-    def current_weight(self, index: int) -> Tensor:
-        """See `ComputedWeights.current_weight`: no weight depends on the router."""
-        return self.weight(index)
 
     def part_shape(self, index: int, name: str) -> Sequence[int]:
         """See `PartValues.part_shape`."""
