@@ -75,8 +75,8 @@ def compress(
     Args:
         model: Any module, on any one device, in one dtype.
         strategy: A name from `strategies()`, or a built strategy with all of its options.
-        ratio: Stored learned values over compressible weights, in (0, 1]; by default 0.1, or what the
-            strategy has for it.
+        ratio: Stored learned values over compressible weights, in (0, 1]; by default 0.1, or what
+            the strategy has for it.
         budget_bytes: Size of the file that `save` writes, its header included, instead of `ratio`:
             it is as full as the strategy can make it, and never fuller. With `coding` what is
             stored becomes smaller than counted; the budget then is an upper bound.
