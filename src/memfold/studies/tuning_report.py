@@ -7,17 +7,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import optuna
-
 from memfold.files import write_text_atomically
 from memfold.runs.primary import Primary
 from memfold.studies.optuna_study import Study, Trial
-from memfold.studies.runner import Outcome, fit_seconds, metric_of
+from memfold.studies.runner import Outcome, metric_of
 from memfold.studies.tuned_configuration import Configuration
 
 __all__ = ["describe", "show_test", "write_report"]
 
-_TRIALS_FOR_IMPORTANCES = 10  # fewer say little
 _STATES = ("completed", "pruned", "failed")
 
 
@@ -48,11 +45,6 @@ def describe(
         "num_trials": {state: counts[state] for state in _STATES},
         "best": None if best is None else _describe_best(study, best, command),
         "test": _describe_tests(study, tests, command) if tests else None,
-        "importances": _importances(study, trials),
-        "seconds": {
-            "trials": sum(trial.notes.seconds for trial in trials),
-            "test": sum(fit_seconds(outcome.result) for outcome in tests.values()),
-        },
         "trials": [
             {
                 "trial": trial.number,
@@ -89,7 +81,7 @@ def show_test(summary: Mapping[str, Any], primary: Primary) -> str:
 
 
 def _to_markdown(content: Mapping[str, Any], primary: Primary) -> str:
-    counts, seconds = content["num_trials"], content["seconds"]
+    counts = content["num_trials"]
     tuning, test = (", ".join(map(str, content[f"{name}_seeds"])) for name in ("tuning", "test"))
     goal = "largest" if content["maximize"] else "smallest"
     overrides = " ".join(content["overrides"]) or "-"
@@ -101,9 +93,7 @@ def _to_markdown(content: Mapping[str, Any], primary: Primary) -> str:
         f"was run with the **test seeds {test}**.",
         "",
         f"{counts['completed']} trials completed, {counts['pruned']} pruned, {counts['failed']} "
-        f"failed; {_duration(seconds['trials'])} in trials, {_duration(seconds['test'])} "
-        "with test seeds, summed over the runs: training, all attempts (of a trial that is not "
-        "completed: the last attempt).",
+        "failed.",
         "",
         *_best_lines(content, primary),
         "## Search space",
@@ -157,15 +147,6 @@ def _describe_tests(
     }
 
 
-def _importances(study: Study, trials: Sequence[Trial]) -> dict[str, float] | None:
-    """Return the share of each parameter in what the completed trials differ by."""
-    values = [trial.value for trial in trials if trial.value is not None]
-    if len(values) < _TRIALS_FOR_IMPORTANCES or len(set(values)) == 1:
-        return None
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    return optuna.importance.get_param_importances(study.optuna, evaluator=evaluator)
-
-
 def _best_lines(content: Mapping[str, Any], primary: Primary) -> list[str]:
     best, test = content["best"], content["test"]
     if best is None:
@@ -192,7 +173,6 @@ def _best_lines(content: Mapping[str, Any], primary: Primary) -> list[str]:
 
 
 def _space_lines(content: Mapping[str, Any]) -> list[str]:
-    importances = content["importances"]
     rows = []
     for key, entry in content["parameters"].items():
         ((kind, options),) = entry.items()
@@ -201,9 +181,8 @@ def _space_lines(content: Mapping[str, Any]) -> list[str]:
         else:
             scale = ", log" if options["log"] else ""
             allowed = f"{kind} from {options['low']:g} to {options['high']:g}{scale}"
-        rows.append((key, allowed, (importances or {}).get(key)))
-    note = ["Importance: fANOVA over the completed trials.", ""] if importances else []
-    return [*_table(("parameter", "values", "importance"), rows), *note]
+        rows.append((key, allowed))
+    return _table(("parameter", "values"), rows)
 
 
 def _trial_lines(content: Mapping[str, Any]) -> list[str]:
@@ -247,8 +226,3 @@ def _cell(value: object) -> str:
         return str(value).lower()
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return text.replace("|", r"\|")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
