@@ -17,6 +17,7 @@ from typing import IO, Any, NoReturn
 from memfold.errors import InputError
 
 __all__ = [
+    "make_folder",
     "open_regular",
     "parse_json",
     "read_json",
@@ -131,6 +132,16 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Raises:
+        InputError: It cannot be made.
+    """
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager

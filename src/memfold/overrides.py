@@ -1,14 +1,25 @@
 """Overrides of `train.py` as texts: which words of a command line they are, how to quote one."""
 
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
-__all__ = ["GROUPS", "folder_override", "is_override", "quote_value", "unresolved"]
+__all__ = [
+    "GROUPS",
+    "folder_override",
+    "is_override",
+    "parse",
+    "path_of",
+    "quote_value",
+    "split",
+    "texts_of",
+    "unresolved",
+]
 
 GROUPS = (
     "backbone",
@@ -29,6 +40,35 @@ def is_override(argument: str) -> bool:
     return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
 
 
+def parse(texts: Iterable[str]) -> list[Override]:
+    """Read overrides as Hydra does.
+
+    Raises:
+        OverrideParseException: Hydra cannot.
+    """
+    return OverridesParser.create().parse_overrides(list(texts))
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[Override]]:
+    """Divide a command line into flags and overrides.
+
+    Raises:
+        OverrideParseException: Hydra cannot read an override.
+    """
+    flags = [text for text in arguments if not is_override(text)]
+    return flags, parse(text for text in arguments if is_override(text))
+
+
+def texts_of(overrides: Iterable[Override]) -> list[str]:
+    """Return overrides as they were typed."""
+    return [str(override.input_line) for override in overrides]
+
+
+def path_of(override: Override) -> Path:
+    """Return the path that an override sets."""
+    return Path(str(override.value()).replace(r"\${", "${"))  # OmegaConf's escape
+
+
 def quote_value(text: str) -> str:
     """Write `text` so that Hydra reads it as one string, whatever characters it has."""
     return QuotedString(text=text.replace("${", r"\${"), quote=Quote.single).with_quotes()
@@ -38,7 +78,7 @@ def folder_override(key: str, folder: Path) -> str:
     """Return `key=folder` as a person would type it, quoted only where Hydra needs it."""
     text = f"{key}={folder}"
     with suppress(OverrideParseException):
-        [override] = OverridesParser.create().parse_overrides([text])
+        [override] = parse([text])
         if override.value() == str(folder) and "${" not in text:
             return text
     return f"{key}={quote_value(str(folder))}"

@@ -11,11 +11,10 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 from memfold.errors import InputError
-from memfold.overrides import is_override, quote_value
+from memfold.overrides import quote_value, split
 
 __all__ = ["ExternalLaunch", "expand_for_launcher", "external_launch", "refuse_lone_node"]
 
@@ -99,7 +98,7 @@ def expand_for_launcher(
         is_first_of_node = "LOCAL_RANK" not in environment
         added = _silent(f"on_node_{node}") if is_first_of_node and node != "0" else []
         return [*arguments, *added]
-    given = _parse(arguments)
+    given = split(arguments)[1]
     is_sweep = "-m" in arguments or "--multirun" in arguments
     if is_sweep or str(_value(given, "hydra.mode")) == "MULTIRUN":
         raise InputError(
@@ -160,10 +159,6 @@ def refuse_lone_node(
             f"trainer.num_nodes={num_nodes}: every node would make a folder of its own; "
             f"{_ASK_FOR_FOLDER}"
         )
-
-
-def _parse(arguments: Sequence[str]) -> list[Override]:
-    return OverridesParser.create().parse_overrides([a for a in arguments if is_override(a)])
 
 
 def _value(given: Sequence[Override], key: str) -> object:

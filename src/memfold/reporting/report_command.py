@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 from memfold.errors import InputError
-from memfold.files import write_text_atomically, writing
+from memfold.files import make_folder, write_text_atomically
 from memfold.reporting.reading import read
 from memfold.reporting.records import Comparison
 from memfold.reporting.references import read_references
@@ -70,8 +70,7 @@ def write_report(comparison: Comparison, folder: Path, *, title: str) -> int:
     from memfold.reporting.page import write_page
     from memfold.reporting.plots import draw
 
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for name, text in (
         (RUN_LINES, to_run_lines(comparison)),
         ("table.csv", to_csv(comparison)),

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -18,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from memfold.errors import InputError
 from memfold.files import read_yaml_text
+from memfold.overrides import parse
 from memfold.runs.folder import HYDRA_FOLDER
 
 __all__ = [
@@ -111,7 +111,7 @@ def read_overrides(folder: Path) -> list[Override]:
         texts = yaml.safe_load(read_yaml_text(file))
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError("it holds no list of overrides")
-        return OverridesParser.create().parse_overrides(texts)
+        return parse(texts)
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}") from error
     except (ValueError, yaml.YAMLError, HydraException) as error:

@@ -5,15 +5,14 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 from memfold.errors import InputError
-from memfold.overrides import GROUPS, folder_override, is_override, quote_value
+from memfold.overrides import GROUPS, folder_override, path_of, quote_value, split, texts_of
 from memfold.runs.folder import refuse_odd_files
 from memfold.runs.recorded import is_setting, read_overrides
 
-__all__ = ["expand_arguments", "resume_command"]
+__all__ = ["expand_arguments", "refuse_other_folder", "resume_command"]
 
 
 def expand_arguments(arguments: Sequence[str]) -> list[str]:
@@ -35,9 +34,8 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
             or where it writes, or a group is null.
         OverrideParseException: Hydra cannot read an override.
     """
-    flags = [text for text in arguments if not is_override(text)]
-    given_texts = [text for text in arguments if is_override(text)]
-    given = OverridesParser.create().parse_overrides(given_texts)
+    flags, given = split(arguments)
+    given_texts = texts_of(given)
     for override in given:  # Hydra answers null with a traceback
         is_null = override.value() is None and not override.is_delete()
         if is_null and override.key_or_group in GROUPS:
@@ -53,7 +51,7 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
         raise InputError(f"resume={folder} is no run folder: {error}") from error
     refuse_odd_files(folder)
     kept = [override for override in original if not _is_given_anew(override, given)]
-    unsafe = _texts(override for override in kept if not is_setting(override))
+    unsafe = texts_of(override for override in kept if not is_setting(override))
     if unsafe:
         raise InputError(
             f"resume={folder}: a run folder may neither name code nor places outside of it, but "
@@ -63,19 +61,15 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
     # The folder's own .hydra stays until the checkpoint has been accepted (see training.job).
     extra = [f"hydra.run.dir={quote_value(str(folder))}", "hydra.output_subdir=null"]
     extra = [text for text in extra if text not in given_texts]
-    return [*flags, *_texts(kept), *given_texts, *extra]
+    return [*flags, *texts_of(kept), *given_texts, *extra]
 
 
 def resume_command(folder: Path) -> str:
     """Return what to type, in a shell, to go on with the run in `folder`."""
     again: list[str] = []
     with suppress(InputError):
-        again = _texts(o for o in read_overrides(folder) if not is_setting(o))
+        again = texts_of(o for o in read_overrides(folder) if not is_setting(o))
     return shlex.join(["python", "train.py", folder_override("resume", folder), *again])
-
-
-def _texts(overrides: Iterable[Override]) -> list[str]:
-    return [str(override.input_line) for override in overrides]
 
 
 def _run_folder(given: Sequence[Override], *, in_sweep: bool) -> Path | None:
@@ -85,21 +79,28 @@ def _run_folder(given: Sequence[Override], *, in_sweep: bool) -> Path | None:
     resume = values[-1]
     if in_sweep or resume.is_sweep_override():
         raise InputError(f"{resume.input_line}: one run is resumed at a time, without -m")
-    folder = _path(resume)
+    folder = path_of(resume)
     if not folder.is_dir():
         raise InputError(f"resume={folder}: there is no such folder; give that of an earlier run")
-    for override in given:
-        if override.key_or_group == "hydra.run.dir":
-            other = _path(override)
-            if not other.is_dir() or not other.samefile(folder):
-                raise InputError(
-                    f"resume={folder} continues in that folder; hydra.run.dir={other} is another"
-                )
+    refuse_other_folder(f"resume={folder}", folder, "hydra.run.dir", given)
     return folder
 
 
-def _path(override: Override) -> Path:
-    return Path(str(override.value()).replace(r"\${", "${"))  # OmegaConf's escape
+def refuse_other_folder(resume: str, folder: Path, key: str, given: Iterable[Override]) -> None:
+    """Check that a command line that goes on in a folder does not name another one, too.
+
+    Args:
+        resume: What asks for it, for the message.
+        folder: The folder.
+        key: Of an override that names a folder to begin in.
+        given: All overrides.
+
+    Raises:
+        InputError: It does.
+    """
+    for other in (path_of(override) for override in given if override.key_or_group == key):
+        if not other.is_dir() or not other.samefile(folder):
+            raise InputError(f"{resume} continues in that folder; {key}={other} is another")
 
 
 def _is_given_anew(original: Override, given: Sequence[Override]) -> bool:

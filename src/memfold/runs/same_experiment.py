@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from memfold.errors import InputError
-from memfold.overrides import unresolved
+from memfold.overrides import parse, unresolved
 from memfold.runs.recorded import leaves_of, read_overrides, read_settings
 
 __all__ = ["keep_settings", "refuse_other_experiment", "refuse_other_total_batch"]
@@ -148,7 +147,7 @@ def _given(cfg: DictConfig, folder: Path) -> frozenset[str]:
     before = {o.key_or_group: o.input_line for o in read_overrides(folder)}
     texts = unresolved(HydraConfig.get().overrides.task)
     given = set()
-    for override in OverridesParser.create().parse_overrides(texts):
+    for override in parse(texts):
         key = override.key_or_group
         if before.get(key) == override.input_line:
             continue

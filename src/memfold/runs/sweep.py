@@ -16,7 +16,7 @@ from pydantic import Field
 
 from memfold.errors import InputError
 from memfold.file_models import Model
-from memfold.files import read_text, writing
+from memfold.files import read_text, write_text_atomically
 from memfold.runs.folder import JOB_NOTES
 
 __all__ = ["JobNote", "SweepPlan", "find_note", "read_notes", "request_stop", "requested_stop"]
@@ -89,10 +89,7 @@ def request_stop(sweep: Path, attempt: int, number: signal.Signals) -> None:
 
     The mark stays: a job that waits in a cluster's queue may look at it days later.
     """
-    file = _stop_mark(sweep, attempt)
-    with writing(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(number.name, encoding="utf-8")
+    write_text_atomically(_stop_mark(sweep, attempt), number.name)
 
 
 def requested_stop(sweep: Path, attempt: int) -> signal.Signals | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from memfold.errors import InputError
-from memfold.files import writing
+from memfold.files import make_folder
 from memfold.runs.locks import locked
 from memfold.studies.process import Stopped, StopSignal
 
@@ -73,8 +73,7 @@ def working_in(folder: Path, stop: StopSignal) -> Iterator[None]:
     Raises:
         InputError: It is in use by another process, or cannot be written.
     """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with stop.caught(), locked(folder):
         yield
 

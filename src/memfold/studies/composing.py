@@ -1,4 +1,4 @@
-"""What stands in the way of many runs, found before the first one starts."""
+"""Runs of `train.py` and jobs of a sweep, composed as Hydra does before the first one starts."""
 
 import os
 import threading
@@ -10,8 +10,6 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -26,24 +24,11 @@ __all__ = [
     "composed_job",
     "group_in_wandb",
     "meaning",
-    "parse_overrides",
     "prepare_data",
 ]
 
 _CONFIG = "train"
 _one_meaning = threading.RLock()
-
-
-def parse_overrides(texts: Sequence[str]) -> list[Override]:
-    """Read overrides as Hydra does.
-
-    Raises:
-        InputError: Hydra cannot.
-    """
-    try:
-        return OverridesParser.create().parse_overrides(list(texts))
-    except HydraException as error:
-        raise InputError(describe_error(error)) from error
 
 
 def compose_run(conf: Path, overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:

@@ -10,7 +10,7 @@ from typing import Any
 import memfold
 from memfold.data.data_module import DataModule
 from memfold.errors import InputError
-from memfold.files import write_text_atomically, writing
+from memfold.files import make_folder, write_text_atomically
 from memfold.runs.folder import ARTIFACT, PACKED, RESULT, is_completed, read_result
 from memfold.studies.process import Stopped
 from memfold.tasks.evaluation import evaluate
@@ -80,8 +80,7 @@ def _pack(run: Path, bits: int, last: dict[str, DataModule], allow: Collection[s
     if result["compression"]["bits"] != 32:
         raise InputError(f"{run} was trained for artifact.bits={result['compression']['bits']}")
     target = run / PACKED / str(bits)
-    with writing(target):
-        target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
     artifact_bytes = memfold.save(load_model(run, allow=allow), target / ARTIFACT, bits=bits)
     net = memfold.load(target / ARTIFACT, fresh_network(run, allow=allow)).eval()
     counts = memfold.footprint(net)

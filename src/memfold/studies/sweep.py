@@ -16,7 +16,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, open_dict
 
 from memfold.errors import InputError
-from memfold.files import writing
+from memfold.files import make_folder
 from memfold.overrides import quote_value, unresolved
 from memfold.runs.folder import SWEEP_PLAN, is_completed, read_result
 from memfold.runs.locks import locked
@@ -58,8 +58,7 @@ class RunningSweep:
         self._held = ExitStack()
         self._at_once = num_parallel_jobs(config.hydra.launcher)
         _refuse_several_tasks(config.hydra)
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         self._held.enter_context(locked(self.folder))
         self._plan = admit(config, self.folder, resume=resume)
         self._plan.write(self.folder / SWEEP_PLAN)

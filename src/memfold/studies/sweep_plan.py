@@ -24,10 +24,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from memfold.compression import Strategy
 from memfold.errors import InputError
-from memfold.overrides import folder_override, is_override, quote_value, unresolved
+from memfold.overrides import folder_override, path_of, quote_value, split, texts_of, unresolved
 from memfold.runs.folder import LOCK, RESULT, SWEEP_PLAN, refuse_used_folder
 from memfold.runs.locks import locked
 from memfold.runs.recorded import is_setting
+from memfold.runs.resume import refuse_other_folder
 from memfold.runs.sweep import SweepPlan, read_notes, request_stop
 
 __all__ = ["admit", "expand_sweep_arguments", "resume_arguments", "sweep_folder"]
@@ -102,7 +103,7 @@ def resume_arguments(folder: Path) -> list[str]:
     again: list[str] = []
     with suppress(OverrideParseException):
         if plan is not None:
-            again = _unsafe(*_split(plan.arguments))
+            again = _unsafe(*split(plan.arguments))
     return ["-m", folder_override(_RESUME, folder), *again]
 
 
@@ -122,17 +123,17 @@ def expand_sweep_arguments(arguments: Sequence[str]) -> list[str]:
     """
     if not any(text.partition("=")[0] == _RESUME for text in arguments):
         return list(arguments)
-    flags, given = _split(arguments)
+    flags, given = split(arguments)
     resume = [override for override in given if override.key_or_group == _RESUME][-1]
     given = [override for override in given if override.key_or_group != _RESUME]
     if resume.value() is None:
-        return [*flags, *_texts(given)]
+        return [*flags, *texts_of(given)]
     is_sweep = any(flag in flags for flag in _MULTIRUN) or "hydra.mode=MULTIRUN" in arguments
     if not is_sweep or resume.is_sweep_override():
         raise InputError(
             f"{resume.input_line} continues a sweep: python train.py -m {_RESUME}=FOLDER"
         )
-    folder = Path(str(resume.value()).replace(r"\${", "${"))
+    folder = path_of(resume)
     try:
         plan = SweepPlan.read(folder / SWEEP_PLAN)
     except FileNotFoundError as error:
@@ -144,15 +145,15 @@ def expand_sweep_arguments(arguments: Sequence[str]) -> list[str]:
             f"{_RESUME}={folder}: {error}; start the sweep again in another folder: "
             f"{_FOLDER}=FOLDER"
         ) from error
-    _refuse_other_folder(folder, given)
-    again = [*flags, *_texts([override for override in given if _decides_jobs(override)])]
+    refuse_other_folder(f"{_RESUME}={folder}", folder, _FOLDER, given)
+    again = [*flags, *texts_of([override for override in given if _decides_jobs(override)])]
     other = [text for text in again if text not in (*plan.arguments, *_MULTIRUN)]
     if other:
         raise InputError(
             f"{_RESUME}={folder}: that sweep was started without {' '.join(other)}; a resumed "
             "sweep keeps its jobs: leave that out, or start a new sweep"
         )
-    old_flags, before = _split(plan.arguments)
+    old_flags, before = split(plan.arguments)
     anew = [o for o in given if not _decides_jobs(o) and o.key_or_group != _FOLDER]
     is_moved = any(override.key_or_group.startswith(_LAUNCHER) for override in anew)
     given_anew = {override.key_or_group for override in anew}
@@ -171,8 +172,8 @@ def expand_sweep_arguments(arguments: Sequence[str]) -> list[str]:
         )
     return [
         *old_flags,
-        *_texts(kept),
-        *_texts(anew),
+        *texts_of(kept),
+        *texts_of(anew),
         f"{_FOLDER}={quote_value(str(folder))}",
         f"{_CALLBACK}.resume=true",
     ]
@@ -261,7 +262,7 @@ def _lasting(arguments: Sequence[str]) -> list[str]:
 def _unsafe(flags: Sequence[str], overrides: Sequence[Override]) -> list[str]:
     """Return what could run code, or write elsewhere, if somebody else wrote it."""
     unsafe = [flag for flag in flags if flag not in _MULTIRUN]
-    return [*unsafe, *_texts([o for o in overrides if not (_is_of_sweep(o) or is_setting(o))])]
+    return [*unsafe, *texts_of([o for o in overrides if not (_is_of_sweep(o) or is_setting(o))])]
 
 
 def _is_of_sweep(override: Override) -> bool:
@@ -276,26 +277,6 @@ def _is_of_sweep(override: Override) -> bool:
     return (is_number and not key.startswith("hydra.launcher._")) or (is_word and key in _WORDS)
 
 
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[Override]]:
-    texts = [text for text in arguments if is_override(text)]
-    flags = [text for text in arguments if not is_override(text)]
-    return flags, OverridesParser.create().parse_overrides(texts)
-
-
-def _texts(overrides: Sequence[Override]) -> list[str]:
-    return [str(override.input_line) for override in overrides]
-
-
 def _decides_jobs(override: Override) -> bool:
     key = override.key_or_group
     return not key.startswith(("hydra.", "hydra/")) or key.startswith(_DECIDES_JOBS)
-
-
-def _refuse_other_folder(folder: Path, given: Sequence[Override]) -> None:
-    for override in given:
-        if override.key_or_group == _FOLDER:
-            other = Path(str(override.value()))
-            if not other.is_dir() or not other.samefile(folder):
-                raise InputError(
-                    f"{_RESUME}={folder} continues in that folder; {_FOLDER}={other} is another"
-                )

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from memfold.errors import InputError
-from memfold.overrides import quote_value
-from memfold.studies.composing import compose_run, group_in_wandb, parse_overrides
+from memfold.overrides import parse, quote_value
+from memfold.studies.composing import compose_run, group_in_wandb
 from memfold.studies.space import Setting, Space, Value
+from memfold.training.user_errors import describe_error
 
 __all__ = ["Configuration", "experiment_files", "origin", "search_path", "write_override"]
 
@@ -38,7 +40,10 @@ class Configuration:
         """
         self._conf = conf
         self.common = tuple(common)
-        _refuse_given_twice(parse_overrides(common), space)
+        try:
+            _refuse_given_twice(parse(common), space)
+        except HydraException as error:
+            raise InputError(describe_error(error)) from error
         self._base = self._compose(self.common)
         self._groups = frozenset(self._base.hydra.runtime.choices)
         examples = {key: one.examples() for key, one in space.parameters.items()}
@@ -66,7 +71,7 @@ class Configuration:
         """
         defaults: dict[str, Any] = {}
         values = OmegaConf.create()
-        for override in parse_overrides(self.overrides(setting)):
+        for override in parse(self.overrides(setting)):
             key, value = override.key_or_group, override.value()
             if key in self._groups:
                 defaults[key] = value

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 
 from memfold.errors import InputError
-from memfold.overrides import GROUPS, is_override
+from memfold.overrides import GROUPS, is_override, parse
 from memfold.processes.ranks import is_rank_zero
 from memfold.runs.folder import HYDRA_FOLDER
 
@@ -30,7 +29,7 @@ def refuse_wrong_arguments(arguments: Sequence[str]) -> None:
     overrides: list[Override] = []
     for text in texts:
         try:
-            overrides += OverridesParser.create().parse_overrides([text])
+            overrides += parse([text])
         except (ValueError, RecursionError) as error:  # thousands of digits or brackets
             short = text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}..."
             raise InputError(f"{short} cannot be read: it is too long or too deep") from error

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from memfold.errors import InputError
-from memfold.files import writing
+from memfold.files import make_folder
 from memfold.overrides import unresolved
 from memfold.processes.external_launch import refuse_lone_node
 from memfold.processes.ranks import is_rank_zero
@@ -49,8 +49,7 @@ def _refuse_lone_node(config: DictConfig) -> None:
 def _take(folder: Path) -> None:
     """Lock `folder`; exit unless it can be made, no job runs in it, and none has left results."""
     with exiting():
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         if (folder / HYDRA_FOLDER).exists():
             refuse_odd_files(folder)
         lock_for_job(folder)
