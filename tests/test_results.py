@@ -99,3 +99,23 @@ def test_the_tables_by_bytes_are_those_of_the_results(page: str) -> None:
             assert re.findall(r"\d+\.\d ± \d+\.\d", cell) == expected
             assert (cell == "-") == (not expected)
     assert len(rows) >= 7
+
+
+def test_the_table_of_resnet20_is_that_of_the_results() -> None:
+    """Rows `| method | 46.6 ± 0.7 in 14,088 | ... |` below numbers of bits."""
+    folder = ROOT / "results" / "cifar10_resnet20"
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    ((head, table),) = re.findall(r"^\| (\| \d+ bits.*) \|\n\|[-|]+\n((?:\|.*\n)+)", text, re.M)
+    bits = [int(number) for number in re.findall(r"(\d+) bits", head)]
+    runs, _ = read([folder / "runs.jsonl"])
+    shown = {
+        (point.method, point.bits): f"{100 * point.y:.1f} ± {100 * (point.y_std or 0):.1f} in "
+        f"{point.x:,.0f}"
+        for point in points(runs, AXES["stored_bytes"])
+    }
+    names = {"narrow ResNet-20": "small"}
+    for row in table.splitlines():
+        method, *cells = row.strip("| ").replace("**", "").split(" | ")
+        name = names.get(method, method.partition(",")[0].strip("`"))
+        assert cells == [shown.pop((name, number)) for number in bits]
+    assert not shown
