@@ -60,7 +60,7 @@ BAD = [
     ),
     ("stable_rps", {"tile_rows": 3}, "compression.tile_rows is not an option of stable_rps"),
     ("stable_rps", {"tile_rows": None}, "compression.tile_rows is not an option of stable_rps"),
-    ("stable_rps", {"sign": None}, "compression.sign must be .*, got None"),
+    ("stable_rps", {"sign": None}, "compression.sign must be column, run or weight, got None"),
     ("roast", {"tile_rows": 0}, "compression.tile_rows must be a whole number of at least 1"),
     ("roast", {"ratio": 0.5}, "fewer than one tile of 16 x 16"),
     ("hashednet", {"ratio": 0.005}, "one value per tensor"),
