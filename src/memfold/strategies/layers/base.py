@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,7 +15,7 @@ from memfold.compression.parts import Level
 from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context, Ratios, Strategy
 from memfold.errors import InputError
-from memfold.strategies.layers.repeated import Stack, stack_of
+from memfold.strategies.layers.repeated import Layers, Stack, stack_of
 
 __all__ = ["LayerStrategy", "LayerWeights"]
 
@@ -26,8 +26,7 @@ class LayerWeights(PartValues):
     def __init__(
         self,
         strategy: Strategy,
-        model: nn.Module,
-        weights: tuple[CompressibleWeight, ...],
+        layers: Layers,
         groups: Sequence[Sequence[int]],
         parts: Mapping[str, Level],
     ) -> None:
@@ -35,8 +34,7 @@ class LayerWeights(PartValues):
 
         Args:
             strategy: Which one compresses.
-            model: The root module.
-            weights: All compressible weights.
+            layers: What it compresses.
             groups: Numbers of those that share parts, in the order of their layers.
             parts: See `ComputedWeights.parts`.
 
@@ -45,8 +43,8 @@ class LayerWeights(PartValues):
         """
         self.parts = parts
         inside = {index for group in groups for index in group}
-        whole = [index for index in range(len(weights)) if index not in inside]
-        super().__init__(strategy, model, weights, groups=groups, whole=whole)
+        whole = [index for index in range(len(layers.weights)) if index not in inside]
+        super().__init__(strategy, layers.model, layers.weights, groups=groups, whole=whole)
 
     @property
     def firsts(self) -> list[int]:
@@ -75,22 +73,12 @@ class LayerStrategy(Strategy):
         """
 
     @abstractmethod
-    def make(
-        self,
-        model: nn.Module,
-        weights: tuple[CompressibleWeight, ...],
-        stack: Stack,
-        size: int,
-    ) -> PartValues:
+    def make(self, layers: Layers, size: int) -> PartValues:
         """Take note of the weights, for one of `sizes`; nothing is replaced yet."""
 
     @abstractmethod
     def start(
-        self,
-        made: PartValues,
-        weights: tuple[CompressibleWeight, ...],
-        stack: Stack,
-        context: Context,
+        self, made: PartValues, layers: Layers, context: Context
     ) -> Mapping[str, list[Tensor]]:
         """Return the parts at the start of the training, as `ComputedWeights.attach` takes them.
 
@@ -102,10 +90,9 @@ class LayerStrategy(Strategy):
         self, model: nn.Module, weights: tuple[CompressibleWeight, ...], context: Context
     ) -> PartValues:
         """See `Strategy.build`."""
-        check_replaceable(model, weights)
-        stack = stack_of(model, weights, self.layers)
-        made = self._fitting(model, weights, stack)
-        made.attach(self.start(made, weights, stack, context))
+        layers = self._layers(model, weights)
+        made = self._fitting(layers)
+        made.attach(self.start(made, layers, context))
         return made
 
     def rebuild(
@@ -116,35 +103,36 @@ class LayerStrategy(Strategy):
         tensors: Mapping[str, Tensor],
     ) -> PartValues:
         """See `Strategy.rebuild`."""
-        check_replaceable(model, weights)
-        stack = stack_of(model, weights, self.layers)
-        sizes = self.sizes(stack)
-        place = bisect_left(sizes, num_values, key=self._count(model, weights, stack))
-        made = self.make(model, weights, stack, sizes[min(place, len(sizes) - 1)])
+        layers = self._layers(model, weights)
+        sizes = self.sizes(layers.stack)
+        place = bisect_left(sizes, num_values, key=self._count(layers))
+        made = self.make(layers, sizes[min(place, len(sizes) - 1)])
         if made.num_values != num_values:
             raise InputError(
                 f"the artifact has {num_values} values, which no compression={self.name} of "
-                f"{len(stack)} such layers has"
+                f"{len(layers.stack)} such layers has"
             )
         made.accept(weights, tensors)
         return made
 
-    def _count(self, model: nn.Module, weights: tuple[CompressibleWeight, ...], stack: Stack):
-        return lambda size: self.make(model, weights, stack, size).num_values
+    def _layers(self, model: nn.Module, weights: tuple[CompressibleWeight, ...]) -> Layers:
+        check_replaceable(model, weights)
+        return Layers(model, weights, stack_of(model, weights, self.layers))
 
-    def _fitting(
-        self, model: nn.Module, weights: tuple[CompressibleWeight, ...], stack: Stack
-    ) -> PartValues:
-        sizes, dtype = self.sizes(stack), weights[0].tensor.dtype
+    def _count(self, layers: Layers) -> Callable[[int], int]:
+        return lambda size: self.make(layers, size).num_values
+
+    def _fitting(self, layers: Layers) -> PartValues:
+        sizes, dtype = self.sizes(layers.stack), layers.weights[0].tensor.dtype
         if self.budget_bytes is not None:
 
             def choose(number: int) -> Stored:
-                return self.make(model, weights, stack, sizes[number]).described(dtype)
+                return self.make(layers, sizes[number]).described(dtype)
 
-            needs = f"the least of {self.name} for {len(stack)} layers"
-            number = Budget(self, model, weights).most(choose, 0, len(sizes) - 1, needs)
-            return self.make(model, weights, stack, sizes[number])
-        wanted, count = self.target_values(weights), self._count(model, weights, stack)
+            needs = f"the least of {self.name} for {len(layers.stack)} layers"
+            budget = Budget(self, layers.model, layers.weights)
+            return self.make(layers, sizes[budget.most(choose, 0, len(sizes) - 1, needs)])
+        wanted, count = self.target_values(layers.weights), self._count(layers)
         place = bisect_left(sizes, wanted, key=count)
         nearest = min(sizes[max(0, place - 1) : place + 1], key=lambda s: abs(count(s) - wanted))
-        return self.make(model, weights, stack, nearest)
+        return self.make(layers, nearest)

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from memfold.compression.moments import input_moments
 from memfold.compression.part_values import PartValues
 from memfold.compression.samples import take_batches
-from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context, Ratios
 from memfold.options import Count
 from memfold.seeding import derive_seed
@@ -34,7 +33,7 @@ from memfold.strategies.factoring.matrices import (
     weight_of,
 )
 from memfold.strategies.layers.base import LayerStrategy, LayerWeights
-from memfold.strategies.layers.repeated import Stack
+from memfold.strategies.layers.repeated import Layers, Stack
 
 __all__ = ["Basis", "BasisWeights"]
 
@@ -59,32 +58,23 @@ class Basis(LayerStrategy, name="basis"):
         num = min(self.group_size, len(stack))
         return range(1, 1 + max(_largest(shape, num) for shape in stack.shapes.values()))
 
-    def make(
-        self,
-        model: nn.Module,
-        weights: tuple[CompressibleWeight, ...],
-        stack: Stack,
-        size: int,
-    ) -> "BasisWeights":
+    def make(self, layers: Layers, size: int) -> "BasisWeights":
         """See `LayerStrategy.make`."""
         groups, ranks = [], dict[int, int]()
-        for name, numbers in stack.weights.items():
+        for name, numbers in layers.stack.weights.items():
             for first in range(0, len(numbers), self.group_size):
                 group = numbers[first : first + self.group_size]
                 groups.append(group)
-                ranks |= dict.fromkeys(group, min(size, _largest(stack.shapes[name], len(group))))
-        return BasisWeights(self, model, weights, groups, ranks)
+                largest = _largest(layers.stack.shapes[name], len(group))
+                ranks |= dict.fromkeys(group, min(size, largest))
+        return BasisWeights(self, layers, groups, ranks)
 
     def start(
-        self,
-        made: PartValues,
-        weights: tuple[CompressibleWeight, ...],
-        stack: Stack,
-        context: Context,
+        self, made: PartValues, layers: Layers, context: Context
     ) -> Mapping[str, list[Tensor]]:
         """Take the largest singular values of the layers of a group, one above the other."""
         assert isinstance(made, BasisWeights)
-        roots = {}
+        weights, roots = layers.weights, {}
         if self.nearest == "outputs":
             asker = f"compression={self.name}"
             samples = take_batches(asker, context.data, num_samples=self.num_samples)
@@ -123,13 +113,12 @@ class BasisWeights(LayerWeights):
     def __init__(
         self,
         strategy: Basis,
-        model: nn.Module,
-        weights: tuple[CompressibleWeight, ...],
+        layers: Layers,
         groups: Sequence[Sequence[int]],
         ranks: Mapping[int, int],
     ) -> None:
         """Take note of groups and of the rank k of each weight in them."""
-        super().__init__(strategy, model, weights, groups, {"basis": "group", "mix": "weight"})
+        super().__init__(strategy, layers, groups, {"basis": "group", "mix": "weight"})
         self.groups = groups
         self.ranks = ranks
 

@@ -17,12 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from memfold.compression.part_values import PartValues
-from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context
 from memfold.options import Count
 from memfold.strategies.layers.hyper_connections import BIASES, GATES, VECTORS, HyperConnections
 from memfold.strategies.layers.middle_loop import LoopedWeights, MiddleLoop
-from memfold.strategies.layers.repeated import Stack
+from memfold.strategies.layers.repeated import Layers
 
 __all__ = ["Hyperloop", "HyperloopWeights"]
 
@@ -36,29 +35,19 @@ class Hyperloop(MiddleLoop, name="hyperloop"):
     copies: Count = 4
     """Of the residual stream."""
 
-    def make(
-        self,
-        model: nn.Module,
-        weights: tuple[CompressibleWeight, ...],
-        stack: Stack,
-        size: int,
-    ) -> "HyperloopWeights":
+    def make(self, layers: Layers, size: int) -> "HyperloopWeights":
         """See `LayerStrategy.make`."""
-        return HyperloopWeights(self, model, weights, stack, size, _PARTS)
+        return HyperloopWeights(self, layers, size, _PARTS)
 
     def start(
-        self,
-        made: PartValues,
-        weights: tuple[CompressibleWeight, ...],
-        stack: Stack,
-        context: Context,
+        self, made: PartValues, layers: Layers, context: Context
     ) -> Mapping[str, list[Tensor]]:
         """Begin as the plain loop, nearly: copies that keep nothing would stay the same for ever.
 
         Their share H_res of themselves, each its own, is what tells them apart.
         """
-        parts = super().start(made, weights, stack, context)
-        like, first = weights[0].tensor.detach(), made.computed[0]
+        parts = super().start(made, layers, context)
+        like, first = layers.weights[0].tensor.detach(), made.computed[0]
         new = {name: like.new_zeros(*made.part_shape(first, name)) for name in _PARTS}
         new[BIASES][:, 2 * self.copies :] = torch.linspace(-2, 2, self.copies)
         return {**parts, **{name: [tensor] for name, tensor in new.items()}}

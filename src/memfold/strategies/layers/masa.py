@@ -36,7 +36,7 @@ from memfold.strategies.layers.coefficient_networks import (
     network_start,
 )
 from memfold.strategies.layers.matrix_kinds import patterns_of
-from memfold.strategies.layers.repeated import Stack
+from memfold.strategies.layers.repeated import Layers, Stack
 
 __all__ = ["Masa", "MasaWeights"]
 
@@ -73,43 +73,33 @@ class Masa(LayerStrategy, name="masa"):
         """Return how many atoms there may be."""
         return range(1, len(stack) + 1)
 
-    def make(
-        self,
-        model: nn.Module,
-        weights: tuple[CompressibleWeight, ...],
-        stack: Stack,
-        size: int,
-    ) -> "MasaWeights":
+    def make(self, layers: Layers, size: int) -> "MasaWeights":
         """See `LayerStrategy.make`."""
-        return MasaWeights(self, model, weights, stack, size)
+        return MasaWeights(self, layers, size)
 
     def start(
-        self,
-        made: PartValues,
-        weights: tuple[CompressibleWeight, ...],
-        stack: Stack,
-        context: Context,
+        self, made: PartValues, layers: Layers, context: Context
     ) -> Mapping[str, list[Tensor]]:
         """Fit the atoms and coefficients of each projection."""
         assert isinstance(made, MasaWeights)
         fits = self.initial_values == "least_squares"
-        if not fits and made.num_atoms < len(stack):
+        if not fits and made.num_atoms < len(layers.stack):
             message = f"{self.name} keeps those of some layers; compression.initial_values="
             message += "least_squares starts from what comes nearest to all of them"
-            report_loss(weights, context, message)
+            report_loss(layers.weights, context, message)
         atoms, mixes = [], dict[int, Tensor]()
-        for numbers in stack.weights.values():
-            layers = torch.stack([weights[i].tensor.detach() for i in numbers])
+        for numbers in layers.stack.weights.values():
+            matrices = torch.stack([layers.weights[i].tensor.detach() for i in numbers])
             begin = fit if fits else spread
-            found, mixed = begin(layers, made.num_atoms, polynomial=made.is_polynomial)
-            atoms.append(found.to(layers))
-            mixes |= dict(zip(numbers, mixed.to(layers, copy=True).unbind(), strict=True))
-        like = weights[0].tensor.detach()
+            found, mixed = begin(matrices, made.num_atoms, polynomial=made.is_polynomial)
+            atoms.append(found.to(matrices))
+            mixes |= dict(zip(numbers, mixed.to(matrices, copy=True).unbind(), strict=True))
+        like = layers.weights[0].tensor.detach()
         ones = [like.new_ones(tuple(made.part_shape(i, "gains"))) for i in made.computed]
         parts = {"atoms": atoms, "coefficients": [mixes[i] for i in made.computed], "gains": ones}
         for name in NETWORK_PARTS.keys() & made.parts.keys():
             of = made.computed if made.parts[name] == "weight" else made.firsts
-            seeds = (derive_seed(self.seed, name, weights[index].name) for index in of)
+            seeds = (derive_seed(self.seed, name, layers.weights[index].name) for index in of)
             shape = network_shapes(made.num_atoms)[name]
             parts[name] = [network_start(name, shape, seed).to(like) for seed in seeds]
         return parts
@@ -133,14 +123,7 @@ class MasaWeights(LayerWeights):
     values_name: ClassVar[str] = "atom_values"
     root_names: ClassVar[tuple[str, ...]] = (values_name,)
 
-    def __init__(
-        self,
-        strategy: Masa,
-        model: nn.Module,
-        weights: tuple[CompressibleWeight, ...],
-        stack: Stack,
-        num_atoms: int,
-    ) -> None:
+    def __init__(self, strategy: Masa, layers: Layers, num_atoms: int) -> None:
         """Take note of the layers, and of S, which is the same for every projection."""
         stored: dict[str, Level] = {"atoms": "group"}
         if strategy.coefficients != "polynomial":
@@ -152,13 +135,13 @@ class MasaWeights(LayerWeights):
         if strategy.coefficients == "network":
             del parts["coefficients"]
             parts |= NETWORK_PARTS
-        groups = list(stack.weights.values())
-        super().__init__(strategy, model, weights, groups, parts)
+        groups = list(layers.stack.weights.values())
+        super().__init__(strategy, layers, groups, parts)
         self.num_atoms = num_atoms
         self._depths = {index: depth for group in groups for depth, index in enumerate(group)}
         self.is_polynomial = strategy.coefficients == "polynomial"
         start = legendre if self.is_polynomial else nearest
-        self._fixed = start(len(stack), num_atoms)
+        self._fixed = start(len(layers.stack), num_atoms)
 
     @property
     def stored_parts(self) -> Mapping[str, Level]:

@@ -10,11 +10,10 @@ from typing import Annotated, ClassVar
 
 from torch import Tensor, nn
 
-from memfold.compression.selection import CompressibleWeight
 from memfold.errors import InputError
 from memfold.options import Interval
 from memfold.strategies.layers.loop_hooks import LoopHooks
-from memfold.strategies.layers.repeated import Stack
+from memfold.strategies.layers.repeated import Layers, Stack
 from memfold.strategies.layers.tied import TiedWeights, TyingStrategy
 
 __all__ = ["LoopedWeights", "MiddleLoop"]
@@ -50,24 +49,19 @@ class LoopedWeights(TiedWeights):
     """
 
     def __init__(
-        self,
-        strategy: MiddleLoop,
-        model: nn.Module,
-        weights: tuple[CompressibleWeight, ...],
-        stack: Stack,
-        size: int,
-        more: Sequence[str],
+        self, strategy: MiddleLoop, layers: Layers, size: int, more: Sequence[str]
     ) -> None:
         """Take note of the layers, of how many are in the middle, and of the root's parts."""
+        model, stack = layers.model, layers.stack
         looped = strategy.loops * size
         begin = (len(stack) - looped) // 2
         end = range(begin + size, len(stack) - looped + size)
         entries = (*range(begin), *(begin + i % size for i in range(looped)), *end)
-        super().__init__(strategy, model, weights, stack, entries, dict.fromkeys(more, "model"))
+        super().__init__(strategy, layers, entries, dict.fromkeys(more, "model"))
         _check_whole(strategy.name, model, stack.paths)
-        layers = [model.get_submodule(path) for path in stack.paths]
-        loops = [layers[i : i + size] for i in range(begin, begin + looped, size)]
-        width = _width(strategy.name, layers[0], stack.paths[0])
+        modules = [model.get_submodule(path) for path in stack.paths]
+        loops = [modules[i : i + size] for i in range(begin, begin + looped, size)]
+        width = _width(strategy.name, modules[0], stack.paths[0])
         self.hooks = self.make_hooks(strategy, model, loops, width)
 
     @abstractmethod

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from memfold.compression.part_values import PartValues
-from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context
 from memfold.errors import InputError
 from memfold.options import NonNegative, Positive, Ratio
 from memfold.seeding import derive_seed
 from memfold.strategies.layers.middle_loop import LoopedWeights, MiddleLoop
 from memfold.strategies.layers.recursions import ROUTER, Recursions, Routing, check_causal
-from memfold.strategies.layers.repeated import Stack
+from memfold.strategies.layers.repeated import Layers
 
 __all__ = ["MixtureOfRecursions", "MorWeights"]
 
@@ -90,28 +89,18 @@ class MixtureOfRecursions(MiddleLoop, name="mor"):
         shares = tuple((loops - number) / loops for number in range(loops))
         return shares if self.capacity is None else self.capacity
 
-    def make(
-        self,
-        model: nn.Module,
-        weights: tuple[CompressibleWeight, ...],
-        stack: Stack,
-        size: int,
-    ) -> "MorWeights":
+    def make(self, layers: Layers, size: int) -> "MorWeights":
         """See `LayerStrategy.make`."""
-        return MorWeights(self, model, weights, stack, size, (ROUTER,))
+        return MorWeights(self, layers, size, (ROUTER,))
 
     def start(
-        self,
-        made: PartValues,
-        weights: tuple[CompressibleWeight, ...],
-        stack: Stack,
-        context: Context,
+        self, made: PartValues, layers: Layers, context: Context
     ) -> Mapping[str, list[Tensor]]:
         """Begin as the plain loop, with a random router."""
-        parts = super().start(made, weights, stack, context)
+        parts = super().start(made, layers, context)
         generator = torch.Generator("cpu").manual_seed(derive_seed(self.seed, ROUTER))
         drawn = torch.randn(made.part_shape(made.computed[0], ROUTER), generator=generator)
-        return {**parts, ROUTER: [(drawn * _ROUTER_SCALE).to(weights[0].tensor.detach())]}
+        return {**parts, ROUTER: [(drawn * _ROUTER_SCALE).to(layers.weights[0].tensor.detach())]}
 
 
 class MorWeights(LoopedWeights):

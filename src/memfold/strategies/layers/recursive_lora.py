@@ -18,11 +18,10 @@ from typing import ClassVar
 from warnings import warn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from memfold.compression.part_values import PartValues
 from memfold.compression.parts import Level
-from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context, Ratios
 from memfold.options import Count
 from memfold.seeding import derive_seed
@@ -33,7 +32,7 @@ from memfold.strategies.factoring.matrices import (
     weight_of,
 )
 from memfold.strategies.layers.maps import looped_map
-from memfold.strategies.layers.repeated import Stack
+from memfold.strategies.layers.repeated import Layers, Stack
 from memfold.strategies.layers.tied import Tied, TiedWeights
 
 __all__ = ["RecursiveLora", "RecursiveLoraWeights"]
@@ -55,23 +54,13 @@ class RecursiveLora(Tied, name="recursive_lora"):
         shapes = map(matrix_shape, stack.shapes.values())
         return range(1 + max(min(shape) for shape in shapes))
 
-    def make(
-        self,
-        model: nn.Module,
-        weights: tuple[CompressibleWeight, ...],
-        stack: Stack,
-        size: int,
-    ) -> "RecursiveLoraWeights":
+    def make(self, layers: Layers, size: int) -> "RecursiveLoraWeights":
         """See `LayerStrategy.make`."""
-        entries = looped_map(self.map, len(stack), self.loops)
-        return RecursiveLoraWeights(self, model, weights, stack, entries, size)
+        entries = looped_map(self.map, len(layers.stack), self.loops)
+        return RecursiveLoraWeights(self, layers, entries, size)
 
     def start(
-        self,
-        made: PartValues,
-        weights: tuple[CompressibleWeight, ...],
-        stack: Stack,
-        context: Context,
+        self, made: PartValues, layers: Layers, context: Context
     ) -> Mapping[str, list[Tensor]]:
         """Fit the differences to what the shared weights leave, or begin with none."""
         assert isinstance(made, RecursiveLoraWeights)
@@ -79,14 +68,14 @@ class RecursiveLora(Tied, name="recursive_lora"):
             asked = f"ratio={self.asked_ratio}" if self.budget_bytes is None else "budget_bytes"
             message = f"compression={self.name}: {asked} leaves nothing for differences, "
             warn(message + "layers are tied as with compression=tied", stacklevel=2)
-        parts = dict(super().start(made, weights, stack, context))
+        parts = dict(super().start(made, layers, context))
         shared = dict(zip(made.firsts, parts["tied"], strict=True))
         fits = self.initial_values == "least_squares"
         down, up = list[Tensor](), list[Tensor]()
         for index in made.differences():
             seed = derive_seed(self.seed, "difference", made.names[index])
             generator = torch.Generator("cpu").manual_seed(seed)
-            left_over = weights[index].tensor.detach() - shared[made.first(index)]
+            left_over = layers.weights[index].tensor.detach() - shared[made.first(index)]
             residual = matrix_of(left_over if fits else torch.zeros_like(left_over))
             rank = made.rank_of(index)
             # Where nothing is left over, what comes first is random and what comes last is zero.
@@ -100,20 +89,14 @@ class RecursiveLoraWeights(TiedWeights):
     """Beside the tied ones `<weight>_down` (r, columns) and `<weight>_up` (rows, r) at each."""
 
     def __init__(
-        self,
-        strategy: RecursiveLora,
-        model: nn.Module,
-        weights: tuple[CompressibleWeight, ...],
-        stack: Stack,
-        entries: tuple[int, ...],
-        rank: int,
+        self, strategy: RecursiveLora, layers: Layers, entries: tuple[int, ...], rank: int
     ) -> None:
         """Take note of the layers, the map and the rank, which no matrix exceeds."""
         around_mean = strategy.initial_values == "random" or strategy.block == "average"
         opposite = around_mean and set(Counter(entries).values()) <= {1, 2}
         level: Level = "group" if opposite else "weight"
         more: dict[str, Level] = {"down": level, "up": level} if rank else {}
-        super().__init__(strategy, model, weights, stack, entries, more)
+        super().__init__(strategy, layers, entries, more)
         self.rank = rank
         self._opposite = opposite
 

@@ -11,7 +11,7 @@ from torch import nn
 from memfold.compression.selection import CompressibleWeight, sample_names
 from memfold.errors import InputError
 
-__all__ = ["Stack", "repeated_layers", "stack_of"]
+__all__ = ["Layers", "Stack", "repeated_layers", "stack_of"]
 
 _Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -29,6 +29,17 @@ class Stack:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What a layer strategy is given. It holds dense weights: let it go once they are replaced."""
+
+    model: nn.Module
+    """The root module."""
+    weights: tuple[CompressibleWeight, ...]
+    """All compressible ones, of repeated layers or not."""
+    stack: Stack
 
 
 def repeated_layers(model: nn.Module, pattern: str | None) -> dict[str, nn.Module]:

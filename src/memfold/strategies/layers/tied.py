@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from memfold.compression.budget import Stored
 from memfold.compression.part_values import PartValues
 from memfold.compression.parts import Level
-from memfold.compression.selection import CompressibleWeight
 from memfold.compression.strategy import Context
 from memfold.compression.trained_values import report_loss
 from memfold.errors import InputError
@@ -28,7 +27,7 @@ from memfold.strategies.layers.base import LayerStrategy, LayerWeights
 from memfold.strategies.layers.gradients import factor_of, scale_gradient
 from memfold.strategies.layers.maps import Entries, LayerMap, check_map, depths_of, layer_map
 from memfold.strategies.layers.others import shared_names, tie_others, untie
-from memfold.strategies.layers.repeated import Stack
+from memfold.strategies.layers.repeated import Layers, Stack
 from memfold.strategies.sharing.gradient_scale import GradientScale
 
 __all__ = ["Tied", "TiedWeights", "TyingStrategy"]
@@ -81,25 +80,21 @@ class TyingStrategy(LayerStrategy):
         return "shared" in (self.norms, self.biases)
 
     def start(
-        self,
-        made: PartValues,
-        weights: tuple[CompressibleWeight, ...],
-        stack: Stack,
-        context: Context,
+        self, made: PartValues, layers: Layers, context: Context
     ) -> Mapping[str, list[Tensor]]:
         """Begin with the values of layers, or with means of them."""
         assert isinstance(made, TiedWeights)
         fits = self.initial_values == "least_squares"
         made.block = self.block if fits else None
-        values = [weight.tensor.detach() for weight in weights]
+        values = [weight.tensor.detach() for weight in layers.weights]
         dropped = [index for index in made.computed if index != made.first(index)]
         if dropped and not fits:
             message = f"{self.name} keeps those of the first layer that uses each; "
             message += "compression.initial_values=least_squares starts from all of them"
-            report_loss([weights[i] for i in dropped], context, message)
+            report_loss([layers.weights[i] for i in dropped], context, message)
         tied = []
         for first in made.firsts:
-            (numbers,) = (found for found in stack.weights.values() if first in found)
+            (numbers,) = (found for found in layers.stack.weights.values() if first in found)
             places = made.starts_as(made.map[numbers.index(first)])
             tied.append(torch.stack([values[numbers[place]] for place in places]).mean(0))
         like = values[0]
@@ -127,16 +122,10 @@ class Tied(TyingStrategy, name="tied"):
             )
         return depths
 
-    def make(
-        self,
-        model: nn.Module,
-        weights: tuple[CompressibleWeight, ...],
-        stack: Stack,
-        size: int,
-    ) -> "TiedWeights":
+    def make(self, layers: Layers, size: int) -> "TiedWeights":
         """See `LayerStrategy.make`."""
-        entries = layer_map(self.map, len(stack), size)
-        return TiedWeights(self, model, weights, stack, entries)
+        entries = layer_map(self.map, len(layers.stack), size)
+        return TiedWeights(self, layers, entries)
 
 
 class TiedWeights(LayerWeights):
@@ -151,9 +140,7 @@ class TiedWeights(LayerWeights):
     def __init__(
         self,
         strategy: TyingStrategy,
-        model: nn.Module,
-        weights: tuple[CompressibleWeight, ...],
-        stack: Stack,
+        layers: Layers,
         entries: tuple[int, ...],
         more: Mapping[str, Level] | None = None,
     ) -> None:
@@ -162,7 +149,7 @@ class TiedWeights(LayerWeights):
         least = 1 if strategy.starts_as_named else 2
         groups = [
             group
-            for numbers in stack.weights.values()
+            for numbers in layers.stack.weights.values()
             for own in sorted(set(entries))
             if len(group := [n for n, e in zip(numbers, entries, strict=True) if e == own]) >= least
         ]
@@ -171,16 +158,16 @@ class TiedWeights(LayerWeights):
             parts["scale"] = "weight"
         parts |= dict(more or {})
         self._on_root = [name for name, level in parts.items() if level == "model"]
-        super().__init__(strategy, model, weights, groups, parts)
+        super().__init__(strategy, layers, groups, parts)
         self.map = entries
-        self.stack = stack
+        self.stack = layers.stack
         self.uses = {index: group for group in groups for index in group}
         self._factors = {
             index: factor_of(strategy.gradient_scale, len(group))
             for index, group in self.uses.items()
         }
         kinds = strategy.norms == "shared", (strategy.biases or strategy.norms) == "shared"
-        self._shared = shared_names(model, stack, *kinds)
+        self._shared = shared_names(layers.model, layers.stack, *kinds)
         self.block: str | None = None
         """What shared values start as; `None`: those of the first layer that uses them."""
         self._others: list[tuple[nn.Module, str]] = []

@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from memfold.compression.part_values import PartValues
-from memfold.compression.selection import CompressibleWeight, sample_names
+from memfold.compression.selection import sample_names
 from memfold.compression.strategy import Context
 from memfold.errors import InputError
 from memfold.options import Count, NonNegative, Positive
 from memfold.seeding import derive_seed
 from memfold.strategies.layers.experts import ROUTER, Experts, Mlp, Routes
 from memfold.strategies.layers.matrix_kinds import ATTENTION
-from memfold.strategies.layers.repeated import Stack
+from memfold.strategies.layers.repeated import Layers, Stack
 from memfold.strategies.layers.tied import TiedWeights, TyingStrategy
 
 __all__ = ["WideNet", "WideNetWeights"]
@@ -57,36 +57,26 @@ class WideNet(TyingStrategy, name="widenet"):
         """Return how many experts there may be."""
         return range(1, len(stack) + 1)
 
-    def make(
-        self,
-        model: nn.Module,
-        weights: tuple[CompressibleWeight, ...],
-        stack: Stack,
-        size: int,
-    ) -> "WideNetWeights":
+    def make(self, layers: Layers, size: int) -> "WideNetWeights":
         """See `LayerStrategy.make`."""
-        return WideNetWeights(self, model, weights, stack, size)
+        return WideNetWeights(self, layers, size)
 
     def start(
-        self,
-        made: PartValues,
-        weights: tuple[CompressibleWeight, ...],
-        stack: Stack,
-        context: Context,
+        self, made: PartValues, layers: Layers, context: Context
     ) -> Mapping[str, list[Tensor]]:
         """Begin with experts that are the MLPs of evenly spaced layers, or as `block` says."""
         assert isinstance(made, WideNetWeights)
-        parts = dict(super().start(made, weights, stack, context))
+        parts = dict(super().start(made, layers, context))
         for place, first in enumerate(made.firsts):
             if first in made.of_experts:
-                values = [weights[i].tensor.detach() for i in made.uses[first]]
+                values = [layers.weights[i].tensor.detach() for i in made.uses[first]]
                 experts = [[values[p] for p in places] for places in made.experts_start_as()]
                 parts["tied"][place] = torch.stack([torch.stack(e).mean(0) for e in experts])
         generator = torch.Generator("cpu").manual_seed(derive_seed(self.seed, ROUTER))
         drawn = torch.randn(made.part_shape(made.firsts[0], ROUTER), generator=generator)
-        return {**parts, ROUTER: [(drawn * _ROUTER_SCALE).to(weights[0].tensor.detach())]}
+        return {**parts, ROUTER: [(drawn * _ROUTER_SCALE).to(layers.weights[0].tensor.detach())]}
 
-    def mlp_names(self, weights: tuple[CompressibleWeight, ...], stack: Stack) -> list[str]:
+    def mlp_names(self, layers: Layers) -> list[str]:
         """Return the names inside a layer of the matrices of its MLP, in their order.
 
         Raises:
@@ -95,15 +85,17 @@ class WideNet(TyingStrategy, name="widenet"):
         patterns = ATTENTION if self.mlp is None else self.mlp
         matching = {
             name
-            for name, numbers in stack.weights.items()
-            if any(weights[numbers[0]].matches(pattern) for pattern in patterns)
+            for name, numbers in layers.stack.weights.items()
+            if any(layers.weights[numbers[0]].matches(pattern) for pattern in patterns)
         }
-        found = [name for name in stack.weights if (name in matching) == (self.mlp is not None)]
+        found = [
+            name for name in layers.stack.weights if (name in matching) == (self.mlp is not None)
+        ]
         if len(found) < 2:
             asked = "null" if self.mlp is None else list(self.mlp)
             raise InputError(
                 f"compression.mlp={asked} finds {', '.join(found) or 'nothing'}, an MLP has two "
-                f"matrices or more; a layer has {sample_names(list(stack.weights))}"
+                f"matrices or more; a layer has {sample_names(list(layers.stack.weights))}"
             )
         return found
 
@@ -114,17 +106,11 @@ class WideNetWeights(TiedWeights):
     The densified model keeps experts, router and hooks: no plain one has the same function.
     """
 
-    def __init__(
-        self,
-        strategy: WideNet,
-        model: nn.Module,
-        weights: tuple[CompressibleWeight, ...],
-        stack: Stack,
-        size: int,
-    ) -> None:
+    def __init__(self, strategy: WideNet, layers: Layers, size: int) -> None:
         """Take note of the layers, and of the number of experts."""
-        super().__init__(strategy, model, weights, stack, (0,) * len(stack), {ROUTER: "model"})
-        names = strategy.mlp_names(weights, stack)
+        stack = layers.stack
+        super().__init__(strategy, layers, (0,) * len(stack), {ROUTER: "model"})
+        names = strategy.mlp_names(layers)
         self.size = size
         self.of_experts = {index for name in names for index in stack.weights[name]}
         routes = Routes(
@@ -133,10 +119,10 @@ class WideNetWeights(TiedWeights):
             strategy.renormalise,
             strategy.capacity,
         )
-        mlps = [Mlp.of(model, [f"{path}.{name}" for name in names]) for path in stack.paths]
+        mlps = [Mlp.of(layers.model, [f"{path}.{name}" for name in names]) for path in stack.paths]
         self._width = mlps[0].width
         self._balance = strategy.balance
-        self._experts = Experts(model, mlps, routes)
+        self._experts = Experts(layers.model, mlps, routes)
 
     def attach(self, parts: Mapping[str, Iterable[Tensor]]) -> None:
         """See `ComputedWeights.attach`."""
