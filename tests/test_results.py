@@ -32,8 +32,8 @@ def test_the_report_draws_the_committed_tables(
 
 def test_the_table_of_the_readme_is_that_of_the_results() -> None:
     """Rows `| method | 90.1 ± 0.2 | ... |` between two marks, a column for each ratio."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    ((name, table),) = re.findall(r"<!-- results/(\w+) -->\n(.*?)\n<!-- end -->", readme, re.DOTALL)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    ((name, table),) = re.findall(r"<!-- results/(\w+) -->\n(.*?)\n<!-- end -->", text, re.DOTALL)
     (_, *heads), _, *rows = (line.strip("| ").split(" | ") for line in table.splitlines())
     # A row may say after its name what is not the default's own: "roast, with ..."
     rows = [[method.partition(", with ")[0], *cells] for method, *cells in rows]
@@ -101,21 +101,39 @@ def test_the_tables_by_bytes_are_those_of_the_results(page: str) -> None:
     assert len(rows) >= 7
 
 
-def test_the_table_of_resnet20_is_that_of_the_results() -> None:
-    """Rows `| method | 46.6 ± 0.7 in 14,088 | ... |` below numbers of bits."""
+_RESNET20 = {
+    "dense": "dense",
+    "`stable_rps`, projection": "stable_rps (gradient_scale=projection, train_bits=null)",
+    "`stable_rps`, length": "stable_rps (gradient_scale=length, train_bits=null)",
+    "`roast`, with the scales of `stable_rps`": "roast",
+    "`hashednet`, with these scales": "hashednet",
+    "`rand`, ERK densities": "rand (train_bits=null)",
+    "`synflow`": "synflow",
+    "narrow ResNet-20": "small (train_bits=null)",
+}
+_IN_4_BITS = {
+    "`stable_rps`, length": "stable_rps (gradient_scale=length, train_bits=4)",
+    "`rand`, ERK densities": "rand (train_bits=4)",
+    "narrow ResNet-20": "small (train_bits=4)",
+    "`low_rank`": "low_rank",
+}
+
+
+def test_the_tables_of_resnet20_are_those_of_the_results() -> None:
+    """Rows `| method | 46.6 ± 0.7 in 14,088 | ... |` below bits, `| method | 49.6 ± 0.5 | ...`."""
     folder = ROOT / "results" / "cifar10_resnet20"
-    text = (folder / "README.md").read_text(encoding="utf-8")
-    ((head, table),) = re.findall(r"^\| (\| \d+ bits.*) \|\n\|[-|]+\n((?:\|.*\n)+)", text, re.M)
-    bits = [int(number) for number in re.findall(r"(\d+) bits", head)]
+    text = (folder / "README.md").read_text(encoding="utf-8").replace("**", "")
     runs, _ = read([folder / "runs.jsonl"])
-    shown = {
-        (point.method, point.bits): f"{100 * point.y:.1f} ± {100 * (point.y_std or 0):.1f} in "
-        f"{point.x:,.0f}"
-        for point in points(runs, AXES["stored_bytes"])
-    }
-    names = {"narrow ResNet-20": "small"}
-    for row in table.splitlines():
-        method, *cells = row.strip("| ").replace("**", "").split(" | ")
-        name = names.get(method, method.partition(",")[0].strip("`"))
-        assert cells == [shown.pop((name, number)) for number in bits]
+    found = {(p.method, p.bits): p for p in points(runs, AXES["stored_bytes"])}
+    shown = {key: f"{100 * p.y:.1f} ± {100 * (p.y_std or 0):.1f}" for key, p in found.items()}
+    ((head, by_ratio),) = re.findall(r"^\| (\| 32 bits.*) \|\n\|[-|]+\n((?:\|.*\n)+)", text, re.M)
+    bits = [int(number) for number in re.findall(r"(\d+) bits", head)]
+    for row in by_ratio.splitlines():
+        method, *cells = row.strip("| ").split(" | ")
+        keys = [(_RESNET20[method], number) for number in bits]
+        assert cells == [f"{shown.pop(key)} in {found[key].x:,.0f}" for key in keys]
+    (by_bytes,) = re.findall(r"^\| \| in 14,088 bytes.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.M)
+    for row in by_bytes.splitlines():
+        method, accuracy, *_ = row.strip("| ").split(" | ")
+        assert accuracy.removesuffix(" (tie)") == shown.pop((_IN_4_BITS[method], 4))
     assert not shown
