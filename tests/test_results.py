@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -120,7 +121,7 @@ _IN_4_BITS = {
 
 
 def test_the_tables_of_resnet20_are_those_of_the_results() -> None:
-    """Rows `| method | 46.6 ± 0.7 in 14,088 | ... |` below bits, `| method | 49.6 ± 0.5 | ...`."""
+    """Rows `| method | 46.6 ± 0.7 in 14,088 | ... |` below bits; below, ratios and seconds."""
     folder = ROOT / "results" / "cifar10_resnet20"
     text = (folder / "README.md").read_text(encoding="utf-8").replace("**", "")
     runs, _ = read([folder / "runs.jsonl"])
@@ -134,6 +135,9 @@ def test_the_tables_of_resnet20_are_those_of_the_results() -> None:
         assert cells == [f"{shown.pop(key)} in {found[key].x:,.0f}" for key in keys]
     (by_bytes,) = re.findall(r"^\| \| in 14,088 bytes.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.M)
     for row in by_bytes.splitlines():
-        method, accuracy, *_ = row.strip("| ").split(" | ")
-        assert accuracy.removesuffix(" (tie)") == shown.pop((_IN_4_BITS[method], 4))
+        method, accuracy, ratio, seconds = row.strip("| ").split(" | ")
+        key = _IN_4_BITS[method], 4
+        assert accuracy.removesuffix(" (tie)") == shown.pop(key)
+        assert ratio == f"{fmean(run.ratio for run in found[key].runs):.3f}"
+        assert seconds == f"{fmean(run.fit_seconds for run in found[key].runs):.0f}"
     assert not shown
